@@ -1,0 +1,463 @@
+"""A small, modern encoder-decoder Transformer in one file that needs nothing but PyTorch.
+
+The encoder reads a piece of text, the `source`, in both directions; the decoder writes the `target`, the text
+that follows, one token at a time. It is the model of "Attention Is All You Need" (Vaswani et al., 2017,
+arXiv:1706.03762) with what has proved itself since, each for a measured reason (benchmarks/LOG.md):
+
+- merged attention: a decoder layer looks at the encoder's output and at its own past in *one* softmax instead
+  of two attentions one after the other (Zhang et al., 2019, arXiv:1908.11365): a quarter fewer weights;
+- rotary positions that run on from the source into the target, so that the last character read and the first
+  one written are neighbours (Su et al., 2021, arXiv:2104.09864);
+- normalisation without parameters before every block (OLMo: Groeneveld et al., 2024, arXiv:2402.00838), and of
+  queries and keys (Henry et al., 2020, arXiv:2010.04245);
+- squared ReLU in the feed-forward blocks (Primer: So et al., 2021, arXiv:2109.08668);
+- output projections that start at zero, so that every block starts as the identity;
+- a bigram table: what usually follows the previous token is looked up and added to the logits, which leaves
+  the layers to learn the rest.
+
+Shapes are written in comments as `(batch, length, d_model)`. Token ids are int64 tensors.
+
+    model = Transformer(vocab_size=66)
+    logits = model(source, target)                      # training: every target token at once
+    ids = model.generate(source, 200, temperature=0.8)  # writing: one token after the other
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
+# beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
+_WRITTEN_OUT_LENGTH = 512
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Bring the last dimension to mean 0 and variance 1; no parameters."""
+    return F.layer_norm(x, (x.shape[-1],))
+
+
+def rotary_table(length: int, head_size: int) -> Tensor:
+    """Return cosines and sines of the rotary angles, shape (2, length, head_size / 2)."""
+    frequencies = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn each pair of features by its position's angle.
+
+    Args:
+        x: (..., length, head_size); feature i is paired with feature i + head_size / 2.
+        table: (2, length, head_size / 2), the rows of `rotary_table` for the positions of `x`.
+    """
+    cos, sin = table
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
+    """Additive mask (target_length, context_length): 0 where a query may look, -inf at its future.
+
+    The last `target_length` columns are the target itself, those before it are all visible. None where there is
+    nothing to hide.
+    """
+    if target_length == 1:
+        return None
+    hidden = torch.full((target_length, context_length), -math.inf, dtype=like.dtype, device=like.device)
+    return hidden.triu(context_length - target_length + 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention.
+
+    Args:
+        query: (batch, heads, target_length, head_size).
+        key, value: (batch, heads, context_length, head_size).
+        mask: additive, (target_length, context_length), or None.
+
+    Returns:
+        (batch, heads, target_length, head_size).
+    """
+    batch, heads, length, size = query.shape
+    context = key.shape[2]
+    if query.device.type != "cpu" or max(length, context) > _WRITTEN_OUT_LENGTH:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    query, key, value = (x.reshape(batch * heads, -1, size) for x in (query, key, value))
+    if mask is None:
+        scores = torch.bmm(query, key.transpose(1, 2)) * size**-0.5
+    else:
+        mask = mask.expand(batch * heads, length, context)
+        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=size**-0.5)
+    return torch.bmm(scores.softmax(dim=-1), value).view(batch, heads, length, size)
+
+
+class KeyValueCache:
+    """Keys and values of what one decoder layer has seen: the encoder's output, then its own past."""
+
+    def __init__(self, batch: int, heads: int, length: int, head_size: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, length, head_size)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (batch, heads, n, head_size) at the end; return everything so far, as views."""
+        end = self.length + key.shape[2]
+        self.keys[:, :, self.length : end] = key
+        self.values[:, :, self.length : end] = value
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys and rotary positions."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        # Four matrices, not one: Muon orthogonalises each on its own.
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(batch, length, d_model) -> (batch, heads, length, head_size)."""
+        batch, length, d_model = x.shape
+        return x.view(batch, length, self.num_heads, d_model // self.num_heads).transpose(1, 2)
+
+    def keys_and_values(self, context: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """What is looked at and what is taken from it, each (batch, heads, context_length, head_size)."""
+        key = rotate(normalize(self.split_heads(self.key(context))), table)
+        return key, self.split_heads(self.value(context))
+
+    def forward(
+        self, x: Tensor, table: Tensor, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """Let every position of `x` (batch, length, d_model) take what it needs from the context."""
+        query = rotate(normalize(self.split_heads(self.query(x))), table)
+        taken = attend(query, *keys_and_values, mask)
+        return self.output(taken.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two matrices with a squared ReLU between them."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, d_model) -> the same shape."""
+        return self.down(F.relu(self.up(x)).square())
+
+
+class EncoderLayer(nn.Module):
+    """Every source position looks at every other, then thinks."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """(batch, source_length, d_model) -> the same shape."""
+        h = normalize(x)
+        x = x + self.dropout(self.attention(h, table, self.attention.keys_and_values(h, table)))
+        return x + self.dropout(self.feed_forward(normalize(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Every target position looks at the whole source and at the target before it, then thinks."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+        """All target positions at once.
+
+        Args:
+            x: (batch, target_length, d_model).
+            memory: the encoder's output, (batch, source_length, d_model).
+            table: rotary table for source and target positions, (2, source_length + target_length, ...).
+            mask: `causal_mask(target_length, source_length + target_length)`.
+        """
+        h = normalize(x)
+        keys_and_values = self.attention.keys_and_values(torch.cat([memory, h], dim=1), table)
+        x = x + self.dropout(self.attention(h, table[:, memory.shape[1] :], keys_and_values, mask))
+        return x + self.dropout(self.feed_forward(normalize(x)))
+
+    def step(self, x: Tensor, table: Tensor, cache: KeyValueCache) -> Tensor:
+        """One further position, (batch, 1, d_model), given what the cache has seen."""
+        h = normalize(x)
+        keys_and_values = cache.append(*self.attention.keys_and_values(h, table))
+        x = x + self.attention(h, table, keys_and_values)
+        return x + self.feed_forward(normalize(x))
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder over one vocabulary and one embedding for both sides.
+
+    Args:
+        vocab_size: number of token ids, the start token included.
+        d_model: features per position.
+        num_heads: attention heads; `d_model / num_heads` must be an even number (64 is fastest on CPUs).
+        num_encoder_layers: layers that read the source.
+        num_decoder_layers: layers that write the target.
+        d_ff: features inside a feed-forward block.
+        dropout: share of each block's output that is dropped in training, 0 to below 1.
+        source_length: most tokens the encoder reads.
+        target_length: most tokens the decoder writes before what it wrote becomes the next source.
+        start_id: the token that the decoder starts from when the source is empty.
+
+    Raises:
+        ValueError: sizes that do not fit together; the message names them all.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 192,
+        num_heads: int = 3,
+        num_encoder_layers: int = 1,
+        num_decoder_layers: int = 4,
+        d_ff: int = 768,
+        dropout: float = 0.0,
+        source_length: int = 64,
+        target_length: int = 192,
+        start_id: int = 0,
+    ) -> None:
+        super().__init__()
+        problems = [
+            f"{name} must be at least 1, not {number}"
+            for name, number in {
+                "vocab_size": vocab_size,
+                "d_model": d_model,
+                "num_heads": num_heads,
+                "num_encoder_layers": num_encoder_layers,
+                "num_decoder_layers": num_decoder_layers,
+                "d_ff": d_ff,
+                "source_length": source_length,
+                "target_length": target_length,
+            }.items()
+            if number < 1
+        ]
+        if not problems and (d_model % num_heads or d_model // num_heads % 2):
+            problems.append(f"d_model / num_heads must be an even whole number, not {d_model} / {num_heads}")
+        if not 0.0 <= dropout < 1.0:
+            problems.append(f"dropout must be at least 0 and below 1, not {dropout}")
+        if not problems and not 0 <= start_id < vocab_size:
+            problems.append(f"start_id must be an id below vocab_size, not {start_id}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+        self.source_length = source_length
+        self.target_length = target_length
+        self.start_id = start_id
+        self.num_heads = num_heads
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.encoder = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_decoder_layers))
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.bigram = nn.Embedding(vocab_size, vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        table = rotary_table(source_length + target_length, d_model // num_heads)
+        self.rotary: Tensor
+        self.register_buffer("rotary", table, persistent=False)  # computed, so not part of the weights
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights: what writes into the residual stream or the logits starts at zero."""
+        nn.init.normal_(self.embedding.weight)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.bigram.weight)
+        for layer in [*self.encoder, *self.decoder]:
+            for name, weight in layer.named_parameters():
+                if name.endswith(("output.weight", "down.weight")):
+                    nn.init.zeros_(weight)
+                else:  # uniform with variance 1 / inputs: a normalised input stays normalised
+                    bound = math.sqrt(3 / weight.shape[1])
+                    nn.init.uniform_(weight, -bound, bound)
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Read the source.
+
+        Args:
+            source: ids, (batch, source_length); may have length 0.
+
+        Returns:
+            The memory, (batch, source_length, d_model).
+        """
+        x = self.dropout(normalize(self.embedding(source)))
+        table = self.rotary[:, : source.shape[1]]
+        if source.shape[1]:
+            for layer in self.encoder:
+                x = layer(x, table)
+        return normalize(x)
+
+    def decode(self, memory: Tensor, decoder_input: Tensor) -> Tensor:
+        """Score what comes after each token of `decoder_input`.
+
+        Args:
+            memory: the result of `encode`, (batch, source_length, d_model).
+            decoder_input: ids, (batch, target_length): the target, one place to the right (`shift_right`).
+
+        Returns:
+            Logits in float32, (batch, target_length, vocab_size).
+        """
+        length, end = decoder_input.shape[1], memory.shape[1] + decoder_input.shape[1]
+        x = self.dropout(normalize(self.embedding(decoder_input)))
+        mask = causal_mask(length, end, like=x)
+        for layer in self.decoder:
+            x = layer(x, memory, self.rotary[:, :end], mask)
+        return self.logits(x, decoder_input)
+
+    def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
+        """Decoder output (batch, n, d_model) and the tokens it stands on -> float32 (batch, n, vocab_size)."""
+        return self.head(normalize(x)).float() + self.bigram(decoder_input).float()
+
+    def start_token(self, source: Tensor) -> Tensor:
+        """The decoder's first input, (batch, 1): the source's last token, or the start token if there is none."""
+        if source.shape[1]:
+            return source[:, -1:]
+        return source.new_full((source.shape[0], 1), self.start_id)
+
+    def shift_right(self, source: Tensor, target: Tensor) -> Tensor:
+        """The decoder's input (batch, target_length) for a target: each token's predecessor in the text."""
+        return torch.cat([self.start_token(source), target[:, :-1]], dim=1)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Teacher forcing: logits of every target token, given the source and the target tokens before it.
+
+        Args:
+            source: ids, (batch, up to source_length); may have length 0.
+            target: ids, (batch, up to target_length).
+
+        Returns:
+            Logits in float32, (batch, target_length, vocab_size); entry i scores target token i.
+        """
+        return self.decode(self.encode(source), self.shift_right(source, target))
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        source: Tensor,
+        num_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Write `num_tokens` tokens after the source, one at a time, in constant memory.
+
+        When the decoder has written `target_length` tokens, the last `source_length` tokens of the text become
+        the next source. Only the last `source_length` tokens of a longer source are read.
+
+        Args:
+            source: ids, (batch, any length, 0 included).
+            num_tokens: how many tokens to write.
+            temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
+            top_k: choose among the k likeliest tokens only.
+            top_p: choose among the fewest tokens that together have this probability (after temperature).
+            generator: the source of randomness; its device must be the model's.
+
+        Yields:
+            The next token of every row, (batch,).
+        """
+        self.eval()
+        text = source[:, -self.source_length :]
+        while num_tokens > 0:
+            written = []
+            for token in self._write(text, min(num_tokens, self.target_length), temperature, top_k, top_p, generator):
+                written.append(token[:, None])
+                yield token
+            num_tokens -= len(written)
+            text = torch.cat([text, *written], dim=1)[:, -self.source_length :]
+
+    def _write(
+        self,
+        source: Tensor,
+        num_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+    ) -> Iterator[Tensor]:
+        """Write up to `target_length` tokens after one source, with a key/value cache per decoder layer."""
+        memory = self.encode(source)
+        batch, position, d_model = memory.shape
+        layers = cast("list[DecoderLayer]", list(self.decoder))
+        caches = []
+        for layer in layers:
+            cache = KeyValueCache(batch, self.num_heads, position + num_tokens, d_model // self.num_heads, like=memory)
+            cache.append(*layer.attention.keys_and_values(memory, self.rotary[:, :position]))
+            caches.append(cache)
+        token = self.start_token(source)
+        for place in range(position, position + num_tokens):
+            x = normalize(self.embedding(token))
+            table = self.rotary[:, place : place + 1]
+            for layer, cache in zip(layers, caches, strict=True):
+                x = layer.step(x, table, cache)
+            logits = self.logits(x, token)[:, -1]
+            logits[:, self.start_id] = -math.inf  # it is never written
+            token = sample(logits, temperature, top_k, top_p, generator)[:, None]
+            yield token[:, 0]
+
+    def generate(
+        self,
+        source: Tensor,
+        num_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """All tokens of `stream` (which see) at once: ids, (batch, num_tokens), without the source."""
+        tokens = list(
+            self.stream(source, num_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        )
+        return torch.stack(tokens, dim=1) if tokens else source[:, :0]
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Choose one token a row; the order is top-k, temperature, top-p.
+
+    Args:
+        logits: (batch, vocab_size).
+        temperature, top_k, top_p, generator: as in `Transformer.stream`.
+
+    Returns:
+        ids, (batch,).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    # The largest logit is taken off first, so that a tiny temperature cannot overflow.
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the likeliest token always stays
+        probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
+    # Exponential race: argmax(p / Exp(1)) is distributed as p, renormalised, without a cumulative sum.
+    race = torch.empty_like(probabilities).exponential_(generator=generator).clamp_min_(1e-30)  # 0 / 0 is no number
+    return (probabilities / race).argmax(dim=-1)
