@@ -1,0 +1,116 @@
+"""The one way in which the suite writes files: whole or not at all.
+
+A reader, a crash or a power cut sees the old file or the new one, never a part: the bytes go to a temporary
+file in the same folder, are flushed to the disk, and take the place of the old file by `os.replace`; the folder
+is flushed too, so that the new name survives a power cut (see fsync(2) and "Files are hard", danluu.com).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+# NAME.PID.tmp: the writer's process id tells the sweep which temporaries are stale.
+_TEMPORARY = re.compile(r"^(?P<name>.+)\.(?P<pid>\d+)\.tmp$")
+
+_REMEDY = {
+    errno.ENOSPC: ("the disk is full", "free some space and run again", ExitCode.IO_ERROR),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run again", ExitCode.IO_ERROR),
+    errno.EFBIG: ("the file is larger than this system allows", "raise the limit (ulimit -f)", ExitCode.IO_ERROR),
+    errno.EACCES: ("permission is denied", "choose a folder you may write to", ExitCode.CANNOT_CREATE),
+    errno.EPERM: ("permission is denied", "choose a folder you may write to", ExitCode.CANNOT_CREATE),
+    errno.EROFS: ("the file system is read-only", "choose a folder you may write to", ExitCode.CANNOT_CREATE),
+    errno.ENOENT: ("the folder does not exist", "create it or choose another path", ExitCode.CANNOT_CREATE),
+    errno.ENOTDIR: ("a part of the path is a file", "choose another path", ExitCode.CANNOT_CREATE),
+    errno.EISDIR: ("a folder of that name is in the way", "choose another path", ExitCode.CANNOT_CREATE),
+    errno.ENAMETOOLONG: ("the file name is too long", "choose a shorter one", ExitCode.CANNOT_CREATE),
+}
+
+
+def write_error(path: Path, error: OSError) -> SuiteError:
+    """The one sentence for a write that failed: what, where, what to do."""
+    default = (error.strerror or str(error), "check the disk and the path", ExitCode.IO_ERROR)
+    cause, remedy, code = _REMEDY.get(error.errno or 0, default)
+    return SuiteError(f"cannot write {path}: {cause}; {remedy} (any earlier file there is untouched).", code)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that becomes `path` when the block ends without an exception.
+
+    Raises:
+        SuiteError: the file cannot be written; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)  # os.replace
+            _flush_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 with LF line ends on every system, whole or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def sweep_stale_temporaries(path: str | Path) -> list[Path]:
+    """Remove the temporaries of `path` whose writers are dead, and return them."""
+    path = Path(path)
+    swept: list[Path] = []
+    with contextlib.suppress(OSError):
+        for candidate in path.parent.iterdir():
+            match = _TEMPORARY.match(candidate.name)
+            if match and match["name"] == path.name and not _is_alive(int(match["pid"])):
+                candidate.unlink()
+                swept.append(candidate)
+    return swept
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # a live writer of this process would be further down the stack, not sweeping
+    if os.name == "nt":  # os.kill(pid, 0) would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there; NTFS journals the rename
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

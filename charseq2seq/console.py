@@ -1,0 +1,65 @@
+"""Talking to whoever started the program: results on stdout, the log on stderr.
+
+A person at a terminal reads plain sentences; a log file or cron gets the same lines with a time before each. A log
+that cannot be written (stderr closed, its disk full) never stops a run; a reader of stdout that went away ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+
+def is_terminal() -> bool:
+    """Whether the log goes to a terminal."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def log(message: str = "") -> None:
+    """Write a message to the log, every line timed unless a person is reading."""
+    stamp = "" if is_terminal() else time.strftime("%Y-%m-%d %H:%M:%S ")
+    lines = [stamp + line if line else stamp.rstrip() for line in message.split("\n")]
+    # A closed or full log must not stop training, nor a signal handler that logs while a line is being written.
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+
+
+def write_result(text: str) -> None:
+    """Write to stdout at once.
+
+    Raises:
+        BrokenPipeError: its reader went away; `run` turns this into exit code 141.
+    """
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run an entry point and turn what can go wrong into one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        return main(argv)
+    except SuiteError as error:
+        log(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        log("interrupted.")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Else the interpreter complains once more when it flushes stdout at its end.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OUTPUT_CLOSED

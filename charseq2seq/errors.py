@@ -1,0 +1,55 @@
+"""How the suite says no: one clear sentence and one documented exit code.
+
+Everything that a user can cause is raised as a `SuiteError`; an entry point prints it without a traceback.
+The numbers follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd,
+sendmail) read them rightly; the README prints this table.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Every status that a program of the suite ends with."""
+
+    OK = 0
+    UNEXPECTED = 1  # a defect of ours: please report it
+    USAGE = 2  # a wrong argument, argparse's own number
+    DIVERGED = 3  # the loss became NaN or infinite
+    BAD_DATA = 65  # a text, checkpoint or prompt that cannot be used (EX_DATAERR)
+    NO_INPUT = 66  # a file that is not there or cannot be read (EX_NOINPUT)
+    UNAVAILABLE = 69  # the network or a service did not answer (EX_UNAVAILABLE)
+    CANNOT_CREATE = 73  # an output file or folder that cannot be made (EX_CANTCREAT)
+    IO_ERROR = 74  # disk full, quota, read error (EX_IOERR)
+    LOCKED = 75  # another run holds the same model path, or the Hub is busy; try later (EX_TEMPFAIL)
+    UNCONFIRMED = 76  # pushed, but what the Hub has could not be verified (EX_PROTOCOL)
+    NO_PERMISSION = 77  # the Hub did not accept the token or its rights (EX_NOPERM)
+    CONFLICT = 78  # the Hub has something else under that name or tag, or nothing to compare with (EX_CONFIG)
+    TOO_LARGE = 79  # a file or the account's storage is over the Hub's limit
+    INTERRUPTED = 130  # Ctrl-C, after saving
+    OUTPUT_CLOSED = 141  # the reader of stdout went away (as SIGPIPE)
+    TERMINATED = 143  # SIGTERM, after saving
+
+
+class SuiteError(Exception):
+    """A refusal or failure that the user can act on.
+
+    Args:
+        message: one sentence: what, where, what to do.
+        exit_code: the status with which the program ends.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def join_problems(problems: list[str], exit_code: ExitCode = ExitCode.USAGE) -> None:
+    """Raise one `SuiteError` that lists every problem found; return where there is none."""
+    if len(problems) == 1:
+        raise SuiteError(problems[0], exit_code)
+    if problems:
+        raise SuiteError(
+            f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems), exit_code
+        )

@@ -1,0 +1,80 @@
+"""Prompt -> text, streamed.
+
+Works for a prompt of any length, none included, and writes text of any length in constant memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.vocabulary import CharVocabulary, describe_character
+
+if TYPE_CHECKING:
+    from encoder_decoder_transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next character is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest; 1 samples from the model as it is.
+        top_k, top_p: choose among the k likeliest, or among the fewest with this total probability; None for all.
+        seed: the same seed gives the same text on the same machine.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 1337
+
+
+def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
+    """The prompt, without the characters that the vocabulary lacks.
+
+    Raises:
+        SuiteError: there are such characters and `unknown` is "error"; all are listed with their code points.
+    """
+    missing = vocabulary.unknown_characters(prompt)
+    if missing and unknown == "error":
+        listed = ", ".join(describe_character(character) for character in missing)
+        raise SuiteError(
+            f"the prompt has {len(missing)} character{'s' * (len(missing) > 1)} that the model never saw: {listed}; "
+            "leave them out or add --unknown skip.",
+            ExitCode.BAD_DATA,
+        )
+    return "".join(character for character in prompt if character not in missing)
+
+
+def stream_text(
+    model: Transformer, vocabulary: CharVocabulary, prompt: str, num_chars: int, sampling: Sampling
+) -> Iterator[str]:
+    """Write `num_chars` characters after a prompt of known characters, one at a time.
+
+    The model's device is used; the seed is the stream's own, no global random state is touched.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    source = torch.from_numpy(vocabulary.encode(prompt)).long().to(device)[None]
+    tokens = model.stream(
+        source,
+        num_chars,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        generator=generator,
+    )
+    for token in tokens:
+        yield vocabulary.decode(token.tolist())
+
+
+def generate_text(
+    model: Transformer, vocabulary: CharVocabulary, prompt: str, num_chars: int, sampling: Sampling
+) -> str:
+    """All of `stream_text` (which see) at once, without the prompt."""
+    return "".join(stream_text(model, vocabulary, prompt, num_chars, sampling))

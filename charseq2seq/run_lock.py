@@ -1,0 +1,51 @@
+"""One run at a time for each model path.
+
+An advisory lock by the kept library `filelock` (flock on Linux and macOS, its like on Windows): the kernel releases it
+when the process dies, however it dies. The lock file stays and names the last holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from charseq2seq.atomic_files import write_error
+from charseq2seq.errors import ExitCode, SuiteError
+
+
+@contextlib.contextmanager
+def run_lock(model_path: Path) -> Iterator[None]:
+    """Hold the lock of a model path.
+
+    Raises:
+        SuiteError: another run holds it (exit code 75), or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = model_path.with_name(model_path.name + ".lock")
+    try:
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise SuiteError(
+            f"another run is writing {model_path} ({_holder(path)}); wait for it or choose another --model_path.",
+            ExitCode.LOCKED,
+        ) from error
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        with contextlib.suppress(OSError):  # who holds it is a courtesy, the lock itself is held
+            path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "its holder is not recorded"
+    except (OSError, UnicodeDecodeError):
+        return "its holder cannot be read"
