@@ -1,0 +1,1 @@
+"""The wing behind train_transformer.py."""

@@ -1,0 +1,110 @@
+"""The one protocol by which loss is measured.
+
+Every character is scored exactly once, in windows of `target_length`, each given the `source_length` characters
+before it: a character has between `source_length` and `source_length + target_length` characters of context (fewer
+only at the beginning of a text). The last window may be short. Nothing is sampled, nothing dropped out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from charseq2seq.corpus import Ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from encoder_decoder_transformer import Transformer
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on a text.
+
+    Attributes:
+        nats_per_char: mean negative log likelihood, natural logarithm.
+        characters: how many were scored.
+        max_context: most characters that any of them was given.
+        protocol: the protocol in one sentence.
+    """
+
+    nats_per_char: float
+    characters: int
+    max_context: int
+    protocol: str
+
+    def facts(self) -> dict[str, Any]:
+        """The figures as a checkpoint and `--mode evaluate` give them."""
+        return {
+            "nats_per_char": self.nats_per_char,
+            "bits_per_char": self.nats_per_char / math.log(2),
+            "perplexity": math.exp(min(self.nats_per_char, 700.0)),  # a float ends at e^709
+            "characters": self.characters,
+            "max_context": self.max_context,
+            "protocol": self.protocol,
+        }
+
+
+def describe_protocol(source_length: int, target_length: int) -> str:
+    """The protocol in one sentence."""
+    return (
+        f"every character once, windows of {target_length} given the {source_length} characters before them, "
+        "no sampling, no dropout"
+    )
+
+
+def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = None) -> Evaluation:
+    """Score the characters `first` to `last` (exclusive; None: the end) of a text.
+
+    Args:
+        model: in the precision it was trained in; its device is used, its training mode is kept.
+        ids: the text, (characters,); what stands before `first` serves as context, unscored.
+    """
+    import torch
+
+    last = len(ids) if last is None else last
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with torch.inference_mode():
+        for source, target in _batches(ids, first, last, model.source_length, model.target_length):
+            total += _summed_loss(model, source.to(device), target.to(device))
+    model.train(was_training)
+    return Evaluation(
+        nats_per_char=total / (last - first),
+        characters=last - first,
+        max_context=model.source_length + model.target_length,
+        protocol=describe_protocol(model.source_length, model.target_length),
+    )
+
+
+def _summed_loss(model: Transformer, source: Tensor, target: Tensor) -> float:
+    import torch.nn.functional as F
+
+    logits = model(source, target)
+    return float(F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
+
+
+def _batches(
+    ids: Ids, first: int, last: int, source_length: int, target_length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows that cover `first` to `last`; those of one shape share a batch."""
+    import torch
+
+    groups: dict[tuple[int, int], list[int]] = {}
+    for start in range(first, last, target_length):
+        shape = (min(start, source_length), min(last - start, target_length))
+        groups.setdefault(shape, []).append(start)
+    for (length, width), starts in groups.items():
+        for i in range(0, len(starts), _BATCH_SIZE):
+            rows = np.array(starts[i : i + _BATCH_SIZE])[:, None]
+            window = torch.from_numpy(ids[rows + np.arange(-length, width)].astype(np.int64))
+            yield window[:, :length], window[:, length:]

@@ -1,0 +1,109 @@
+"""Continuing a run exactly where it stood.
+
+The resume state lies beside the model. `--resume auto` continues an unfinished run of the same text, architecture and
+arguments; one that differs is set aside, never overwritten; after a finished run a new one starts.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from charseq2seq.atomic_files import write_error
+from charseq2seq.checkpoint import load_resume_state, resume_path
+from charseq2seq.console import log
+from charseq2seq.errors import ExitCode, SuiteError
+
+# What may differ when a finished run is extended by --resume PATH.
+_BUDGET = ("max_steps", "max_minutes")
+
+
+def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to continue from, or None for a new run.
+
+    Args:
+        resume: "auto", "never" or the path of a resume state.
+        model_path: where the run's model goes.
+        identity: what makes a run this run: text, architecture and the arguments that decide the weights.
+
+    Raises:
+        SuiteError: the state named by a path cannot be used, or belongs to a different run.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        state = load_resume_state(Path(resume))
+        different = [line for line in differences(state["identity"], identity) if not line.startswith(_BUDGET)]
+        if different:
+            raise SuiteError(
+                f"{resume} belongs to a different run: {'; '.join(different)}. Give the same text and arguments, "
+                "or start anew with --resume never.",
+                ExitCode.USAGE,
+            )
+        return state
+    path = resume_path(model_path)
+    if not path.exists():
+        return None
+    try:
+        state = load_resume_state(path)
+    except SuiteError as error:
+        _set_aside(path, str(error))
+        return None
+    if state["finished"]:
+        log("resume: the last run here finished; starting a new one.")
+        return None
+    different = differences(state["identity"], identity)
+    if different:
+        _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}.")
+        return None
+    return state
+
+
+def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two identities differ in, in words: `batch_size was 16, is 32`."""
+    names = sorted(earlier.keys() | now.keys())
+    return [
+        f"{name} was {earlier.get(name)}, is {now.get(name)}" for name in names if earlier.get(name) != now.get(name)
+    ]
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    """Keep a resume state that does not fit under another name, so that nothing is lost and cron goes on."""
+    kept = path.with_suffix(".earlier" + path.suffix)
+    try:
+        path.replace(kept)
+    except OSError as error:
+        raise write_error(kept, error) from error
+    log(f"resume: {reason} It is kept as {kept} (continue it with --resume {kept}); starting a new run.")
+
+
+def random_states() -> dict[str, Any]:
+    """The states of every random generator a run may draw from: Python's, numpy's, torch's and each GPU's."""
+    import numpy as np
+    import torch
+
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set every random generator as `random_states` found it."""
+    import numpy as np
+    import torch
+
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])

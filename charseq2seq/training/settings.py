@@ -1,0 +1,218 @@
+"""What a run is going to do: what was asked for, completed by what suits the device.
+
+Every default stands here beside its reason; the reasons are printed when a run starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+if TYPE_CHECKING:
+    import torch
+
+# The smallest useful run: about five minutes on two CPU cores, text worth reading.
+_CPU_DEFAULTS: dict[str, Any] = {
+    "d_model": 192,
+    "num_heads": 3,  # heads of 64 beat heads of 32 on a CPU
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 4,
+    "d_ff": 768,
+    "dropout": 0.0,  # below about five passes over the text dropout costs more than it gives
+    "source_length": 64,
+    "target_length": 192,
+    "batch_size": 16,
+    "learning_rate": 0.02,
+    "max_minutes": 4.5,  # the final evaluation and the sample take the rest of the five
+}
+# A GPU affords a larger model and many passes, so it needs dropout.
+_GPU_DEFAULTS = _CPU_DEFAULTS | {
+    "d_model": 512,
+    "num_heads": 8,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 8,
+    "d_ff": 2048,
+    "dropout": 0.1,
+    "batch_size": 128,
+    "max_minutes": 10.0,
+}
+
+MODEL_SIZES = (
+    "d_model",
+    "num_heads",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "d_ff",
+    "dropout",
+    "source_length",
+    "target_length",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run, completely decided.
+
+    Attributes:
+        model: keyword arguments of `Transformer`, all but `vocab_size`.
+        max_steps: end after so many optimizer steps; None: no such limit.
+        max_minutes: end after so much training time; None: no such limit. The first limit reached ends the run.
+        device: "cpu", "cuda" or "mps".
+        precision: "fp32", "bf16" or "fp16": of the forward and backward pass; the optimizers always work in fp32.
+        reasons: why device, precision and size are what they are, for the user.
+    """
+
+    data_path: Path
+    model_path: Path
+    model: dict[str, Any]
+    max_steps: int | None
+    max_minutes: float | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    eval_interval: int
+    log_interval: int
+    device: str
+    precision: str
+    compile: bool
+    num_threads: int
+    resume: str
+    reasons: tuple[str, ...]
+
+    def training_args(self) -> dict[str, Any]:
+        """What a checkpoint says of the run: plain types, no path and no token."""
+        return {
+            "data": self.data_path.name,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "max_steps": self.max_steps,
+            "max_minutes": self.max_minutes,
+            "eval_interval": self.eval_interval,
+            "log_interval": self.log_interval,
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "compile": self.compile,
+            "num_threads": self.num_threads,
+            **self.model,
+        }
+
+
+def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
+    """Complete the arguments by the defaults for the device found.
+
+    Args:
+        args: of train_transformer.py, checked; None where nothing was asked for.
+        data_path: the text to train on.
+
+    Raises:
+        SuiteError: a device or precision was asked for that this machine does not have.
+    """
+    import torch
+
+    device, device_reason = choose_device(args.device)
+    precision, precision_reason = choose_precision(args.precision, device)
+    defaults = _CPU_DEFAULTS if device == "cpu" else _GPU_DEFAULTS
+    chosen = {name: default if (asked := getattr(args, name)) is None else asked for name, default in defaults.items()}
+    if args.max_steps is not None and args.max_minutes is None:
+        chosen["max_minutes"] = None  # whoever counts steps does not want a clock
+    if args.num_threads is not None:
+        torch.set_num_threads(args.num_threads)
+    asked_for = [name for name in MODEL_SIZES if getattr(args, name) is not None]
+    size_reason = "sizes: defaults for " + ("a CPU" if device == "cpu" else "a GPU")
+    if asked_for:
+        size_reason += ", but for " + ", ".join(f"--{name}" for name in asked_for)
+    return Settings(
+        data_path=data_path,
+        model_path=args.model_path,
+        model={name: chosen[name] for name in MODEL_SIZES},
+        max_steps=args.max_steps,
+        max_minutes=chosen["max_minutes"],
+        batch_size=chosen["batch_size"],
+        learning_rate=chosen["learning_rate"],
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+        eval_interval=args.eval_interval,
+        log_interval=args.log_interval,
+        device=device,
+        precision=precision,
+        compile=args.compile,
+        num_threads=torch.get_num_threads(),
+        resume=args.resume,
+        reasons=(device_reason, precision_reason, size_reason),
+    )
+
+
+def choose_device(asked: str) -> tuple[str, str]:
+    """The device to use, and why.
+
+    Raises:
+        SuiteError: the device asked for is not there.
+    """
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked != "auto":
+        if not available[asked]:
+            raise SuiteError(
+                f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or "
+                "install a PyTorch built for it (pytorch.org/get-started).",
+                ExitCode.USAGE,
+            )
+        return asked, f"device {asked}: asked for"
+    device = next(name for name, there in available.items() if there)
+    reason = "no GPU found" if device == "cpu" else "found, and faster than the CPU"
+    return device, f"device {device}: {reason}"
+
+
+def choose_precision(asked: str, device: str) -> tuple[str, str]:
+    """The precision of the forward and backward pass, and why.
+
+    Raises:
+        SuiteError: fp16 was asked for on a CPU, where it has no fast arithmetic and would overflow.
+    """
+    import torch
+
+    if asked == "fp16" and device == "cpu":
+        raise SuiteError("--precision fp16 is for GPUs; on a CPU use bf16 or fp32.", ExitCode.USAGE)
+    if asked != "auto":
+        return asked, f"precision {asked}: asked for"
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "precision bf16: this GPU computes in it"
+        return "fp16", "precision fp16 with loss scaling: this GPU has no bf16"
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return "bf16", "precision bf16: this CPU has bf16 matrix products"
+        return "fp32", "precision fp32: this CPU has no bf16 matrix products"
+    return "fp32", "precision fp32: the safe choice on this device"
+
+
+def describe_hardware(device: str) -> str:
+    """The kind of hardware, without the machine's name."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if device == "mps":
+        return "Apple GPU (MPS)"
+    name = torch.cpu.get_capabilities().get("cpu_name", "unknown CPU")
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The torch type of a precision's name."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,72 @@
+"""Mixed precision without autocast: a working copy computes, the master weights learn.
+
+The optimizers keep float32 master weights. Forward and backward pass run in a copy of the model in bf16 or fp16, made
+afresh after every step; its gradients are converted once, as a whole. On CPUs this is faster than autocast, which
+converts every weight at every use (benchmarks/LOG.md). The idea is that of "Mixed Precision Training" (Micikevicius et
+al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from charseq2seq.training.optimization import copy_values
+from charseq2seq.training.settings import torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from encoder_decoder_transformer import Transformer
+
+
+class WorkingCopy:
+    """A model in the precision in which it is computed.
+
+    Args:
+        master: float32 weights, on their device.
+        precision: "fp32", "bf16" or "fp16"; fp16's small gradients are kept from vanishing by loss scaling.
+
+    Attributes:
+        model: what forward and backward pass use.
+    """
+
+    def __init__(self, master: Transformer, precision: str) -> None:
+        import torch
+
+        self.master = master
+        self.model = master if precision == "fp32" else copy.deepcopy(master).to(torch_dtype(precision))
+        device_type = next(master.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
+        self._masters = list(master.parameters())
+        self._copies = list(self.model.parameters())
+        if self.model is not master:
+            for weight in self._masters:
+                weight.grad = torch.zeros_like(weight)
+
+    def step(self, loss: Tensor, optimizers: list[Optimizer]) -> None:
+        """Backward pass, optimizer steps on the master weights, and a fresh working copy."""
+        self.scaler.scale(loss).backward()
+        if self.model is not self.master:
+            copy_values(_gradients(self._masters), _gradients(self._copies))
+            self.model.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.model is self.master:
+            self.model.zero_grad(set_to_none=True)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the working copy up to the master weights."""
+        if self.model is not self.master:
+            copy_values(self._copies, self._masters)
+
+    def state(self) -> dict[str, Any]:
+        """The loss scale, for resuming."""
+        return self.scaler.state_dict()
+
+
+def _gradients(weights: list[Any]) -> list[Tensor]:
+    return [weight.grad for weight in weights]
