@@ -1,0 +1,140 @@
+"""May this push happen? Everything that can be known before anything slow, and nothing is changed by asking."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from charseq2seq.console import log
+from charseq2seq.errors import SuiteError
+from charseq2seq.publishing.card_merge import is_our_card
+from charseq2seq.publishing.credentials import Credentials, find_credentials
+from charseq2seq.publishing.failures import PublishError
+from charseq2seq.publishing.hub import Account, Hub, Remote
+from charseq2seq.publishing.hub_errors import explain
+from charseq2seq.publishing.network import Deadline
+from charseq2seq.publishing.repository_folder import CARD, RECORD, parse_record
+from charseq2seq.publishing.request import MAIN, PublishRequest
+
+# What the website makes for an empty repository: nobody's work is lost by pushing over it.
+_NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the preflight found out; `remote` is None where the repository is still to be made."""
+
+    hub: Hub
+    credentials: Credentials
+    repo_id: str
+    remote: Remote | None
+
+    @property
+    def url(self) -> str:
+        """Where the model lives, or will."""
+        return f"{self.hub.endpoint}/{self.repo_id}"
+
+
+def preflight(request: PublishRequest) -> Standing:
+    """Find out, and say, whether this push can work.
+
+    Raises:
+        PublishError: it cannot; the message has the remedy.
+    """
+    with explained(None):
+        credentials = find_credentials(request.token, request.token_file)
+    with explained(credentials.token):
+        check_name(f"owner/{request.repo_name}")
+        hub = Hub(credentials, request.timeout, Deadline(request.deadline))
+        account = hub.whoami()
+        repo_id = target(request, account.name)
+        check_name(repo_id)
+        log(f"target: {hub.endpoint}/{repo_id}")
+        scopes = f" for {', '.join(sorted(account.scopes))}" if account.scopes else ""
+        log(f"token: from {credentials.source}; of {account.name}, role {account.token_role or 'not stated'}{scopes}")
+        remote = hub.read(repo_id, request.revision)
+        _check_rights(account, repo_id, remote, request)
+        check_remote(remote, request)
+        if remote is None:
+            log(f"repository: new, to be made {'private' if request.private else 'public'}")
+        else:
+            hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
+            log(f"repository: exists, {'private' if remote.private else 'public'}, can be pushed to")
+        return Standing(hub, credentials, repo_id, remote)
+
+
+@contextlib.contextmanager
+def explained(token: str | None) -> Iterator[None]:
+    """Turn what the client raises into `PublishError`; defects of ours pass as they are."""
+    try:
+        yield
+    except SuiteError:
+        raise
+    except Exception as error:
+        explanation = explain(error, token)
+        if explanation is None:
+            raise
+        raise explanation from None
+
+
+def target(request: PublishRequest, account: str) -> str:
+    """`owner/name` of the repository to push to."""
+    return f"{request.username or os.environ.get('HF_USERNAME') or account}/{request.repo_name}"
+
+
+def check_name(repo_id: str) -> None:
+    """Refuse a name that the Hub would not take.
+
+    Raises:
+        HFValidationError, PublishError: it would not.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    if repo_id.count("/") != 1:
+        raise PublishError("invalid_name", f"{repo_id!r}: the owner is named by --username, not in --repo_name")
+    validate_repo_id(repo_id)
+
+
+def check_remote(remote: Remote | None, request: PublishRequest) -> None:
+    """Refuse to publish what shall be private, and to push over the work of others.
+
+    Raises:
+        PublishError: the repository is public though `private` was asked for; or it holds what we did not make.
+    """
+    if remote is None:
+        return
+    if request.private and not remote.private:
+        raise PublishError("visibility")
+    if request.overwrite or set(remote.files) <= _NOBODYS_WORK or made_by_us(remote):
+        return
+    foreign = ", ".join(sorted(set(remote.files) - _NOBODYS_WORK)[:3])
+    raise PublishError(
+        "exists",
+        f"it holds what this suite did not make ({foreign} …)",
+        remedy="choose another --repo_name, add a version number (my-model-v2), or push over it with --overwrite",
+    )
+
+
+def made_by_us(remote: Remote) -> bool:
+    """Whether the repository has the suite's fingerprint: its record or its marks in the card."""
+    return parse_record(remote.texts.get(RECORD, "")) is not None or is_our_card(remote.texts.get(CARD, ""))
+
+
+def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PublishRequest) -> None:
+    """Refuse what the token cannot do, as far as the Hub tells beforehand."""
+    namespace = repo_id.partition("/")[0]
+    if account.token_role == "read":
+        raise PublishError("read_only_token")
+    if request.create_pr and remote is not None:
+        return
+    if not {namespace, repo_id} & {*account.roles, *account.scopes}:
+        if remote is not None:
+            raise PublishError("exists", f"and {repo_id} belongs to somebody else")
+        raise PublishError("namespace", f"{account.name} is not {namespace}, nor a member of it")
+    if account.roles.get(namespace) == "read":
+        raise PublishError("namespace", f"{account.name} has the read role in {namespace}")
+    may_write = {namespace, repo_id} & account.scopes
+    if remote is None and account.token_role == "fineGrained" and not may_write:
+        raise PublishError("scope", f"the token does not name {namespace}")

@@ -1,0 +1,138 @@
+"""Checkpoint -> the folder that goes to the Hub.
+
+The same checkpoint gives the same bytes: nothing here knows the time, the machine, the user or a path. What can be
+said about a model is said once, in the checkpoint; these files are its translations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from charseq2seq.atomic_files import atomic_write, atomic_write_bytes, atomic_write_text
+from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.publishing.model_card import render_card
+from charseq2seq.publishing.samples import write_samples
+from charseq2seq.publishing.training_curve import draw_training_curve
+from charseq2seq.vocabulary import vocabulary_files
+
+MADE_BY = "charseq2seq"
+CARD = "README.md"
+CURVE = "training_curve.png"
+RECORD = "training_args.json"  # also the suite's fingerprint: who made the repository, and of which files
+
+_HERE = Path(__file__).parent
+_COPIED = {
+    "encoder_decoder_transformer.py": _HERE.parents[1] / "encoder_decoder_transformer.py",
+    "usage_example.py": _HERE / "usage_example.py",
+    "requirements.txt": _HERE / "requirements.txt",
+}
+
+
+def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
+    """Write the complete repository folder.
+
+    Args:
+        checkpoint: the model to publish.
+        folder: where to; made if it is not there.
+        repo_id: `owner/name`, for the examples in the card.
+
+    Raises:
+        SuiteError: the folder holds something else, or cannot be written.
+    """
+    _claim(folder)
+    texts = {
+        "config.json": _json(checkpoint.config),
+        **vocabulary_files(checkpoint.vocabulary()),
+        **{name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()},
+    }
+    curve = draw_training_curve(checkpoint.metrics.get("history", []))
+    if curve is not None:
+        atomic_write_bytes(folder / CURVE, curve)
+    _write_weights(checkpoint.model_state_dict, folder)
+    files = sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])])
+    texts[RECORD] = _json(
+        {
+            "made_by": MADE_BY,
+            "files": files,
+            "training_args": checkpoint.training_args,
+            "metrics": checkpoint.metrics,
+            "corpus": checkpoint.corpus,
+            "environment": checkpoint.environment,
+        }
+    )
+    texts[CARD] = render_card(checkpoint, repo_id, write_samples(checkpoint), CURVE if curve else None)
+    for name, text in texts.items():
+        atomic_write_text(folder / name, text)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record (`training_args.json`) of a folder that `build_folder` made.
+
+    Raises:
+        SuiteError: it is no such folder, or a file that it lists is missing.
+    """
+    path = folder / RECORD
+    try:
+        record = parse_record(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        record = None
+    if record is None:
+        raise SuiteError(
+            f"{folder} is not a repository folder of this suite (no {RECORD} of its making); name one that "
+            "--output_dir or a failed push left.",
+            ExitCode.NO_INPUT,
+        )
+    missing = [name for name in record["files"] if not (folder / name).is_file()]
+    if missing:
+        raise SuiteError(f"{folder} lacks {', '.join(missing)}; build it again from the checkpoint.", ExitCode.NO_INPUT)
+    return record
+
+
+def parse_record(text: str) -> dict[str, Any] | None:
+    """A `training_args.json` of this suite's making, or None for anything else."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return None
+    ours = isinstance(record, dict) and record.get("made_by") == MADE_BY and isinstance(record.get("metrics"), dict)
+    if not ours or not isinstance(record.get("files"), list):
+        return None
+    # Names with a folder in them could reach outside of it.
+    return record if all(isinstance(name, str) and Path(name).name == name for name in record["files"]) else None
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder, and refuse one that holds anything else than an earlier one of ours."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SuiteError(
+            f"cannot make the folder {folder}: {reason}; choose another --output_dir.", ExitCode.CANNOT_CREATE
+        ) from error
+    if found and RECORD not in found:
+        raise SuiteError(
+            f"{folder} holds other files ({', '.join(sorted(found)[:3])} …); choose an empty --output_dir.",
+            ExitCode.CANNOT_CREATE,
+        )
+
+
+def _write_weights(state: Mapping[str, Any], folder: Path) -> None:
+    """The same weights in both forms: PyTorch's, which the guide names, and safetensors, which cannot hold code."""
+    import torch
+    from safetensors.torch import save
+
+    # Cloned, because a view would drag its whole storage along.
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    with atomic_write(folder / "pytorch_model.bin") as file:
+        torch.save({"model_state_dict": weights}, file)
+    atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,38 @@
+"""Text that a checkpoint really wrote, for its card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.generation import Sampling, generate_text, known_prompt
+
+PROMPT = "ROMEO:"
+NUM_CHARS = 280
+TEMPERATURES = (0.5, 0.9)
+SEED = 1337
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A piece of text, prompt included, and the temperature it was written at."""
+
+    temperature: float
+    text: str
+
+
+def write_samples(checkpoint: Checkpoint) -> list[Sample]:
+    """Let the checkpoint write one sample at each temperature, always with the same seed."""
+    import torch
+
+    model, vocabulary = checkpoint.build_model(), checkpoint.vocabulary()
+    prompt = known_prompt(vocabulary, PROMPT, "skip")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of sums, and so the text, must not depend on the number of cores
+    try:
+        return [
+            Sample(one, prompt + generate_text(model, vocabulary, prompt, NUM_CHARS, Sampling(one, seed=SEED)))
+            for one in TEMPERATURES
+        ]
+    finally:
+        torch.set_num_threads(threads)
