@@ -1,0 +1,99 @@
+"""How long a push takes on loopback, and how much of that is ours.
+
+    python benchmarks/push_time.py
+
+Publishes a 3 M-parameter checkpoint to tests/hub_server.py with `push_to_huggingface.py`, without and with the proofs
+in fresh processes, and beside it the bare client: whoami, create_repo and one create_commit of the same files. The
+difference is the suite's own time. The aim is 3 s without the proofs and 8 s with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from charseq2seq.checkpoint import Checkpoint
+from tests.hub_client import WRITE, hub_with_people, run_client
+from tests.push_client import Publisher, tiny_checkpoint
+
+REPEATS = 3
+BARE_CLIENT = """
+import pathlib
+api.whoami()
+api.create_repo(REPO)
+files = sorted(pathlib.Path(FOLDER).iterdir())
+api.create_commit(REPO, [Add(file.name, str(file)) for file in files], commit_message="bare")
+"""
+# Replaces the proofs, to see what the rest takes.
+UNPROVED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from charseq2seq.publishing import publish
+publish.prove_folder = lambda folder: None
+publish.publish(Path("transformer_model.pth"), publish.PublishRequest(repo_name=sys.argv[2], verify=False))
+"""
+
+
+def large_checkpoint() -> Checkpoint:
+    """A checkpoint of about 3 M random weights."""
+    from encoder_decoder_transformer import Transformer
+
+    base = tiny_checkpoint()
+    sizes = {"d_model": 256, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024}
+    config = {**base.config, **sizes, "source_length": 64, "target_length": 192}
+    return dataclasses.replace(base, config=config, model_state_dict=Transformer(**config).state_dict())
+
+
+def median_seconds(work: Callable[[int], None]) -> float:
+    """Median time of `REPEATS` runs, each told its number."""
+    times = []
+    for number in range(REPEATS):
+        start = time.perf_counter()
+        work(number)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    with tempfile.TemporaryDirectory() as home, hub_with_people() as hub:
+        checkpoint = large_checkpoint()
+        user = Publisher(hub, Path(home) / "user", checkpoint)
+        root = str(Path(__file__).resolve().parents[1])
+        folder = user.home / "out"
+
+        def proved(number: int) -> None:
+            assert user.push("--repo_name", f"proved-{number}").code == 0
+
+        def unproved(number: int) -> None:
+            command = [sys.executable, "-c", UNPROVED, root, f"unproved-{number}"]
+            subprocess.run(
+                command, cwd=user.home, env=hub.environment(user.home, WRITE), check=True, capture_output=True
+            )
+
+        def bare(number: int) -> None:
+            script = BARE_CLIENT.replace("REPO", repr(f"alice/bare-{number}")).replace("FOLDER", repr(str(folder)))
+            run_client(hub, user.home, script)
+
+        assert user.push("--dry_run", "--output_dir", str(folder)).code == 0
+        base = median_seconds(bare)
+        rows = {"without proofs": median_seconds(unproved), "with proofs and verification": median_seconds(proved)}
+    parameters = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
+    print(f"{parameters:,} parameters, median of {REPEATS}\n")
+    print("| push | seconds | beyond the bare client |\n| --- | --- | --- |")
+    print(f"| bare client | {base:.2f} | |")
+    for name, seconds in rows.items():
+        print(f"| {name} | {seconds:.2f} | {seconds - base:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""HTTP on loopback for the tests: listeners that log every request and fail when they are told to.
+
+Nothing here knows the Hub. A `Listener` is one port with one routing function; the listeners of one
+test server share a `Traffic`: the request log, the planned faults, and the signal that it is closing.
+Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as a route sees it; `path` is still percent-encoded, for a branch name may hold `%2F`."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Message
+    body: bytes
+
+    @property
+    def bearer(self) -> str | None:
+        """The token of the Authorization header, or None where there is no such header."""
+        scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        return token if scheme == "Bearer" else None
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a route answers; Content-Length is added when it is sent."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_response(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer whose body is `payload` as JSON."""
+    return Response(status, json.dumps(payload).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+def ranged_response(request: Request, content: bytes, headers: Mapping[str, str]) -> Response:
+    """`content`, or the part of it that a `Range: bytes=FIRST-[LAST]` header asks for (206, or 416)."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+    common = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
+    if asked is None:
+        return Response(200, content, common)
+    first = int(asked[1])
+    last = min(int(asked[2] or len(content)), len(content) - 1)
+    if first > last:
+        return Response(416, b"", {**common, "Content-Range": f"bytes */{len(content)}"})
+    part = content[first : last + 1]
+    return Response(206, part, {**common, "Content-Range": f"bytes {first}-{last}/{len(content)}"})
+
+
+class RefusalError(Exception):
+    """A route says no.
+
+    Args:
+        status: the HTTP status.
+        message: the sentence that the client shows (`X-Error-Message`, and `error` in the JSON body).
+        code: the Hub's `X-Error-Code`, by which the client chooses its exception class.
+        extra: further members of the JSON body.
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None, **extra: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.extra = status, message, code, extra
+
+    def response(self) -> Response:
+        """This refusal as the Hub words it."""
+        headers = {"X-Error-Message": self.message}
+        if self.code is not None:
+            headers["X-Error-Code"] = self.code
+        return json_response({"error": self.message, **self.extra}, self.status, headers)
+
+
+@dataclass
+class LoggedRequest:
+    """One line of the request log.
+
+    Attributes:
+        listener: which port it came to: `hub`, `storage` or `cas`.
+        path: as sent, percent-encoded, without the query.
+        token: the bearer token sent, or None.
+        status: what was answered; None as long as, or because, the client got no answer.
+    """
+
+    listener: str
+    method: str
+    path: str
+    query: Mapping[str, str]
+    token: str | None
+    body: bytes
+    status: int | None = None
+
+
+@dataclass
+class Fault:
+    """A planned misbehaviour; `HubServer.fail` explains the members. `hits` counts how often it struck."""
+
+    method: str | None
+    path: re.Pattern[str]
+    response: Response | None
+    delay: float
+    drop: Literal["before", "after"] | None
+    call: Callable[[], object] | None
+    times: int | None
+    hits: int = 0
+
+    def strikes(self, request: Request) -> bool:
+        """Whether this fault still has times left and is meant for `request`."""
+        return (
+            (self.times is None or self.hits < self.times)
+            and self.method in (None, request.method)
+            and self.path.search(request.path) is not None
+        )
+
+
+class Traffic:
+    """What the listeners of one server share.
+
+    Attributes:
+        requests: every request, in the order of arrival.
+        faults: the planned faults; the first that matches a request strikes.
+        crashes: tracebacks of the server's own defects; a test must not pass over them.
+        closing: set when the server shuts down; it wakes whoever plays a silent server.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[LoggedRequest] = []
+        self.faults: list[Fault] = []
+        self.crashes: list[str] = []
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+
+    def log(self, listener: str, request: Request) -> LoggedRequest:
+        """Write `request` into the log and return its line, whose status is still to come."""
+        entry = LoggedRequest(listener, request.method, request.path, request.query, request.bearer, request.body)
+        with self._lock:
+            self.requests.append(entry)
+        return entry
+
+    def take_fault(self, request: Request) -> Fault | None:
+        """The fault that strikes `request`, counted, or None."""
+        with self._lock:
+            fault = next((fault for fault in self.faults if fault.strikes(request)), None)
+            if fault is not None:
+                fault.hits += 1
+            return fault
+
+
+class Listener:
+    """One port on loopback, served by daemon threads, HTTP/1.1 with kept-alive connections.
+
+    Args:
+        name: what the log calls it.
+        route: answers a request or raises `RefusalError`; called in several threads at once.
+        traffic: shared with the other listeners.
+        tls: the server's side of TLS, or None for plain HTTP.
+    """
+
+    def __init__(
+        self, name: str, route: Callable[[Request], Response], traffic: Traffic, tls: ssl.SSLContext | None
+    ) -> None:
+        self.name = name
+        self.traffic = traffic
+        self._route = route
+        self._server = _Server(self, tls)
+        self.url = f"{'https' if tls else 'http'}://{LOOPBACK}:{self._server.server_port}"
+        self._acceptor = threading.Thread(target=self._accept, name=f"{name}-listener", daemon=True)
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Stop at once: no new connection is taken and kept-alive ones are cut."""
+        self.traffic.closing.set()
+        with contextlib.suppress(OSError):  # one last connection wakes the thread that waits for one
+            socket.create_connection((LOOPBACK, self._server.server_port)).close()
+        self._acceptor.join()
+        self._server.server_close()
+        self._server.cut_connections()
+
+    def answer(self, request: Request, fault: Fault | None) -> Response | None:
+        """The answer to `request`, bent by `fault`; None: close the connection without a word."""
+        if fault is None:
+            return self._answer_soundly(request)
+        if fault.call is not None:
+            fault.call()
+        if fault.delay:
+            self.traffic.closing.wait(None if math.isinf(fault.delay) else fault.delay)
+            if self.traffic.closing.is_set():
+                return None
+        if fault.drop == "before":
+            return None
+        if fault.drop == "after":
+            self._answer_soundly(request)
+            return fault.response
+        return fault.response or self._answer_soundly(request)
+
+    def _answer_soundly(self, request: Request) -> Response:
+        try:
+            return self._route(request)
+        except RefusalError as refusal:
+            return refusal.response()
+        except Exception:
+            self.traffic.crashes.append(f"{request.method} {request.path}\n{traceback.format_exc()}")
+            return Response(500, b"the test server itself is broken; see Traffic.crashes")
+
+    def _accept(self) -> None:
+        while not self.traffic.closing.is_set():
+            self._server.handle_request()
+
+
+class _Server(ThreadingHTTPServer):
+    """The socket side of a `Listener`; it knows its open connections in order to cut them."""
+
+    request_queue_size = 64
+
+    def __init__(self, listener: Listener, tls: ssl.SSLContext | None) -> None:
+        self.listener = listener
+        self._tls = tls
+        self._open: set[socket.socket] = set()
+        self._open_lock = threading.Lock()
+        super().__init__((LOOPBACK, 0), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would ask the name service who 127.0.0.1 is
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = LOOPBACK, int(self.server_address[1])
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:  # the handshake happens at the first read, in the connection's own thread
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._open_lock:
+            self._open.add(connection)
+        return connection, address
+
+    def close_request(self, request: Any) -> None:
+        with self._open_lock:
+            self._open.discard(request)
+        super().close_request(request)
+
+    def cut_connections(self) -> None:
+        with self._open_lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):  # the plain method: TLS's own would unwrap under a reader
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that goes away is none of our defects
+            self.listener.traffic.crashes.append(traceback.format_exc())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Reads one request after another from a connection and sends what the listener answers."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def _serve(self) -> None:
+        target = urlsplit(self.path)
+        query = dict(parse_qsl(target.query, keep_blank_values=True))
+        request = Request(self.command, target.path, query, self.headers, self._read_body())
+        listener = self.server.listener
+        entry = listener.traffic.log(listener.name, request)
+        response = listener.answer(request, listener.traffic.take_fault(request))
+        if response is None:
+            self.close_connection = True
+            return
+        entry.status = response.status  # before it is sent: whoever has the answer finds it in the log
+        self._send(response)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(iter(self._read_chunk, b""))
+        return self._read_exactly(int(self.headers.get("Content-Length", "0")))
+
+    def _read_chunk(self) -> bytes:
+        chunk = self._read_exactly(int(self._read_exactly_a_line(), 16))
+        self._read_exactly_a_line()
+        return chunk
+
+    def _read_exactly_a_line(self) -> bytes:
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("the client closed the connection inside a chunked body")
+        return line
+
+    def _read_exactly(self, size: int) -> bytes:
+        data = self.rfile.read(size)
+        if len(data) < size:  # the client was killed while it sent: nothing of this request may happen
+            raise ConnectionResetError("the client closed the connection inside a request body")
+        return data
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+
+    def log_message(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing on stderr: the log is `Traffic.requests`."""
+
+
+for _method in ("GET", "HEAD", "POST", "PUT", "DELETE"):  # the names by which http.server looks for them
+    setattr(_Handler, f"do_{_method}", _Handler._serve)
+
+
+def loopback_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a self-signed certificate for 127.0.0.1 with the `openssl` program.
+
+    Returns:
+        The paths of the certificate (clients name it in SSL_CERT_FILE) and of its private key.
+    """
+    certificate, key, config = folder / "certificate.pem", folder / "key.pem", folder / "openssl.cnf"
+    config.write_text(
+        "[req]\nprompt = no\ndistinguished_name = name\nx509_extensions = extensions\n"
+        "[name]\nCN = loopback test certificate\n"
+        "[extensions]\nsubjectAltName = IP:127.0.0.1\nbasicConstraints = critical, CA:FALSE\n"
+    )
+    make = ["openssl", "req", "-x509", "-config", str(config), "-days", "2", "-nodes"]
+    make += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key

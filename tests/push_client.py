@@ -1,0 +1,140 @@
+"""Checkpoints to publish, and the command line that publishes them, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
+from charseq2seq.vocabulary import CharVocabulary
+from tests.hub_client import WRITE
+from tests.hub_server import HubServer
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "ROMEO: But soft, what light through yonder window breaks?\nJULIET|`é\n"
+GUIDE_FILES = {
+    "README.md",
+    "config.json",
+    "pytorch_model.bin",
+    "vocab.json",
+    "idx_to_vocab.json",
+    "training_args.json",
+    "requirements.txt",
+    "usage_example.py",
+    "encoder_decoder_transformer.py",
+}
+ALL_FILES = GUIDE_FILES | {"model.safetensors", "training_curve.png"}
+
+
+def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: int = 0, **metrics: Any) -> Checkpoint:
+    """A complete checkpoint of a tiny untrained model.
+
+    Args:
+        loss: its validation loss, nats per character.
+        name: of its corpus.
+        seed: of its weights.
+        metrics: further ones, or others than the usual.
+    """
+    import torch
+
+    from encoder_decoder_transformer import Transformer
+
+    vocabulary = CharVocabulary.from_text(TEXT)
+    config: dict[str, Any] = {"vocab_size": len(vocabulary), "d_model": 16, "num_heads": 2, "num_encoder_layers": 1}
+    config |= {"num_decoder_layers": 1, "d_ff": 32, "dropout": 0.0, "source_length": 8, "target_length": 12}
+    torch.manual_seed(seed)
+    model = Transformer(**config)
+    with torch.no_grad():  # an untrained model's logits are all zero
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    history = [
+        {"step": step, "seconds": step / 10, "train_nats_per_char": loss + 2 / step, "nats_per_char": loss + 3 / step}
+        for step in (1, 10, 100)
+    ]
+    return Checkpoint(
+        model_state_dict=model.state_dict(),
+        config=config,
+        vocab=vocabulary.index_of_token(),
+        training_args={"data": name, "batch_size": 4, "learning_rate": 0.02, "seed": 7, "max_steps": 100, **config},
+        metrics={
+            "nats_per_char": loss,
+            "bits_per_char": loss / 0.6931471805599453,
+            "perplexity": 2.718281828459045**loss,
+            "characters": 1000,
+            "max_context": 20,
+            "protocol": "every validation character once",
+            "step": 90,
+            "steps": 100,
+            "seconds": 12.5,
+            "characters_per_second": 4000.0,
+            "train_nats_per_char": loss - 0.1,
+            "history": history,
+            **metrics,
+        },
+        corpus={
+            "name": name,
+            "sha256": "ab" * 32,
+            "characters": 10_000,
+            "distinct_characters": len(vocabulary) - 1,
+            "train_characters": 9_000,
+            "validation_characters": 1_000,
+        },
+        environment=library_versions() | {"hardware": "CPU, 2 threads"},
+    )
+
+
+@dataclass
+class Push:
+    """How a run of the command line ended."""
+
+    code: int
+    out: str
+    log: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The line that --json printed."""
+        return dict(json.loads(self.out))
+
+
+class Publisher:
+    """A user's folder with a checkpoint in it, and the command line.
+
+    Args:
+        hub: the Hub on loopback.
+        home: an empty folder for this user.
+        checkpoint: what transformer_model.pth shall be.
+    """
+
+    def __init__(self, hub: HubServer, home: Path, checkpoint: Checkpoint | None = None) -> None:
+        home.mkdir(exist_ok=True)
+        self.hub = hub
+        self.home = home
+        self.save(checkpoint or tiny_checkpoint())
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Train another model, as it were."""
+        save_checkpoint(self.home / "transformer_model.pth", checkpoint)
+
+    def start(self, *arguments: str, token: str | None = WRITE, **environment: str) -> subprocess.Popen[str]:
+        """Start push_to_huggingface.py with these arguments and HF_TOKEN."""
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "push_to_huggingface.py"), *arguments],
+            env=self.hub.environment(self.home, token) | {"OMP_NUM_THREADS": "1", **environment},
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
+        """Run push_to_huggingface.py to its end; it never shows a traceback or the token."""
+        process = self.start(*arguments, token=token, **environment)
+        out, log = process.communicate()
+        assert "Traceback" not in log, log
+        assert token is None or token not in out + log
+        return Push(process.returncode, out, log)

@@ -1,0 +1,133 @@
+"""The model card: what the Hub reads from it, and how it lives with what people write."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from charseq2seq.publishing.card_merge import is_our_card, merge_cards, retarget_card
+from charseq2seq.publishing.model_card import render_card
+from charseq2seq.publishing.samples import Sample
+from tests.push_client import tiny_checkpoint
+
+
+def card(loss: float = 1.5, repo_id: str = "alice/m", name: str = "shakespeare.txt", sample: str = "ROMEO: Ay") -> str:
+    """The card of a tiny checkpoint."""
+    return render_card(tiny_checkpoint(loss, name=name), repo_id, [Sample(0.5, sample)], "training_curve.png")
+
+
+def metadata(text: str) -> Any:
+    """The metadata of a card, as the Hub's own library reads it."""
+    return ModelCard(text).data
+
+
+def test_the_hub_reads_metadata_and_results() -> None:
+    data = metadata(card())
+    assert (data.language, data.license, data.pipeline_tag) == ("en", "apache-2.0", "text-generation")
+    assert {"encoder-decoder", "text2text-generation", "character-level", "pytorch", "shakespeare"} <= set(data.tags)
+    assert data.datasets is None, "the text has no id on the Hub"
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"nats_per_char": 1.5, "bits_per_char": 2.164, "perplexity": 4.4817}
+    assert data.eval_results[0].dataset_args == {"sha256": "ab" * 32}
+
+
+def test_the_text_has_what_a_reader_looks_for() -> None:
+    text = card()
+    for expected in (
+        "ROMEO: Ay",
+        "![Training and validation loss over the run](training_curve.png)",
+        "| **all parameters** | **6,649** |",
+        "ab" * 32,
+        'hf_hub_download("alice/m", "pytorch_model.bin")',
+        "--max_steps 100 \\",
+        "every validation character once",
+        "public domain",
+    ):
+        assert expected in text
+
+
+def test_of_another_text_no_language_or_licence_is_claimed() -> None:
+    text = card(name="letters.txt")
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert not {"language", "license"} & set(metadata)
+    assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
+    assert '--data_path "letters.txt"' in text
+
+
+def test_a_sample_cannot_break_out_of_its_fence() -> None:
+    assert "\n````text\na ``` b\n````\n" in card(sample="a ``` b")
+
+
+def test_a_card_of_sparse_metrics_is_still_made() -> None:
+    sparse = dataclasses.replace(
+        tiny_checkpoint(), metrics={"nats_per_char": 1.5, "bits_per_char": 2.16}, corpus={}, training_args={}
+    )
+    assert "not stated" in render_card(sparse, "alice/m", [], None)
+
+
+def test_what_people_write_outside_the_marks_survives_every_push() -> None:
+    old, new = card(1.5), card(1.4)
+    edited = old.replace("\n<!-- charseq2seq begins", "\n# My own words\n\n<!-- charseq2seq begins") + "\n## Thanks\n"
+    edited = edited.replace("1.5000 nats", "9.9999 nats")  # inside the marks: ours, made anew
+    merged = merge_cards(new, edited)
+    assert "# My own words" in merged and merged.endswith("\n## Thanks\n")
+    assert "1.4000 nats" in merged and "9.9999" not in merged and "1.5000" not in merged
+    assert merge_cards(new, merged) == merged
+    assert merge_cards(new, new) == new
+
+
+def test_metadata_that_people_set_survives() -> None:
+    front = (
+        "license: cc-by-4.0  # my choice\nlanguage: [en, fr]\ntags: [mine, pytorch]\nthumbnail: https://x.example/t.png\n"
+        "model-index:\n- name: other\n  results: []\n"
+    )
+    merged = merge_cards(card(), f"---\n{front}---\n{card().split('---', 2)[2]}")
+    data = yaml.safe_load(merged.split("---")[1])
+    assert (data["license"], data["language"], data["thumbnail"]) == (
+        "cc-by-4.0",
+        ["en", "fr"],
+        "https://x.example/t.png",
+    )
+    assert data["tags"][:2] == ["mine", "pytorch"] and data["tags"].count("pytorch") == 1
+    assert [model["name"] for model in data["model-index"]] == ["m", "other"]
+    assert merge_cards(card(), merged) == merged
+
+
+def test_unchanged_metadata_stays_letter_for_letter() -> None:
+    commented = card().replace("language: en\n", "language: en  # Early Modern\n")
+    assert merge_cards(card(), commented) == commented
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    ["---\nlicense: mit\n---\n# My model\n\nSoon more.\n", "# My model\n\nSoon more.", "---\n---\n\nSoon more.\n"],
+    ids=["website", "no metadata", "empty metadata"],
+)
+def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
+    merged = merge_cards(card(), theirs)
+    assert "Soon more." in merged and is_our_card(merged)
+    if "mit" in theirs:
+        assert metadata(merged).license == "mit"
+    assert merge_cards(card(), merged) == merged
+
+
+@pytest.mark.parametrize("theirs", ["", "---\n: [\n---\ntext", "---\n- a\n- list\n---\ntext", "\n\n---\na: 1\n---"])
+def test_odd_cards_become_valid_ones(theirs: str) -> None:
+    merged = merge_cards(card(), theirs)
+    assert metadata(merged).eval_results and ("text" not in theirs or merged.endswith("text\n"))
+    assert merge_cards(card(), merged) == merged
+
+
+def test_windows_line_ends_of_an_edited_card_are_no_reason_to_lose_it() -> None:
+    edited = card().replace("\n", "\r\n") + "\r\nMine.\r\n"
+    merged = merge_cards(card(1.4), edited)
+    assert "Mine." in merged and "1.4000 nats" in merged and "1.5000" not in merged
+
+
+def test_a_card_can_be_made_out_for_another_repository() -> None:
+    renamed = retarget_card(card(repo_id="alice/m"), "acme/n")
+    assert 'hf_hub_download("acme/n", "config.json")' in renamed and "alice/m" not in renamed

@@ -1,0 +1,205 @@
+"""The folder that goes to the Hub: complete, loadable by a stranger, the same bytes each time, without secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.publishing.failures import PublishError
+from charseq2seq.publishing.plan import Local
+from charseq2seq.publishing.proof import prove_folder
+from charseq2seq.publishing.repository_folder import build_folder, read_record
+from charseq2seq.publishing.secret_scan import scan_folder
+from charseq2seq.vocabulary import CharVocabulary
+from encoder_decoder_transformer import Transformer
+from tests.hub_server import fake_token
+from tests.push_client import ALL_FILES, ROOT, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny checkpoint."""
+    folder = tmp_path_factory.mktemp("repository")
+    build_folder(tiny_checkpoint(), folder, "alice/m")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def parsed(folder: Path, name: str) -> Any:
+    """A JSON file of a folder."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_all_files_of_the_guide_are_there(built: Path) -> None:
+    assert set(contents(built)) == ALL_FILES
+    assert set(read_record(built)["files"]) == ALL_FILES
+
+
+def test_config_and_weights_make_the_very_model(built: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    assert parsed(built, "config.json") == checkpoint.config
+    saved = torch.load(built / "pytorch_model.bin", weights_only=True)
+    assert set(saved) == {"model_state_dict"}
+    for weights in (saved["model_state_dict"], load_file(built / "model.safetensors")):
+        assert list(weights) == list(checkpoint.model_state_dict) or set(weights) == set(checkpoint.model_state_dict)
+        for name, tensor in checkpoint.model_state_dict.items():
+            assert torch.equal(weights[name], tensor)
+        Transformer(**parsed(built, "config.json")).load_state_dict(weights)
+
+
+def test_the_two_vocabularies_are_each_others_inverse_for_every_kind_of_character(tmp_path: Path) -> None:
+    vocabulary = CharVocabulary(sorted("a\n\0\x1b\u2028é莎🎭\U0001f3ff|`"))
+    base = tiny_checkpoint()
+    config = {**base.config, "vocab_size": len(vocabulary)}
+    checkpoint = dataclasses.replace(
+        base, config=config, vocab=vocabulary.index_of_token(), model_state_dict=Transformer(**config).state_dict()
+    )
+    build_folder(checkpoint, tmp_path / "folder", "alice/m")
+    index_of, token_of = parsed(tmp_path / "folder", "vocab.json"), parsed(tmp_path / "folder", "idx_to_vocab.json")
+    assert {int(index): token for index, token in token_of.items()} == {i: token for token, i in index_of.items()}
+    assert set(vocabulary.characters) <= set(index_of)
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    torch.set_num_threads(2)  # the machine's mood must not matter
+    build_folder(checkpoint, tmp_path / "elsewhere" / "deep", "alice/m")
+    assert contents(tmp_path / "elsewhere" / "deep") == contents(built)
+    build_folder(tiny_checkpoint(1.4, seed=1), built, "alice/m")
+    assert contents(tmp_path / "elsewhere" / "deep") != contents(built)
+    build_folder(checkpoint, built, "alice/m")
+    assert contents(tmp_path / "elsewhere" / "deep") == contents(built)
+
+
+def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
+    base = tiny_checkpoint()
+    state = dict(base.model_state_dict)
+    name, tensor = next(iter(state.items()))
+    state[name] = torch.zeros(1000, *tensor.shape).copy_(tensor)[7]
+    build_folder(dataclasses.replace(base, model_state_dict=state), tmp_path / "views", "alice/m")
+    assert (tmp_path / "views" / "pytorch_model.bin").stat().st_size < 100_000
+
+
+def test_model_code_and_example_are_the_files_of_this_project(built: Path) -> None:
+    model_file = ROOT / "encoder_decoder_transformer.py"
+    assert (built / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
+    pins = (built / "requirements.txt").read_text().split()
+    assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "huggingface_hub"}
+    ours = ROOT / "requirements_transformer.txt"
+    if ours.exists():
+        assert set(pins) <= set(ours.read_text().split())
+
+
+def test_nothing_tells_of_the_machine_or_the_moment(built: Path, tmp_path: Path) -> None:
+    for name, content in contents(built).items():
+        for secret in (str(Path.home()).encode() + b"/", str(built).encode(), str(tmp_path).encode(), b"2026-"):
+            assert secret not in content, name
+    picture = (built / "training_curve.png").read_bytes()
+    kinds, position = [], 8
+    while position < len(picture):
+        size, kind = struct.unpack_from(">I4s", picture, position)
+        kinds.append(kind)
+        position += size + 12
+    assert not {b"tEXt", b"iTXt", b"tIME"} & set(kinds)
+
+
+def test_a_checkpoint_without_history_has_no_picture(tmp_path: Path) -> None:
+    build_folder(tiny_checkpoint(history=[]), tmp_path / "folder", "alice/m")
+    assert set(contents(tmp_path / "folder")) == ALL_FILES - {"training_curve.png"}
+    assert "training_curve" not in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SuiteError, match=r"thesis\.txt") as refusal:
+        build_folder(tiny_checkpoint(), tmp_path, "alice/m")
+    assert refusal.value.exit_code == ExitCode.CANNOT_CREATE
+    assert set(contents(tmp_path)) == {"thesis.txt"}
+
+
+def test_a_folder_that_is_none_or_lacks_a_file_is_refused(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="not a repository folder"):
+        read_record(tmp_path)
+    record = parsed(built, "training_args.json")
+    for name, expected in (("../secret", "not a repository folder"), ("absent.txt", r"lacks absent\.txt")):
+        (tmp_path / "training_args.json").write_text(json.dumps({**record, "files": [name]}))
+        with pytest.raises(SuiteError, match=expected):
+            read_record(tmp_path)
+
+
+def damaged(checkpoint: Checkpoint, folder: Path, name: str, content: bytes) -> Path:
+    """A folder with one file replaced."""
+    build_folder(checkpoint, folder, "alice/m")
+    (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path) -> None:
+    prove_folder(built)
+    assert set(contents(built)) == ALL_FILES, "the proof leaves nothing behind"
+    other = tmp_path / "other"
+    build_folder(tiny_checkpoint(seed=1), other, "alice/m")
+    weights = (other / "model.safetensors").read_bytes()
+    with pytest.raises(PublishError, match=r"the folder does not work\n.*do not hold the same weights"):
+        prove_folder(damaged(tiny_checkpoint(), tmp_path / "mixed", "model.safetensors", weights))
+    with pytest.raises(PublishError, match=r"usage_example\.py"):
+        prove_folder(damaged(tiny_checkpoint(), tmp_path / "broken", "usage_example.py", b"raise SystemExit('no')"))
+
+
+def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "MY_API_KEY", "DB_PASSWORD", "PYTHONPATH", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, "seen")
+    spy = b"import os, sys; sys.exit(f'seen: {[name for name, value in os.environ.items() if value == \"seen\"]}')"
+    with pytest.raises(PublishError, match=r"seen: \[\]"):
+        prove_folder(damaged(tiny_checkpoint(), tmp_path / "spying", "usage_example.py", spy))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
+        ("ghp_" + "a" * 36, "what looks like a token"),
+        ("/home/alice/corpus.txt", "a path of a home folder"),
+        ("C:\\Users\\alice\\corpus.txt", "a path of a home folder"),
+        ("a secret of no known shape", "the token in use, in notes.txt"),
+        ("hf_hub_download and /home pages", None),
+    ],
+)
+def test_secrets_are_found_and_not_shown(text: str, expected: str | None, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(f"line one\n{text}\n")
+    if expected is None:
+        scan_folder(tmp_path, ["notes.txt"], "a secret of no known shape")
+        return
+    with pytest.raises(PublishError) as refusal:
+        scan_folder(tmp_path, ["notes.txt"], "a secret of no known shape")
+    assert expected in str(refusal.value)
+    assert text not in str(refusal.value)
+
+
+def test_the_token_in_use_is_found_even_among_weights(built: Path, tmp_path: Path) -> None:
+    token = fake_token("amongWeights")
+    Local(built, "alice/m").check(token)
+    weights = (built / "pytorch_model.bin").read_bytes() + token.encode()
+    folder = damaged(tiny_checkpoint(), tmp_path / "leaking", "pytorch_model.bin", weights)
+    with pytest.raises(PublishError, match="the token in use"):
+        Local(folder, "alice/m").check(token)
+
+
+def test_a_text_over_the_hubs_limit_is_refused_here(built: Path, tmp_path: Path) -> None:
+    folder = damaged(tiny_checkpoint(), tmp_path / "large", "vocab.json", b" " * (10 << 20) + b"{}")
+    with pytest.raises(PublishError, match="❌ File too large") as refusal:
+        Local(folder, "alice/m").check(None)
+    assert refusal.value.exit_code == ExitCode.TOO_LARGE
