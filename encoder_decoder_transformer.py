@@ -219,6 +219,7 @@ class Transformer(nn.Module):
         source_length: most tokens the encoder reads.
         target_length: most tokens the decoder writes before what it wrote becomes the next source.
         start_id: the token that the decoder starts from when the source is empty.
+        bigram: whether there is a bigram table, `vocab_size` squared weights.
 
     Raises:
         ValueError: sizes that do not fit together; the message names them all.
@@ -236,6 +237,7 @@ class Transformer(nn.Module):
         source_length: int = 64,
         target_length: int = 192,
         start_id: int = 0,
+        bigram: bool = True,
     ) -> None:
         super().__init__()
         problems = [
@@ -269,7 +271,7 @@ class Transformer(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_decoder_layers))
         self.head = nn.Linear(d_model, vocab_size, bias=False)
-        self.bigram = nn.Embedding(vocab_size, vocab_size)
+        self.bigram = nn.Embedding(vocab_size, vocab_size) if bigram else None
         self.dropout = nn.Dropout(dropout)
         table = rotary_table(source_length + target_length, d_model // num_heads)
         self.rotary: Tensor
@@ -280,7 +282,8 @@ class Transformer(nn.Module):
         """Draw fresh weights: what writes into the residual stream or the logits starts at zero."""
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.bigram.weight)
+        if self.bigram is not None:
+            nn.init.zeros_(self.bigram.weight)
         for layer in [*self.encoder, *self.decoder]:
             for name, weight in layer.named_parameters():
                 if name.endswith(("output.weight", "down.weight")):
@@ -324,7 +327,8 @@ class Transformer(nn.Module):
 
     def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
         """Decoder output (batch, n, d_model) and the tokens it stands on -> float32 (batch, n, vocab_size)."""
-        return self.head(normalize(x)).float() + self.bigram(decoder_input).float()
+        logits = self.head(normalize(x)).float()
+        return logits if self.bigram is None else logits + self.bigram(decoder_input).float()
 
     def start_token(self, source: Tensor) -> Tensor:
         """The decoder's first input, (batch, 1): the source's last token, or the start token if there is none."""

@@ -7,12 +7,34 @@ that cannot be written (stderr closed, its disk full) never stops a run; a reade
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError
+
+
+_log_file: logging.Handler | None = None
+
+
+def log_to_file(path: Path) -> None:
+    """From now on write the log to this file too, every line timed; at 10 MB it is rotated.
+
+    Raises:
+        SuiteError: the file cannot be written.
+    """
+    global _log_file
+    from logging.handlers import RotatingFileHandler
+
+    try:
+        _log_file = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
+    except OSError as error:
+        raise write_error(path, error) from error
+    logging.raiseExceptions = False  # a log that can no longer be written must not stop a run
 
 
 def is_terminal() -> bool:
@@ -25,12 +47,19 @@ def is_terminal() -> bool:
 
 def log(message: str = "") -> None:
     """Write a message to the log, every line timed unless a person is reading."""
-    stamp = "" if is_terminal() else time.strftime("%Y-%m-%d %H:%M:%S ")
-    lines = [stamp + line if line else stamp.rstrip() for line in message.split("\n")]
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S ")
+    timed = "\n".join((stamp + line).rstrip() for line in message.split("\n"))
     # A closed or full log must not stop training, nor a signal handler that logs while a line is being written.
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
-        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.write((message if is_terminal() else timed) + "\n")
         sys.stderr.flush()
+    if _log_file is not None:
+        _log_file.emit(logging.makeLogRecord({"msg": timed}))
+
+
+def log_error(error: SuiteError) -> None:
+    """Write to the log why something was refused."""
+    log(str(error) if str(error).startswith("❌") else f"error: {error}")
 
 
 def write_result(text: str) -> None:
@@ -53,7 +82,7 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     try:
         return main(argv)
     except SuiteError as error:
-        log(f"error: {error}")
+        log_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         log("interrupted.")

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     BAD_DATA = 65  # a text, checkpoint or prompt that cannot be used (EX_DATAERR)
     NO_INPUT = 66  # a file that is not there or cannot be read (EX_NOINPUT)
     UNAVAILABLE = 69  # the network or a service did not answer (EX_UNAVAILABLE)
+    OUT_OF_MEMORY = 71  # the model or the batch does not fit into memory (EX_OSERR)
     CANNOT_CREATE = 73  # an output file or folder that cannot be made (EX_CANTCREAT)
     IO_ERROR = 74  # disk full, quota, read error (EX_IOERR)
     LOCKED = 75  # another run holds the same model path, or the Hub is busy; try later (EX_TEMPFAIL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from charseq2seq.errors import ExitCode, SuiteError
@@ -30,6 +31,25 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 1337
+
+
+def read_prompt(path: Path) -> str:
+    """A prompt from a UTF-8 file; CRLF becomes LF, the file may be empty.
+
+    Raises:
+        SuiteError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SuiteError(
+            f"the prompt {path} is not UTF-8 (byte offset {error.start:,}); convert it.", ExitCode.BAD_DATA
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SuiteError(
+            f"the prompt {path} cannot be read: {reason}; check --prompt_file.", ExitCode.NO_INPUT
+        ) from error
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:

@@ -10,11 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from charseq2seq.corpus import Ids
+from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.console import log
+from charseq2seq.corpus import Ids, read_text
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.training.settings import torch_dtype
+from charseq2seq.vocabulary import describe_character
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +90,46 @@ def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = No
         max_context=model.source_length + model.target_length,
         protocol=describe_protocol(model.source_length, model.target_length),
     )
+
+
+def evaluate_file(
+    checkpoint: Checkpoint, path: Path, device: str, precision: str, unknown: Literal["error", "skip"]
+) -> dict[str, Any]:
+    """Score a text file: the validation split of the text that the model was trained on, all of any other.
+
+    Args:
+        checkpoint: the model.
+        path: a UTF-8 text.
+        device, precision: see `Settings`.
+        unknown: "skip" leaves characters out that the vocabulary lacks, and counts them.
+
+    Returns:
+        `Evaluation.facts()`, with the text's name and sha256, the split, and the number of skipped characters.
+
+    Raises:
+        SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
+    """
+    file, vocabulary = read_text(path), checkpoint.vocabulary()
+    missing = vocabulary.unknown_characters(file.text)
+    if missing and unknown == "skip":
+        log(
+            f"note: {path.name} has characters that the model never saw; they are left out: "
+            + ", ".join(describe_character(character) for character in missing)
+        )
+    text = file.text.translate(dict.fromkeys(map(ord, missing))) if unknown == "skip" else file.text
+    ids = vocabulary.encode(text)
+    own = file.sha256 == checkpoint.corpus.get("sha256")
+    first = int(checkpoint.corpus["train_characters"]) if own else 0
+    if not first < len(ids):
+        raise SuiteError(f"{path} has no character that this model knows; give another text.", ExitCode.BAD_DATA)
+    model = checkpoint.build_model().to(device=device, dtype=torch_dtype(precision))
+    return {
+        **evaluate(model, ids, first).facts(),
+        "text": file.name,
+        "sha256": file.sha256,
+        "split": "validation" if own else "all",
+        "skipped_characters": len(file.text) - len(text),
+    }
 
 
 def _summed_loss(model: Transformer, source: Tensor, target: Tensor) -> float:

@@ -21,7 +21,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.progress import Progress, format_duration
-from charseq2seq.training.resume import random_states, restore_random_states
+from charseq2seq.training.resume import random_states, restore_random_states, run_identity
 from charseq2seq.training.settings import Settings, describe_hardware
 from charseq2seq.training.stopping import StopRequest, stop_signals
 from charseq2seq.training.working_copy import WorkingCopy
@@ -31,9 +31,18 @@ from encoder_decoder_transformer import Transformer
 # figure on all of it. So choosing the best weights does not eat the split, and evaluating stays cheap.
 _SELECTION_CHARACTERS = 65_536
 
+_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise
+_SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 
-class TrainingDiverged(SuiteError):
-    """The loss became NaN or infinite."""
+
+class TrainingDivergedError(SuiteError):
+    """The loss became NaN or infinite.
+
+    Attributes:
+        saved: whether this run had saved a good state before.
+    """
+
+    saved = False
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,12 @@ class Outcome:
     Attributes:
         evaluation: of the weights that were kept, on the whole validation split; None where the run was stopped
             and no model was written.
-        stopped_by: the exit code of the signal that stopped the run; None where its budget ended it.
+        model: float32, those weights; None likewise.
+        stopped_by: the exit code of the signal that stopped the run; None where its budget or its patience ended it.
     """
 
     evaluation: Evaluation | None
-    model: Transformer
+    model: Transformer | None
     best_step: int
     steps: int
     seconds: float
@@ -61,15 +71,18 @@ class Trainer:
         settings: what to do.
         corpus: what to learn from.
         state: a resume state to continue from, or None.
+        learning_rate_scale: what the learning rates are multiplied by, besides what the state says.
     """
 
-    def __init__(self, settings: Settings, corpus: Corpus, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, corpus: Corpus, state: dict[str, Any] | None = None, learning_rate_scale: float = 1.0
+    ) -> None:
         self.settings = settings
         self.corpus = corpus
         torch.manual_seed(settings.seed)
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
         torch.set_flush_denormal(True)  # numbers too small to matter cost a CPU a hundredfold
-        self.config = {"vocab_size": len(corpus.vocabulary), **settings.model}
+        self.config = settings.model_config(len(corpus.vocabulary))
         self.master = Transformer(**self.config).to(settings.device)
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         self.sampler = WindowSampler(
@@ -85,7 +98,10 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.stale_evaluations = 0  # since the best one
         self.history: list[dict[str, float]] = []
+        self.learning_rate_scale = learning_rate_scale
+        self.saved = False  # in this sitting
         if state is not None:
             self._restore(state)
         self.working = WorkingCopy(self.master, settings.precision)
@@ -93,39 +109,57 @@ class Trainer:
             self.working.scaler.load_state_dict(state["scaler"])
         self.forward = torch.compile(self.working.model) if settings.compile else self.working.model
 
-    def identity(self) -> dict[str, Any]:
-        """What makes this run this run; see `resume.find_resume_state`."""
-        return run_identity(self.settings, self.corpus)
-
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal; write the model.
 
         Raises:
-            SuiteError: the loss is no longer finite (exit code 3), or a file cannot be written.
+            TrainingDivergedError: the loss is no longer finite.
+            SuiteError: a file cannot be written.
         """
         self._check_evaluation_works()
-        with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
-            started = time.perf_counter() - self.seconds
-            evaluated_at = self.step
-            while True:
-                self.seconds = time.perf_counter() - started
-                last = self.spent_share() >= 1 or stop.signal is not None
-                if last or (self.step % self.settings.eval_interval == 0 and self.step > evaluated_at):
-                    evaluated_at = self.step
-                    self._evaluate_and_save(progress)
-                if last:
-                    break
-                self._train_step()
-                progress.show(
-                    self.step, self.train_loss, self._speed(), time.perf_counter() - started, self.spent_share()
-                )
-        return self._finish(stop)
+        try:
+            with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
+                self._run(stop, progress)
+                return self._finish(stop, progress)
+        except TrainingDivergedError as error:
+            error.saved = self.saved
+            raise
 
     def spent_share(self) -> float:
         """How much of the budget is spent, 0 to 1: of the steps or of the minutes, whichever is further."""
         steps, minutes = self.settings.max_steps, self.settings.max_minutes
         shares = [self.step / steps if steps else 0.0, self.seconds / (60 * minutes) if minutes else 0.0]
         return min(1.0, max(shares))
+
+    def is_complete(self) -> bool:
+        """Whether the budget is spent, or patience lost."""
+        patience = self.settings.patience
+        return self.spent_share() >= 1 or (patience is not None and self.stale_evaluations >= patience)
+
+    def _run(self, stop: StopRequest, progress: Progress) -> None:
+        started = time.perf_counter() - self.seconds
+        saved_at = self.seconds
+        evaluated = self._evaluations_due()
+        while True:
+            self.seconds = time.perf_counter() - started
+            due, complete = self._evaluations_due(), self.spent_share() >= 1
+            if due > evaluated or complete:
+                self._evaluate(progress)
+            ends = stop.signal is not None or self.is_complete()
+            if due > evaluated or ends or self.seconds - saved_at >= _SAVE_SECONDS:
+                self.save_resume(finished=False)
+                saved_at = self.seconds
+            if ends:
+                return
+            evaluated = due
+            self._train_step()
+            progress.show(self.step, self.train_loss, self._speed(), time.perf_counter() - started, self.spent_share())
+
+    def _evaluations_due(self) -> int:
+        """How many evaluations there should have been by now."""
+        if self.settings.eval_interval:
+            return self.step // self.settings.eval_interval
+        return int(self.spent_share() * _EVALUATIONS)
 
     def _speed(self) -> float:
         """Target characters per second."""
@@ -135,7 +169,8 @@ class Trainer:
         source, target = (self._to_device(ids) for ids in self.sampler.next_batch())
         # The middle of the step: with its beginning the first step would be lost to warm-up.
         half_a_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
-        set_learning_rates(self.optimizers, learning_rate_factor(self.spent_share() + half_a_step))
+        factor = learning_rate_factor(self.spent_share() + half_a_step)
+        set_learning_rates(self.optimizers, factor * self.learning_rate_scale)
         logits = self.forward(source, target)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         self.working.step(loss, self.optimizers)
@@ -150,14 +185,16 @@ class Trainer:
         return ids.pin_memory().to("cuda", non_blocking=True)
 
     def _note_loss(self, loss: float) -> None:
+        self._check_finite("training", loss)
+        self.train_loss = loss if math.isnan(self.train_loss) else 0.98 * self.train_loss + 0.02 * loss
+
+    def _check_finite(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the training loss became {loss} at step {self.step}: most likely the learning rate "
-                f"({self.settings.learning_rate}) is too high; try half of it. The best weights so far are safe in "
-                f"{resume_path(self.settings.model_path)}.",
+            raise TrainingDivergedError(
+                f"the {name} loss became {loss} at step {self.step:,}: most likely the learning rate "
+                f"({self.settings.learning_rate * self.learning_rate_scale:g}) is too high; try half of it.",
                 ExitCode.DIVERGED,
             )
-        self.train_loss = loss if math.isnan(self.train_loss) else 0.98 * self.train_loss + 0.02 * loss
 
     def _check_evaluation_works(self) -> None:
         """Two validation batches before the first step: what would fail later fails now (the idea is litgpt's)."""
@@ -165,16 +202,20 @@ class Trainer:
         characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
         evaluate(self.working.model, self.corpus.ids, first, first + characters)
 
-    def _evaluate_and_save(self, progress: Progress) -> None:
+    def _evaluate(self, progress: Progress) -> None:
+        """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
+        if self.history and self.history[-1]["step"] == self.step:
+            return  # a run that was killed between its last evaluation and its end
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
-        loss = evaluate(
-            self.working.model, self.corpus.ids, first, first + min(half, _SELECTION_CHARACTERS)
-        ).nats_per_char
+        last = first + min(half, _SELECTION_CHARACTERS)
+        loss = evaluate(self.working.model, self.corpus.ids, first, last).nats_per_char
+        self._check_finite("validation", loss)
         self.history.append(
             {"step": self.step, "seconds": self.seconds, "train_nats_per_char": self.train_loss, "nats_per_char": loss}
         )
-        best = loss < self.best_loss or not self.best_weights
+        best = loss < self.best_loss
+        self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         if best:
             self.best_loss, self.best_step = loss, self.step
             self.best_weights = _cpu_copy(self.master.state_dict())
@@ -182,22 +223,24 @@ class Trainer:
             f"step {self.step:,}: validation {loss:.4f} nats/char, training {self.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(self.seconds)} spent"
         )
-        self.save_resume(finished=False)
 
-    def _finish(self, stop: StopRequest) -> Outcome:
+    def _finish(self, stop: StopRequest, progress: Progress) -> Outcome:
         """Write the model where the run is complete, or where it was stopped and none stands there yet."""
-        complete = self.spent_share() >= 1
-        evaluation = None
+        complete = self.is_complete()
+        evaluation = model = None
         if complete or not self.settings.model_path.exists():
-            self.master.load_state_dict(self.best_weights)
-            self.working.refresh()
-            evaluation = evaluate(self.working.model, self.corpus.ids, self.corpus.num_train)
+            if not self.best_weights:  # stopped before the first evaluation
+                self._evaluate(progress)
+            model = Transformer(**self.config).to(self.settings.device)
+            model.load_state_dict(self.best_weights)
+            best = WorkingCopy(model, self.settings.precision).model
+            evaluation = evaluate(best, self.corpus.ids, self.corpus.num_train)
             save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
         if complete:
             self.save_resume(finished=True)
         return Outcome(
             evaluation=evaluation,
-            model=self.master,
+            model=model,
             best_step=self.best_step,
             steps=self.step,
             seconds=self.seconds,
@@ -230,12 +273,13 @@ class Trainer:
             SuiteError: it cannot be written; an earlier state is untouched.
         """
         state = {
-            "identity": self.identity(),
+            "identity": run_identity(self.settings, self.corpus),
             "finished": finished,
             "step": self.step,
             "seconds": self.seconds,
             "train_loss": self.train_loss,
-            "weights": self._last_weights,
+            "learning_rate_scale": self.learning_rate_scale,
+            "weights": self.master.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.working.state(),
             "sampler": self.sampler.state(),
@@ -243,9 +287,11 @@ class Trainer:
             "best_loss": self.best_loss,
             "best_step": self.best_step,
             "best_weights": self.best_weights,
+            "stale_evaluations": self.stale_evaluations,
             "history": self.history,
         }
         save_resume_state(resume_path(self.settings.model_path), state)
+        self.saved = True
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -257,19 +303,13 @@ class Trainer:
             self.step, self.seconds, self.train_loss = state["step"], state["seconds"], state["train_loss"]
             self.best_loss, self.best_step = state["best_loss"], state["best_step"]
             self.best_weights, self.history = state["best_weights"], state["history"]
+            self.stale_evaluations = state["stale_evaluations"]
+            self.learning_rate_scale *= state["learning_rate_scale"]
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise SuiteError(
                 f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
                 ExitCode.BAD_DATA,
             ) from error
-
-
-def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
-    """Text, architecture and the arguments that decide the weights of a run."""
-    args = settings.training_args()
-    for irrelevant in ("data", "log_interval", "num_threads"):
-        del args[irrelevant]
-    return {"corpus_sha256": corpus.sha256, **args}
 
 
 def _cpu_copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

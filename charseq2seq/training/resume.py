@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charseq2seq.atomic_files import write_error
 from charseq2seq.checkpoint import load_resume_state, resume_path
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 
+if TYPE_CHECKING:
+    from charseq2seq.corpus import Corpus
+    from charseq2seq.training.settings import Settings
+
 # What may differ when a finished run is extended by --resume PATH.
-_BUDGET = ("max_steps", "max_minutes")
+_BUDGET = ("max_steps ", "max_minutes ", "patience ")
 
 
 def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -32,17 +36,20 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
     """
     if resume == "never":
         return None
-    if resume != "auto":
-        state = load_resume_state(Path(resume))
-        different = [line for line in differences(state["identity"], identity) if not line.startswith(_BUDGET)]
-        if different:
-            raise SuiteError(
-                f"{resume} belongs to a different run: {'; '.join(different)}. Give the same text and arguments, "
-                "or start anew with --resume never.",
-                ExitCode.USAGE,
-            )
-        return state
-    path = resume_path(model_path)
+    if resume == "auto":
+        return _unfinished_state(resume_path(model_path), identity)
+    state = load_resume_state(Path(resume))
+    different = [line for line in differences(_identity(state), identity) if not line.startswith(_BUDGET)]
+    if different:
+        raise SuiteError(
+            f"{resume} belongs to a different run: {'; '.join(different)}. Give the same text and arguments, "
+            "or start anew with --resume never.",
+            ExitCode.USAGE,
+        )
+    return state
+
+
+def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -50,14 +57,27 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
     except SuiteError as error:
         _set_aside(path, str(error))
         return None
-    if state["finished"]:
+    if state.get("finished"):
         log("resume: the last run here finished; starting a new one.")
         return None
-    different = differences(state["identity"], identity)
+    different = differences(_identity(state), identity)
     if different:
         _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}.")
         return None
     return state
+
+
+def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
+    """Text, architecture and the arguments that decide the weights of a run."""
+    args = settings.training_args()
+    for irrelevant in ("data", "log_interval", "num_threads"):
+        del args[irrelevant]
+    return {"corpus_sha256": corpus.sha256, **args}
+
+
+def _identity(state: dict[str, Any]) -> dict[str, Any]:
+    identity = state.get("identity")
+    return identity if isinstance(identity, dict) else {}
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:

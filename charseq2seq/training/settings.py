@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode, SuiteError, join_problems
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,7 @@ _GPU_DEFAULTS = _CPU_DEFAULTS | {
     "max_minutes": 10.0,
 }
 
+# What a model file knows of its model, but for the vocabulary's size.
 MODEL_SIZES = (
     "d_model",
     "num_heads",
@@ -52,15 +53,20 @@ MODEL_SIZES = (
     "target_length",
 )
 
+# The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
+LARGEST_BIGRAM_VOCABULARY = 512
+
 
 @dataclass(frozen=True)
 class Settings:
     """A run, completely decided.
 
     Attributes:
-        model: keyword arguments of `Transformer`, all but `vocab_size`.
+        model: keyword arguments of `Transformer`, but for those that the corpus decides.
         max_steps: end after so many optimizer steps; None: no such limit.
         max_minutes: end after so much training time; None: no such limit. The first limit reached ends the run.
+        patience: end after so many evaluations without improvement; None: never.
+        eval_interval: steps from one evaluation to the next; None: twenty evaluations a run.
         device: "cpu", "cuda" or "mps".
         precision: "fp32", "bf16" or "fp16": of the forward and backward pass; the optimizers always work in fp32.
         reasons: why device, precision and size are what they are, for the user.
@@ -71,11 +77,12 @@ class Settings:
     model: dict[str, Any]
     max_steps: int | None
     max_minutes: float | None
+    patience: int | None
     batch_size: int
     learning_rate: float
     weight_decay: float
     seed: int
-    eval_interval: int
+    eval_interval: int | None
     log_interval: int
     device: str
     precision: str
@@ -93,6 +100,7 @@ class Settings:
             "weight_decay": self.weight_decay,
             "max_steps": self.max_steps,
             "max_minutes": self.max_minutes,
+            "patience": self.patience,
             "eval_interval": self.eval_interval,
             "log_interval": self.log_interval,
             "seed": self.seed,
@@ -103,6 +111,10 @@ class Settings:
             **self.model,
         }
 
+    def model_config(self, vocab_size: int) -> dict[str, Any]:
+        """All keyword arguments of `Transformer`."""
+        return {"vocab_size": vocab_size, **self.model, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
+
 
 def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
     """Complete the arguments by the defaults for the device found.
@@ -112,14 +124,18 @@ def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
         data_path: the text to train on.
 
     Raises:
-        SuiteError: a device or precision was asked for that this machine does not have.
+        SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
+            fit together; all of it at once.
     """
     import torch
 
-    device, device_reason = choose_device(args.device)
-    precision, precision_reason = choose_precision(args.precision, device)
+    problems: list[str] = []
+    device, device_reason = _noting(problems, choose_device, args.device)
+    precision, precision_reason = _noting(problems, choose_precision, args.precision, device)
     defaults = _CPU_DEFAULTS if device == "cpu" else _GPU_DEFAULTS
     chosen = {name: default if (asked := getattr(args, name)) is None else asked for name, default in defaults.items()}
+    problems += _size_problems(chosen)
+    join_problems(problems)
     if args.max_steps is not None and args.max_minutes is None:
         chosen["max_minutes"] = None  # whoever counts steps does not want a clock
     if args.num_threads is not None:
@@ -134,6 +150,7 @@ def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
         model={name: chosen[name] for name in MODEL_SIZES},
         max_steps=args.max_steps,
         max_minutes=chosen["max_minutes"],
+        patience=args.patience,
         batch_size=chosen["batch_size"],
         learning_rate=chosen["learning_rate"],
         weight_decay=args.weight_decay,
@@ -147,6 +164,26 @@ def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
         resume=args.resume,
         reasons=(device_reason, precision_reason, size_reason),
     )
+
+
+def _noting(problems: list[str], choose: Any, *asked: str) -> tuple[str, str]:
+    """What `choose` chooses; where it refuses, the refusal is noted and the CPU's safe choice stands in for it."""
+    try:
+        chosen: tuple[str, str] = choose(*asked)
+    except SuiteError as error:
+        problems.append(str(error))
+        return ("cpu", "") if choose is choose_device else ("fp32", "")
+    return chosen
+
+
+def _size_problems(chosen: dict[str, Any]) -> list[str]:
+    d_model, num_heads = chosen["d_model"], chosen["num_heads"]
+    if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
+        return []
+    return [
+        f"--d_model {d_model} cannot be divided into --num_heads {num_heads} heads of an even size; "
+        f"choose --d_model {2 * num_heads * max(1, round(d_model / num_heads / 2))}, say."
+    ]
 
 
 def choose_device(asked: str) -> tuple[str, str]:

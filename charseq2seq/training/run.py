@@ -1,0 +1,83 @@
+"""A training run from its text to its outcome: announce, continue or begin, train, and try once more if it diverges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from charseq2seq.atomic_files import sweep_stale_temporaries
+from charseq2seq.checkpoint import load_resume_state, resume_path
+from charseq2seq.console import log
+from charseq2seq.corpus import Corpus, load_corpus
+from charseq2seq.errors import ExitCode
+from charseq2seq.run_lock import run_lock
+from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
+from charseq2seq.training.resume import find_resume_state, run_identity
+from charseq2seq.training.settings import Settings
+
+# What the learning rate of the second try is multiplied by.
+_RETRY_SCALE = 0.5
+
+
+def train(settings: Settings) -> Outcome:
+    """Do a whole run; no other one can write the same model meanwhile.
+
+    Raises:
+        SuiteError: see `load_corpus`, `run_lock`, `find_resume_state` and `Trainer.train`.
+    """
+    with run_lock(settings.model_path):
+        for path in (settings.model_path, resume_path(settings.model_path)):
+            sweep_stale_temporaries(path)
+        corpus = load_corpus(settings.data_path, settings.model["source_length"] + settings.model["target_length"])
+        state = find_resume_state(settings.resume, settings.model_path, run_identity(settings, corpus))
+        trainer = Trainer(settings, corpus, state)
+        announce(trainer, resumed=state is not None)
+        try:
+            return trainer.train()
+        except TrainingDivergedError as error:
+            return _train_more_carefully(settings, corpus, state, error)
+
+
+def _train_more_carefully(
+    settings: Settings, corpus: Corpus, state: dict[str, Any] | None, error: TrainingDivergedError
+) -> Outcome:
+    """Go on from the last good state with a smaller learning rate; only once in a run."""
+    if error.saved:
+        state = load_resume_state(resume_path(settings.model_path))
+    if state is not None and state["learning_rate_scale"] < 1:
+        raise error
+    trainer = Trainer(settings, corpus, state, _RETRY_SCALE)
+    log(f"{error} Going on from step {trainer.step:,} with {_RETRY_SCALE:g} of the learning rate.")
+    try:
+        return trainer.train()
+    except TrainingDivergedError as again:
+        kept = resume_path(settings.model_path) if again.saved or error.saved else None
+        where = f" The best weights so far are in {kept}." if kept else ""
+        raise TrainingDivergedError(f"{again} It was the second try.{where}", ExitCode.DIVERGED) from again
+
+
+def announce(trainer: Trainer, *, resumed: bool) -> None:
+    """Say in one block what is going to happen."""
+    settings, corpus = trainer.settings, trainer.corpus
+    facts = corpus.facts()
+    parts: Counter[str] = Counter()
+    for name, weight in trainer.master.named_parameters():
+        parts[name.partition(".")[0]] += weight.numel()
+    budget = [f"{settings.max_steps:,} steps"] if settings.max_steps else []
+    budget += [f"{settings.max_minutes:g} minutes"] if settings.max_minutes else []
+    resume = [f"resume: continuing the unfinished run at step {trainer.step:,}"] if resumed else []
+    log(
+        "\n".join(
+            [
+                f"text: {corpus.name}, {facts['characters']:,} characters, {facts['distinct_characters']} distinct; "
+                f"{facts['train_characters']:,} to train on, {facts['validation_characters']:,} to validate on",
+                f"sha256: {corpus.sha256}",
+                f"model: {parts.total():,} parameters (" + ", ".join(f"{n} {c:,}" for n, c in parts.items()) + ")",
+                *settings.reasons,
+                f"run: {' or '.join(budget)}, batches of {settings.batch_size} x {settings.model['target_length']} "
+                f"characters, learning rate {settings.learning_rate:g}, seed {settings.seed}",
+                f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
+                *resume,
+            ]
+        )
+    )
