@@ -188,7 +188,7 @@ def generate(args: argparse.Namespace) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; a wrong one ends the program with status 2 and all that is wrong with it."""
-    parser = CommandLine(description=__doc__)
+    parser = CommandLine(description=__doc__, usage="%(prog)s [--mode MODE] [options] [@file]")
     of_mode = {
         "evaluate": add_shared_arguments(parser),
         "train": add_training_arguments(parser) + add_publishing_arguments(parser),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Converter = Callable[[str], Any]
@@ -112,8 +112,3 @@ def one_of(*names: str) -> Converter:
         return text
 
     return convert
-
-
-def given_flags(argv: Sequence[str]) -> set[str]:
-    """The flags of a command line, e.g. {"--prompt"}, without their values."""
-    return {word.partition("=")[0] for word in argv if word.startswith("--")}

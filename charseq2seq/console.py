@@ -17,8 +17,7 @@ from pathlib import Path
 from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError
 
-
-_log_file: logging.Handler | None = None
+_log_files: list[logging.Handler] = []
 
 
 def log_to_file(path: Path) -> None:
@@ -27,11 +26,10 @@ def log_to_file(path: Path) -> None:
     Raises:
         SuiteError: the file cannot be written.
     """
-    global _log_file
     from logging.handlers import RotatingFileHandler
 
     try:
-        _log_file = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
+        _log_files.append(RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8"))
     except OSError as error:
         raise write_error(path, error) from error
     logging.raiseExceptions = False  # a log that can no longer be written must not stop a run
@@ -53,8 +51,8 @@ def log(message: str = "") -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stderr.write((message if is_terminal() else timed) + "\n")
         sys.stderr.flush()
-    if _log_file is not None:
-        _log_file.emit(logging.makeLogRecord({"msg": timed}))
+    for file in _log_files:
+        file.emit(logging.makeLogRecord({"msg": timed}))
 
 
 def log_error(error: SuiteError) -> None:

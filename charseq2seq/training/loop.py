@@ -29,9 +29,10 @@ from encoder_decoder_transformer import Transformer
 
 # Progress is measured on the first half of the validation split, and on no more than this many characters; the final
 # figure on all of it. So choosing the best weights does not eat the split, and evaluating stays cheap.
-_SELECTION_CHARACTERS = 65_536
+_SELECTION_CHARACTERS = 32_768
 
-_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise
+_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
+_EVALUATIONS_A_MINUTE = 4  # and no more than these
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 
 
@@ -159,7 +160,8 @@ class Trainer:
         """How many evaluations there should have been by now."""
         if self.settings.eval_interval:
             return self.step // self.settings.eval_interval
-        return int(self.spent_share() * _EVALUATIONS)
+        evaluations = min(_EVALUATIONS, _EVALUATIONS_A_MINUTE * (self.settings.max_minutes or math.inf))
+        return int(self.spent_share() * evaluations)
 
     def _speed(self) -> float:
         """Target characters per second."""

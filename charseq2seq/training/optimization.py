@@ -7,6 +7,7 @@ table by AdamW. Both come from `torch.optim`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = group["full_lr"] * factor
 
 
-def copy_values(targets: list[Tensor], sources: list[Tensor]) -> None:
+def copy_values(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors one to one, converting their types, in one call."""
     import torch
 
     with torch.no_grad():
-        torch._foreach_copy_(targets, sources)
+        torch._foreach_copy_(list(targets), list(sources))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ from charseq2seq.atomic_files import sweep_stale_temporaries
 from charseq2seq.checkpoint import load_resume_state, resume_path
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
-from charseq2seq.errors import ExitCode
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import run_lock
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.resume import find_resume_state, run_identity
@@ -17,6 +18,9 @@ from charseq2seq.training.settings import Settings
 
 # What the learning rate of the second try is multiplied by.
 _RETRY_SCALE = 0.5
+
+# Master weight, gradient and momentum in float32, the working copy and its gradient, and the best weights so far.
+_BYTES_A_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4
 
 
 def train(settings: Settings) -> Outcome:
@@ -29,13 +33,22 @@ def train(settings: Settings) -> Outcome:
         for path in (settings.model_path, resume_path(settings.model_path)):
             sweep_stale_temporaries(path)
         corpus = load_corpus(settings.data_path, settings.model["source_length"] + settings.model["target_length"])
+        check_memory(settings.model_config(len(corpus.vocabulary)))
         state = find_resume_state(settings.resume, settings.model_path, run_identity(settings, corpus))
-        trainer = Trainer(settings, corpus, state)
-        announce(trainer, resumed=state is not None)
         try:
+            trainer = Trainer(settings, corpus, state)
+            announce(trainer, resumed=state is not None)
             return trainer.train()
         except TrainingDivergedError as error:
             return _train_more_carefully(settings, corpus, state, error)
+        except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory errors are RuntimeErrors
+            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+                raise
+            raise SuiteError(
+                f"out of memory: batches of {settings.batch_size} windows do not fit with this model; choose a "
+                "smaller --batch_size, --target_length or --d_model.",
+                ExitCode.OUT_OF_MEMORY,
+            ) from error
 
 
 def _train_more_carefully(
@@ -54,6 +67,33 @@ def _train_more_carefully(
         kept = resume_path(settings.model_path) if again.saved or error.saved else None
         where = f" The best weights so far are in {kept}." if kept else ""
         raise TrainingDivergedError(f"{again} It was the second try.{where}", ExitCode.DIVERGED) from again
+
+
+def check_memory(config: dict[str, Any]) -> None:
+    """Refuse a model that this machine's memory cannot hold, before the system's killer ends the run without a word.
+
+    Args:
+        config: keyword arguments of `Transformer`.
+
+    Raises:
+        SuiteError: weights, gradients and optimizer state alone are larger than the memory.
+    """
+    import torch
+
+    from encoder_decoder_transformer import Transformer
+
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not to be had on this system
+        return
+    with torch.device("meta"):  # sizes without memory
+        parameters = sum(weight.numel() for weight in Transformer(**config).parameters())
+    if parameters * _BYTES_A_PARAMETER > memory:
+        raise SuiteError(
+            f"a model of {parameters:,} parameters takes about {parameters * _BYTES_A_PARAMETER / 2**30:,.0f} GiB to "
+            f"train, this machine has {memory / 2**30:.0f} GiB; choose a smaller --d_model, --d_ff or fewer layers.",
+            ExitCode.OUT_OF_MEMORY,
+        )
 
 
 def announce(trainer: Trainer, *, resumed: bool) -> None:

@@ -9,6 +9,7 @@ al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.training.optimization import copy_values
@@ -41,22 +42,28 @@ class WorkingCopy:
         self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
         self._masters = list(master.parameters())
         self._copies = list(self.model.parameters())
-        if self.model is not master:
-            for weight in self._masters:
-                weight.grad = torch.zeros_like(weight)
+        self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
 
     def step(self, loss: Tensor, optimizers: list[Optimizer]) -> None:
         """Backward pass, optimizer steps on the master weights, and a fresh working copy."""
-        self.scaler.scale(loss).backward()
+        import torch
+
+        torch.autograd.backward(self.scaler.scale(loss))
         if self.model is not self.master:
-            copy_values(_gradients(self._masters), _gradients(self._copies))
-            self.model.zero_grad(set_to_none=True)
+            self._hand_over_gradients()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        if self.model is self.master:
-            self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.refresh()
+
+    def _hand_over_gradients(self) -> None:
+        """Convert the copy's gradients; what took no part in this step (an encoder without a source) has none."""
+        taking_part = [copied.grad is not None for copied in self._copies]
+        for weight, gradient, takes_part in zip(self._masters, self._gradients, taking_part, strict=True):
+            weight.grad = gradient if takes_part else None
+        gradients = [copied.grad for copied in self._copies if copied.grad is not None]
+        copy_values(list(itertools.compress(self._gradients, taking_part)), gradients)
 
     def refresh(self) -> None:
         """Bring the working copy up to the master weights."""
@@ -66,7 +73,3 @@ class WorkingCopy:
     def state(self) -> dict[str, Any]:
         """The loss scale, for resuming."""
         return self.scaler.state_dict()
-
-
-def _gradients(weights: list[Any]) -> list[Tensor]:
-    return [weight.grad for weight in weights]
