@@ -300,7 +300,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         ),
         (run_group, "patience", whole(1), "end after so many evaluations without improvement (default: never)"),
         (run_group, "batch_size", whole(1, 1_048_576), "windows a step (default: 16 on a CPU, 128 on a GPU)"),
-        (run_group, "learning_rate", number(0, math.inf, above=True), "of Muon, at its highest (default: 0.02)"),
+        (run_group, "learning_rate", number(0, 1e36, above=True), "of Muon, at its highest (default: 0.02)"),
         (run_group, "eval_interval", whole(1), "steps between evaluations (default: twenty evaluations a run)"),
     ]
     for group, name, convert, text in flags:

@@ -21,7 +21,12 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.progress import Progress, format_duration
-from charseq2seq.training.resume import random_states, restore_random_states, run_identity
+from charseq2seq.training.resume import (
+    random_states,
+    restore_random_states,
+    run_identity,
+    seed_random_states,
+)
 from charseq2seq.training.settings import Settings, describe_hardware
 from charseq2seq.training.stopping import StopRequest, stop_signals
 from charseq2seq.training.working_copy import WorkingCopy
@@ -80,7 +85,7 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.corpus = corpus
-        torch.manual_seed(settings.seed)
+        seed_random_states(settings.seed)
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
         torch.set_flush_denormal(True)  # numbers too small to matter cost a CPU a hundredfold
         self.config = settings.model_config(len(corpus.vocabulary))

@@ -98,6 +98,16 @@ def _set_aside(path: Path, reason: str) -> None:
     log(f"resume: {reason} It is kept as {kept} (continue it with --resume {kept}); starting a new run.")
 
 
+def seed_random_states(seed: int) -> None:
+    """Seed every random generator that a run may draw from."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # of every device
+
+
 def random_states() -> dict[str, Any]:
     """The states of every random generator a run may draw from: Python's, numpy's, torch's and each GPU's."""
     import numpy as np

@@ -1,0 +1,155 @@
+"""A run that is stopped and resumed ends as the run that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train_client import TINY, Done, Trainee, finish
+
+STEPS = "60"
+RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What is in a model file or a resume state."""
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal to the last bit, but for what a clock told."""
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in ours.keys() - {"seconds", "characters_per_second"}:
+            assert_same(ours[name], theirs[name], f"{where}/{name}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(one, other, f"{where}/{number}")
+    else:
+        assert ours == theirs, where
+
+
+def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
+    """Send a signal when the log says that a step is done."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if f" step {step} (" in line:
+            process.send_signal(number)
+            break
+    done = finish(process)
+    return Done(done.code, done.out, seen + done.log)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Trainee]:
+    """A run that was never stopped, and its precision."""
+    trainee = Trainee(tmp_path_factory.mktemp(request.param))
+    done = trainee.train(*RUN, "--precision", request.param)
+    assert done.code == 0, done.log
+    return request.param, trainee
+
+
+MOMENTS = {signal.SIGTERM: (4, 59), signal.SIGINT: (10, 33), signal.SIGKILL: (10, 33, 59)}
+
+
+@pytest.mark.parametrize("number", MOMENTS)
+def test_a_stopped_run_ends_as_the_one_never_stopped(
+    straight: tuple[str, Trainee], number: signal.Signals, tmp_path: Path
+) -> None:
+    precision, expected = straight
+    trainee = Trainee(tmp_path / "user")
+    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN, "--precision", precision]
+    for step in MOMENTS[number]:
+        stopped = strike_at(trainee.start(*command), step, number)
+        if stopped.code == 0:
+            break  # the signal came when the run was over
+        assert stopped.code == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], stopped.log
+        if number != signal.SIGKILL:
+            assert "the same command continues this run" in stopped.log
+            assert stopped.report["outcome"] == "stopped" and stopped.report["exit_code"] == stopped.code
+    done = trainee.run(*command)
+    assert done.code == 0, done.log
+    assert "resume: " in done.log
+    assert_same(contents(expected.model), contents(trainee.model))
+    assert_same(contents(expected.resume), contents(trainee.resume))
+
+
+SHORT = ["--max_steps", "8", "--eval_interval", "4"]
+
+
+def test_a_finished_run_is_followed_by_a_new_one_or_extended(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    assert trainee.train(*SHORT).code == 0
+    again = trainee.train(*SHORT)
+    assert "the last run here finished; starting a new one" in again.log and again.report["steps"] == 8
+    extended = trainee.train("--max_steps", "12", "--eval_interval", "4", "--resume", "transformer_model.resume.pth")
+    assert extended.code == 0 and "continuing the unfinished run at step 8" in extended.log, extended.log
+    assert [point["step"] for point in contents(trainee.model)["metrics"]["history"]] == [4, 8, 12]
+    other = trainee.train(*SHORT, "--seed", "5", "--resume", "transformer_model.resume.pth")
+    assert other.code == 2 and "seed was 1337, is 5" in other.log and "--resume never" in other.log
+    assert trainee.train(*SHORT, "--resume", "absent.pth").code == 66
+
+
+def test_an_unfinished_run_that_differs_is_set_aside_and_kept(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
+    assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
+    assert not trainee.model.exists(), "an unfinished run has no model yet"
+    done = trainee.train(*SHORT)
+    assert done.code == 0 and "max_steps was 60, is 8" in done.log, done.log
+    assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] in (10, 12)
+    trainee.resume.write_bytes(trainee.resume.read_bytes()[:1000])
+    done = trainee.train(*SHORT)
+    assert done.code == 0 and "cannot be used" in done.log and "starting a new run" in done.log
+    assert done.report["steps"] == 8
+
+
+def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
+    stopped = strike_at(trainee.start(*command), 12, signal.SIGTERM)
+    assert stopped.code == 143 and stopped.report["nats_per_char"] > 0 and trainee.model.exists()
+    finished = trainee.model.read_bytes()
+    assert strike_at(trainee.start(*command, "--seed", "3"), 12, signal.SIGTERM).code == 143
+    assert trainee.model.read_bytes() == finished
+
+
+def test_patience_ends_a_run_well(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    done = trainee.train("--max_steps", "400", "--eval_interval", "1", "--learning_rate", "3", "--patience", "2")
+    assert done.code == 0 and done.report["outcome"] == "finished", done.log
+    metrics = contents(trainee.model)["metrics"]
+    assert metrics["steps"] == metrics["step"] + 2 < 400
+    assert min(point["nats_per_char"] for point in metrics["history"]) == metrics["history"][-3]["nats_per_char"]
+
+
+def test_a_run_that_diverges_goes_on_more_carefully(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    # Far too high: the squares inside a normalisation overflow in the seventh step, and just not at half of it.
+    done = trainee.train(*SHORT, "--learning_rate", "1e6", "--precision", "fp32")
+    assert done.code == 0 and done.report["outcome"] == "finished", done.log
+    assert "learning rate (1e+06) is too high" in done.log
+    assert "Going on from step 4 with 0.5 of the learning rate" in done.log
+    assert contents(trainee.resume)["learning_rate_scale"] == 0.5
+
+
+def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    assert trainee.train(*SHORT).code == 0
+    finished = trainee.model.read_bytes()
+    done = trainee.train(*SHORT, "--learning_rate", "1e30", "--precision", "fp32")
+    assert done.code == 3 and done.report["exit_code"] == 3, done.log
+    assert "It was the second try" in done.report["message"]
+    assert "at step 3" in done.report["message"] and "learning rate (5e+29) is too high" in done.report["message"]
+    assert trainee.model.read_bytes() == finished

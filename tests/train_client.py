@@ -1,0 +1,90 @@
+"""The training command line, run as a user runs it, with models so small that a run takes a second or two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
+
+TINY_SIZES = {"d_model": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "d_ff": 32}
+TINY_SIZES |= {"source_length": 8, "target_length": 16, "batch_size": 4}
+TINY = [word for name, value in TINY_SIZES.items() for word in (f"--{name}", str(value))]
+
+
+def tiny_text(repeats: int = 60) -> str:
+    """A text of about 90 characters a repeat, with something to learn in it."""
+    return "".join(
+        f"FIRST CITIZEN:\nSpeak to the {number % 7} ships, speak.\n\nALL:\nWe sail, we sail {number}!\n\n"
+        for number in range(repeats)
+    )
+
+
+@dataclass
+class Done:
+    """How a run of the command line ended."""
+
+    code: int
+    out: str
+    log: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The last line of stdout, which is JSON."""
+        return dict(json.loads(self.out.splitlines()[-1]))
+
+
+class Trainee:
+    """A user's folder with a text in it, and the command line.
+
+    Args:
+        home: an empty folder for this user.
+        text: what `text.txt` there shall be.
+    """
+
+    def __init__(self, home: Path, text: str | bytes | None = None) -> None:
+        home.mkdir(exist_ok=True)
+        self.home = home
+        self.text = home / "text.txt"
+        self.model = home / "transformer_model.pth"
+        self.resume = home / "transformer_model.resume.pth"
+        text = tiny_text() if text is None else text
+        self.text.write_bytes(text.encode() if isinstance(text, str) else text)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A clean environment, one thread."""
+        kept = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
+        return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | more
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start train_transformer.py in this folder."""
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train_transformer.py"), *arguments],
+            env=self.environment(**environment),
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> Done:
+        """Run train_transformer.py to its end; it never shows a traceback."""
+        return finish(self.start(*arguments, **environment))
+
+    def train(self, *arguments: str, **environment: str) -> Done:
+        """Train a tiny model on text.txt."""
+        return self.run("--mode", "train", "--data_path", "text.txt", *TINY, *arguments, **environment)
+
+
+def finish(process: subprocess.Popen[str]) -> Done:
+    """Wait for a run; it never shows a traceback."""
+    out, log = process.communicate()
+    assert "Traceback" not in log, log
+    return Done(process.returncode, out, log)
