@@ -58,12 +58,10 @@ class Outcome:
     Attributes:
         evaluation: of the weights that were kept, on the whole validation split; None where the run was stopped
             and no model was written.
-        model: float32, those weights; None likewise.
         stopped_by: the exit code of the signal that stopped the run; None where its budget or its patience ended it.
     """
 
     evaluation: Evaluation | None
-    model: Transformer | None
     best_step: int
     steps: int
     seconds: float
@@ -234,7 +232,7 @@ class Trainer:
     def _finish(self, stop: StopRequest, progress: Progress) -> Outcome:
         """Write the model where the run is complete, or where it was stopped and none stands there yet."""
         complete = self.is_complete()
-        evaluation = model = None
+        evaluation = None
         if complete or not self.settings.model_path.exists():
             if not self.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
@@ -247,7 +245,6 @@ class Trainer:
             self.save_resume(finished=True)
         return Outcome(
             evaluation=evaluation,
-            model=model,
             best_step=self.best_step,
             steps=self.step,
             seconds=self.seconds,

@@ -1,0 +1,169 @@
+"""train -> evaluate -> generate at the command line, on a text and a model so small that it takes seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from charseq2seq.checkpoint import load_checkpoint
+from charseq2seq.training.evaluation import evaluate
+from charseq2seq.training.optimization import learning_rate_factor
+from charseq2seq.training.settings import choose_precision
+from charseq2seq.vocabulary import CharVocabulary
+from tests.train_client import TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainee, Done]:
+    """A user with a trained model, and how the training ended."""
+    trainee = Trainee(tmp_path_factory.mktemp("trained"))
+    done = trainee.train("--max_steps", "150", "--log_interval", "50", "--learning_rate", "0.05")
+    assert done.code == 0, done.log
+    return trainee, done
+
+
+def test_a_run_says_first_what_it_is_going_to_do(trained: tuple[Trainee, Done]) -> None:
+    _, done = trained
+    text = tiny_text()
+    for expected in (
+        f"text: text.txt, {len(text):,} characters, {len(set(text))} distinct",
+        "sha256: ",
+        "parameters (embedding ",
+        "device cpu: no GPU found" if not torch.cuda.is_available() else "device cuda",
+        choose_precision("auto", "cpu")[1] if not torch.cuda.is_available() else "precision bf16",
+        "run: 150 steps, batches of 4 x 16 characters",
+        "files: transformer_model.pth when the run ends, transformer_model.resume.pth to continue it",
+    ):
+        assert expected in done.log
+    assert done.log.index("text: ") < done.log.index("step ")
+
+
+def test_a_run_ends_with_text_figures_and_what_to_do_next(trained: tuple[Trainee, Done]) -> None:
+    _, done = trained
+    *sample, last = done.out.splitlines()
+    report = json.loads(last)
+    assert report["outcome"] == "finished" and report["exit_code"] == 0 and report["steps"] == 150
+    assert report["model_path"] == "transformer_model.pth" and report["duration_seconds"] > 0
+    prompt = "".join(character for character in "ROMEO:" if character in tiny_text())
+    assert "\n".join(sample).startswith(prompt) and len("\n".join(sample)) == len(prompt) + 500
+    assert "--mode generate" in done.log and "push_to_huggingface.py" in done.log
+    assert "chars/s" in done.log and "left" in done.log
+
+
+def test_the_model_has_learnt_something(trained: tuple[Trainee, Done]) -> None:
+    _, done = trained
+    text = tiny_text()
+    validation = text[int(len(text) * 0.9) :]
+    unigram = -sum(math.log(text.count(character) / len(text)) for character in validation) / len(validation)
+    assert done.report["nats_per_char"] < 0.6 * unigram
+    assert done.report["bits_per_char"] == pytest.approx(done.report["nats_per_char"] / math.log(2))
+
+
+def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trainee, Done]) -> None:
+    trainee, done = trained
+    checkpoint = load_checkpoint(trainee.model)
+    assert checkpoint.metrics["nats_per_char"] == done.report["nats_per_char"]
+    assert checkpoint.training_args["data"] == "text.txt" and checkpoint.config["d_model"] == TINY_SIZES["d_model"]
+    assert checkpoint.corpus["characters"] == len(tiny_text())
+    assert {point["step"] for point in checkpoint.metrics["history"]} >= {75, 150}
+    assert str(trainee.home).encode() not in trainee.model.read_bytes()
+    ids = checkpoint.vocabulary().encode(tiny_text())
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[checkpoint.training_args["precision"]]
+    again = evaluate(checkpoint.build_model().to(dtype), ids, checkpoint.corpus["train_characters"])
+    assert again.nats_per_char == pytest.approx(done.report["nats_per_char"], abs=1e-3)
+
+
+def test_evaluate_scores_the_validation_split_or_another_text(trained: tuple[Trainee, Done]) -> None:
+    trainee, done = trained
+    own = trainee.run("--mode", "evaluate", "--data_path", "text.txt")
+    facts = json.loads(own.out)
+    assert own.code == 0 and facts["split"] == "validation"
+    assert facts["nats_per_char"] == pytest.approx(done.report["nats_per_char"], abs=1e-6)
+    assert facts["characters"] == len(tiny_text()) - int(len(tiny_text()) * 0.9)
+    assert {"bits_per_char", "perplexity", "max_context", "protocol", "sha256"} <= facts.keys()
+    assert "nats per character" in own.log
+    text = "ALL: Speak, Ünder the ships!\n"
+    (trainee.home / "other.txt").write_text(text)
+    other = trainee.run("--mode", "evaluate", "--data_path", "other.txt")
+    facts = json.loads(other.out)
+    skipped = sum(character not in tiny_text() for character in text)
+    assert facts["split"] == "all" and facts["skipped_characters"] == skipped > 0
+    assert facts["characters"] == len(text) - skipped
+    assert "U+00DC LATIN CAPITAL LETTER U WITH DIAERESIS" in other.log
+    refused = trainee.run("--mode", "evaluate", "--data_path", "other.txt", "--unknown", "error")
+    assert refused.code == 65 and "U+00DC" in refused.log and refused.out == ""
+
+
+def test_generate_writes_any_length_after_any_prompt(trained: tuple[Trainee, Done]) -> None:
+    trainee, _ = trained
+    known = CharVocabulary.from_text(tiny_text())
+    long_prompt = "ALL:\nWe sail, we sail! " * 10
+    (trainee.home / "prompt.txt").write_text(long_prompt)
+    for arguments, prompt, length in (
+        (["--num_chars", "100"], "", 100),
+        (["--prompt", "ALL:", "--num_chars", "0"], "ALL:", 0),
+        (["--prompt_file", "prompt.txt", "--num_chars", "50", "--top_k", "3", "--top_p", "0.9"], long_prompt, 50),
+    ):
+        done = trainee.run("--mode", "generate", *arguments)
+        assert done.code == 0 and done.out.startswith(prompt) and len(done.out) == len(prompt) + length + 1, done.log
+        assert not known.unknown_characters(done.out)
+
+
+def test_the_same_seed_gives_the_same_text(trained: tuple[Trainee, Done]) -> None:
+    trainee, _ = trained
+    command = ["--mode", "generate", "--prompt", "ALL:", "--num_chars", "80", "--num_samples", "2"]
+    one, same, other = (trainee.run(*command, "--seed", seed).out for seed in ("1", "1", "7"))
+    first, _, second = one.partition(f"\n{'-' * 40}\n")
+    assert one == same != other and len(first) == 84 and len(second) == 85 and first != second[:-1]
+    greedy = [trainee.run(*command, "--seed", seed, "--temperature", "0").out for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
+
+
+def test_arguments_come_from_a_file_too(trained: tuple[Trainee, Done]) -> None:
+    trainee, _ = trained
+    (trainee.home / "nightly.args").write_text(
+        '# every night\n--mode generate --num_chars 5\n--prompt "we sail"  # quoted as in a shell\n'
+    )
+    done = trainee.run("@nightly.args", "--num_chars", "6")
+    assert done.code == 0 and len(done.out) == len("we sail") + 6 + 1, done.log
+
+
+def test_help_and_argument_errors_need_no_torch(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    (tmp_path / "user" / "torch.py").write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "user" / "numpy.py").write_text("raise SystemExit('numpy was imported')")
+    shadowed = {"PYTHONPATH": str(tmp_path / "user")}
+    shown = trainee.run("--help", **shadowed)
+    assert shown.code == 0 and "--num_encoder_layers" in shown.out and "--push_to_hf" in shown.out
+    wrong = trainee.run("--max_steps", "-1", "--dropout", "1.0", "--hf_private", "--bogus", **shadowed)
+    assert wrong.code == 2 and "was imported" not in wrong.log
+
+
+def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
+    assert learning_rate_factor(0.0) == learning_rate_factor(1.0) == learning_rate_factor(1.5) == 0.0
+    assert learning_rate_factor(0.01) == pytest.approx(0.5) and learning_rate_factor(0.02) == pytest.approx(1.0)
+    assert learning_rate_factor(0.51) == pytest.approx(0.5)
+
+
+def test_a_large_vocabulary_has_no_bigram_table(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + number % 600) for number in range(6000))
+    trainee = Trainee(tmp_path / "user", text)
+    done = trainee.train("--max_steps", "2")
+    assert done.code == 0, done.log
+    checkpoint = load_checkpoint(trainee.model)
+    assert checkpoint.config["bigram"] is False and "bigram.weight" not in checkpoint.model_state_dict
+
+
+@pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="../shared/data/tinyshakespeare.txt is not here")
+def test_tiny_shakespeare_is_read_whole(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    done = trainee.run(
+        "--data_path", str(TINY_SHAKESPEARE), *["--max_steps", "3", "--d_model", "32", "--num_heads", "2"]
+    )
+    assert done.code == 0, done.log
+    assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
+    assert done.report["characters"] == 111_540
