@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +43,58 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def rotary_table(length: int, head_size: int) -> Tensor:
-    """Return cosines and sines of the rotary angles, shape (2, length, head_size / 2)."""
+    """Cosines and signed sines of the rotary angles, (2, length, head_size).
+
+    Feature i is paired with feature i + head_size / 2; both turn by the same angle, the first of them backwards.
+    """
     frequencies = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()])
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotation of feature pairs; written out, because its derivative is the rotation back: half of autograd's work."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return _turn(x, table[0], table[1], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return _turn(gradients[0].contiguous(), table[0], table[1], -1), None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    partners = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, partners, sin, value=direction)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of features by its position's angle.
 
     Args:
-        x: (..., length, head_size); feature i is paired with feature i + head_size / 2.
-        table: (2, length, head_size / 2), the rows of `rotary_table` for the positions of `x`.
+        x: (..., length, head_size).
+        table: (2, length, head_size), the rows of `rotary_table` for the positions of `x`.
     """
-    cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return cast("Tensor", _Rotate.apply(x, table))
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Squared ReLU; written out, because its derivative needs no second look at the sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradients[0] * positive).mul_(2)
 
 
 def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
@@ -155,7 +191,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        return self.down(F.relu(self.up(x)).square())
+        return self.down(_SquaredReLU.apply(self.up(x)))
 
 
 class EncoderLayer(nn.Module):

@@ -45,10 +45,12 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
     """
     import torch
 
+    from charseq2seq.training.muon import BatchedMuon
+
     hidden = [p for layers in (model.encoder, model.decoder) for p in layers.parameters()]
     in_hidden = {id(p) for p in hidden}
     others = [p for p in model.parameters() if id(p) not in in_hidden]
-    muon = torch.optim.Muon(hidden, lr=learning_rate, momentum=0.95, weight_decay=weight_decay)
+    muon = BatchedMuon(hidden, lr=learning_rate, momentum=0.95, weight_decay=weight_decay)
     adamw = torch.optim.AdamW(
         others,
         lr=learning_rate * ADAMW_SHARE,

@@ -1,0 +1,96 @@
+"""Every command of the README is run, and what it promises is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charseq2seq.errors import ExitCode
+from tests.hub_client import fake_token
+from tests.hub_server import HubServer
+from tests.push_client import ROOT
+from tests.train_client import TINY, tiny_text
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+TOKEN = fake_token("your token here")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is under version control, with a small text where the plays would be."""
+    folder = tmp_path_factory.mktemp("clone")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "small.txt").write_text(tiny_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    """A Hub where the README's user has an account."""
+    with HubServer() as server:
+        server.add_user("your_username", tokens={TOKEN: "write"})
+        yield server
+
+
+def quickly(command: str) -> list[str]:
+    """The command's words, with a model so small that it takes seconds, on a text that is there."""
+    *_, command = command.split(" && ")  # the environment: the one that runs the tests was made by these words
+    words = shlex.split(command)
+    assert words[0] in ("python", ".venv/bin/python"), command
+    words[0] = sys.executable
+    if "train_transformer.py" in words and "--help" not in words and "generate" not in words:
+        words += [] if "--data_path" in words else ["--data_path", "small.txt"]
+    if "train" in words or any(word.startswith("@") for word in words):
+        words += [*TINY, "--max_steps", "2"]
+    return words
+
+
+def test_every_command_works(folder: Path, hub: HubServer) -> None:
+    for command in COMMANDS:
+        if "pytest" in command:
+            continue  # that one is being run right now, by .ci/run
+        done = subprocess.run(
+            quickly(command),
+            cwd=folder,
+            env=hub.environment(folder, TOKEN) | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert hub.repos == ["your_username/my-shakespeare-transformer"]
+
+
+def test_ci_runs_the_test_command() -> None:
+    (command,) = [command for command in COMMANDS if "pytest" in command]
+    assert "requirements_dev.txt && .*pytest" in (ROOT / ".ci" / "run").read_text()
+    assert re.search("requirements_dev.txt && .*pytest", command)
+    assert command.split(" && ")[0] == "python3 -m venv .venv"
+
+
+def test_the_exit_codes_are_all_in_the_table() -> None:
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert table == {int(code) for code in ExitCode}
+
+
+def test_the_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_snippet_of_the_guide_is_here() -> None:
+    from tests.test_push import GUIDE_SNIPPET
+
+    assert GUIDE_SNIPPET.strip() in README
