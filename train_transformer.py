@@ -145,12 +145,12 @@ def evaluate(args: argparse.Namespace) -> int:
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.training.evaluation import evaluate_file
     from charseq2seq.training.settings import choose_device, choose_precision
-    from data.prepare import DEFAULT_CORPUS
+    from data.prepare import prepare
 
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
     precision, _ = choose_precision(args.precision, device)
-    path = args.data_path or DEFAULT_CORPUS
+    path = args.data_path or prepare()
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip")
     log(
         f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits, perplexity "

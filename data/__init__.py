@@ -1,0 +1,1 @@
+"""Corpus preparation; the prepared texts lie beside it and are git-ignored."""
