@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ class BatchedMuon(torch.optim.Muon):
     """`torch.optim.Muon` (its arguments, state and results) with batched Newton-Schulz iterations."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Move every parameter that has a gradient; there is no `closure` here."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             gradients = [weight.grad for weight in weights]
@@ -62,7 +63,7 @@ def _wide(matrix: Tensor) -> Tensor:
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
-def _by_shape(matrices: list[Tensor]) -> list[list[int]]:
+def _by_shape(matrices: Sequence[Tensor]) -> list[list[int]]:
     """Indices of the matrices that can be stacked once they lie wide."""
     batches: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
