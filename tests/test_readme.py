@@ -13,14 +13,21 @@ from pathlib import Path
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub_client import fake_token
 from tests.hub_server import HubServer
 from tests.push_client import ROOT
 from tests.train_client import TINY, tiny_text
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-TOKEN = fake_token("your token here")
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md"))
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a README, one a line."""
+    blocks = re.findall(r"^ *```bash\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+COMMANDS = commands(README) + [command for command in commands(CHINESE) if not command.startswith("pip install")]
+TOKEN = "your_token_here"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "small.txt").write_text(tiny_text())
+    (folder / "small.txt").write_text("ROMEO:\n" + tiny_text())
     return folder
 
 
@@ -86,7 +93,7 @@ def test_the_exit_codes_are_all_in_the_table() -> None:
 
 
 def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README + CHINESE):
         assert (ROOT / target).exists(), target
 
 
@@ -94,3 +101,4 @@ def test_the_snippet_of_the_guide_is_here() -> None:
     from tests.test_push import GUIDE_SNIPPET
 
     assert GUIDE_SNIPPET.strip() in README
+    assert GUIDE_SNIPPET.strip() in CHINESE
