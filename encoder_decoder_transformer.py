@@ -82,19 +82,28 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return cast("Tensor", _Rotate.apply(x, table))
 
 
-class _SquaredReLU(torch.autograd.Function):
-    """Squared ReLU; written out, because its derivative needs no second look at the sign."""
+class _FeedForward(torch.autograd.Function):
+    """down(relu(up(x)) ** 2); written out, because the wide tensors in the middle cost as much as the products.
+
+    Autograd would keep and pass over three of them, (rows, d_ff) each; here it is two, and one is changed in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive * positive
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        positive = torch.mm(rows, up.t()).relu_()
+        squared = positive * positive
+        ctx.save_for_backward(rows, up, down, positive, squared)
+        return torch.mm(squared, down.t()).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (gradients[0] * positive).mul_(2)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, up, down, positive, squared = ctx.saved_tensors
+        gradient = gradients[0].reshape(rows.shape)
+        to_down = torch.mm(gradient.t(), squared)
+        half = torch.mm(gradient, down).mul_(positive)  # the square's derivative is twice this
+        to_up = torch.mm(half.t(), rows).mul_(2)
+        return torch.mm(half, up).mul_(2).view(gradients[0].shape), to_up, to_down
 
 
 def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
@@ -134,20 +143,33 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 class KeyValueCache:
-    """Keys and values of what one decoder layer has seen: the encoder's output, then its own past."""
+    """Keys and values of what one decoder layer has seen: the encoder's output, then its own past.
 
-    def __init__(self, batch: int, heads: int, length: int, head_size: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, length, head_size)
+    Args:
+        attention: of the layer.
+        memory: the encoder's output, (batch, source_length, d_model).
+        table: rotary table of the source's positions.
+        num_tokens: how many positions will be added to it.
+    """
+
+    def __init__(self, attention: Attention, memory: Tensor, table: Tensor, num_tokens: int) -> None:
+        batch, self.length, d_model = memory.shape
+        heads = attention.num_heads
+        self.keys = memory.new_empty(batch, heads, self.length + num_tokens, d_model // heads)
         self.values = torch.empty_like(self.keys)
-        self.length = 0
+        self.keys[:, :, : self.length], self.values[:, :, : self.length] = attention.keys_and_values(memory, table)
+        # One product instead of three: a single position is too little work for a CPU to be worth the calls.
+        self.weight = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (batch, heads, n, head_size) at the end; return everything so far, as views."""
-        end = self.length + key.shape[2]
-        self.keys[:, :, self.length : end] = key
-        self.values[:, :, self.length : end] = value
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    def attend(self, x: Tensor, table: Tensor) -> Tensor:
+        """Add the next position, (batch, d_model), and return what it takes from all of them, in the same shape."""
+        batch, heads, _, size = self.keys.shape
+        query, key, value = F.linear(x, self.weight).view(batch, 3, heads, 1, size).unbind(1)
+        query, key = _turn(normalize(torch.stack([query, key])), table[0], table[1], 1)
+        self.keys[:, :, self.length : self.length + 1] = key
+        self.values[:, :, self.length : self.length + 1] = value
+        self.length += 1
+        return attend(query, self.keys[:, :, : self.length], self.values[:, :, : self.length], None).flatten(1)
 
 
 class Attention(nn.Module):
@@ -191,7 +213,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        return self.down(_SquaredReLU.apply(self.up(x)))
+        return _FeedForward.apply(x, self.up.weight, self.down.weight)
 
 
 class EncoderLayer(nn.Module):
@@ -234,10 +256,8 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(normalize(x)))
 
     def step(self, x: Tensor, table: Tensor, cache: KeyValueCache) -> Tensor:
-        """One further position, (batch, 1, d_model), given what the cache has seen."""
-        h = normalize(x)
-        keys_and_values = cache.append(*self.attention.keys_and_values(h, table))
-        x = x + self.attention(h, table, keys_and_values)
+        """One further position, (batch, d_model), given what the cache has seen."""
+        x = x + self.attention.output(cache.attend(normalize(x), table))
         return x + self.feed_forward(normalize(x))
 
 
@@ -436,23 +456,19 @@ class Transformer(nn.Module):
     ) -> Iterator[Tensor]:
         """Write up to `target_length` tokens after one source, with a key/value cache per decoder layer."""
         memory = self.encode(source)
-        batch, position, d_model = memory.shape
+        position = memory.shape[1]
         layers = cast("list[DecoderLayer]", list(self.decoder))
-        caches = []
-        for layer in layers:
-            cache = KeyValueCache(batch, self.num_heads, position + num_tokens, d_model // self.num_heads, like=memory)
-            cache.append(*layer.attention.keys_and_values(memory, self.rotary[:, :position]))
-            caches.append(cache)
-        token = self.start_token(source)
+        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, :position], num_tokens) for layer in layers]
+        token = self.start_token(source)[:, 0]
         for place in range(position, position + num_tokens):
             x = normalize(self.embedding(token))
             table = self.rotary[:, place : place + 1]
             for layer, cache in zip(layers, caches, strict=True):
                 x = layer.step(x, table, cache)
-            logits = self.logits(x, token)[:, -1]
+            logits = self.logits(x, token)
             logits[:, self.start_id] = -math.inf  # it is never written
-            token = sample(logits, temperature, top_k, top_p, generator)[:, None]
-            yield token[:, 0]
+            token = sample(logits, temperature, top_k, top_p, generator)
+            yield token
 
     def generate(
         self,
