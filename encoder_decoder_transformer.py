@@ -383,8 +383,16 @@ class Transformer(nn.Module):
 
     def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
         """Decoder output (batch, n, d_model) and the tokens it stands on -> float32 (batch, n, vocab_size)."""
-        logits = self.head(normalize(x)).float()
+        logits = F.linear(normalize(x).float(), self.head.weight.float())
         return logits if self.bigram is None else logits + self.bigram(decoder_input).float()
+
+    def set_precision(self, dtype: torch.dtype) -> Transformer:
+        """Compute in this type, all but the logits: rounded to 8 bits they would cost more than they save."""
+        self.to(dtype)
+        self.head.float()
+        if self.bigram is not None:
+            self.bigram.float()
+        return self
 
     def start_token(self, source: Tensor) -> Tensor:
         """The decoder's first input, (batch, 1): the source's last token, or the start token if there is none."""

@@ -98,7 +98,7 @@ def test_the_links_lead_somewhere() -> None:
 
 
 def test_the_snippet_of_the_guide_is_here() -> None:
-    from tests.test_push import GUIDE_SNIPPET
+    from tests.test_push_guide import GUIDE_SNIPPET
 
     assert GUIDE_SNIPPET.strip() in README
     assert GUIDE_SNIPPET.strip() in CHINESE

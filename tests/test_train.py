@@ -73,7 +73,7 @@ def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trai
     assert str(trainee.home).encode() not in trainee.model.read_bytes()
     ids = checkpoint.vocabulary().encode(tiny_text())
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[checkpoint.training_args["precision"]]
-    again = evaluate(checkpoint.build_model().to(dtype), ids, checkpoint.corpus["train_characters"])
+    again = evaluate(checkpoint.build_model().set_precision(dtype), ids, checkpoint.corpus["train_characters"])
     assert again.nats_per_char == pytest.approx(done.report["nats_per_char"], abs=1e-3)
 
 

@@ -122,7 +122,7 @@ def evaluate_file(
     first = int(checkpoint.corpus["train_characters"]) if own else 0
     if not first < len(ids):
         raise SuiteError(f"{path} has no character that this model knows; give another text.", ExitCode.BAD_DATA)
-    model = checkpoint.build_model().to(device=device, dtype=torch_dtype(precision))
+    model = checkpoint.build_model().set_precision(torch_dtype(precision)).to(device)
     return {
         **evaluate(model, ids, first).facts(),
         "text": file.name,

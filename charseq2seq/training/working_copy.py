@@ -37,7 +37,7 @@ class WorkingCopy:
         import torch
 
         self.master = master
-        self.model = master if precision == "fp32" else copy.deepcopy(master).to(torch_dtype(precision))
+        self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
         device_type = next(master.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
         self._masters = list(master.parameters())
