@@ -1,0 +1,150 @@
+"""Training throughput at the reference shape, against three peers.
+
+    python benchmarks/train_throughput.py
+
+Whole training steps (forward pass, loss, backward pass, optimizer) on the same random batches: ours with the suite's
+own optimizers and working copy, as train_transformer.py runs them; every peer with fused AdamW, in fp32 and under
+bf16 autocast, in the faster of its ways of attention. All of it takes turns in one process. A system counts by the
+median of its rounds in its better precision; "fastest" is its fastest round. The limit is 6 floating point operations
+a parameter and target character, at the rate of the fastest bf16 matrix product of this model's sizes, measured in the
+same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import (
+    PRECISIONS,
+    Contender,
+    Measure,
+    Result,
+    best_peer,
+    compete,
+    describe_machine,
+    markdown_table,
+    matrix_product_peak,
+    timed,
+)
+from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
+from charseq2seq.console import run
+from charseq2seq.training.optimization import build_optimizers, set_learning_rates
+from charseq2seq.training.working_copy import WorkingCopy
+from encoder_decoder_transformer import Transformer
+
+# Does one training step on source and target, returns its loss.
+Step = Callable[[Tensor, Tensor], float]
+
+
+def our_step(model: Transformer, precision: str) -> Step:
+    """What `Trainer._train_step` does, without the sampler."""
+    optimizers = build_optimizers(model, learning_rate=0.02, weight_decay=0.0)
+    working = WorkingCopy(model, precision)
+
+    def step(source: Tensor, target: Tensor) -> float:
+        set_learning_rates(optimizers, 1.0)
+        logits = working.model(source, target)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        working.step(loss, optimizers)
+        return loss.item()
+
+    return step
+
+
+def peer_step(model: nn.Module, precision: str) -> Step:
+    """Fused AdamW, in fp32 or under autocast."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def step(source: Tensor, target: Tensor) -> float:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(source, target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def steps_measure(step: Step, batches: Sequence[tuple[Tensor, Tensor]]) -> Measure:
+    """Seconds for one step on every batch."""
+    return timed(lambda: [step(source, target) for source, target in batches])
+
+
+def our_contender(shape: Shape, batches: Sequence[tuple[Tensor, Tensor]]) -> Contender:
+    """Our model in both precisions."""
+    models = {precision: Transformer(**shape.model()) for precision in PRECISIONS}
+    seconds = {name: (steps_measure(our_step(model, name), batches),) for name, model in models.items()}
+    return Contender("**ours**", count_parameters(models["fp32"]), False, seconds)
+
+
+def peer_contender(peer: Peer, shape: Shape, batches: Sequence[tuple[Tensor, Tensor]]) -> Contender:
+    """A peer in both precisions and every way it has."""
+    seconds = {
+        name: tuple(steps_measure(peer_step(build(shape), name), batches) for build in peer.builds)
+        for name in PRECISIONS
+    }
+    return Contender(str(peer), count_parameters(peer.builds[0](shape)), True, seconds)
+
+
+def table(results: Sequence[Result], peak: float) -> str:
+    """One row a system."""
+    peer = best_peer(results).best
+    header = ["system", "parameters", "fp32", "bf16", "fastest", "of the limit", "× the best peer"]
+    rows = (
+        [
+            result.contender.name,
+            f"{result.contender.parameters:,}",
+            *(f"{result.medians[precision]:,.0f}" for precision in PRECISIONS),
+            f"{result.fastest:,.0f}",
+            f"{6 * result.contender.parameters * result.best / peak:.0%}",
+            f"{result.best / peer:.2f}",
+        ]
+        for result in results
+    )
+    return markdown_table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of every system (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="training steps a turn (%(default)s)")
+    add_shape_arguments(parser)
+    args = parser.parse_args(argv)
+    shape = shape_of(args)
+    machine = describe_machine()
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)  # as the suite's trainer does; the peers have it too
+    batches = [shape.random_batch() for _ in range(args.steps)]
+    contenders = [our_contender(shape, batches)]
+    contenders += [peer_contender(peer, shape, batches) for peer in installed_peers()]
+    characters = args.steps * shape.batch_size * shape.target_length
+
+    def measured_peak() -> float:
+        return matrix_product_peak(shape.batch_size * shape.target_length, shape.d_model, shape.d_ff)
+
+    results, more = compete(contenders, characters, args.rounds, {"peak": measured_peak})
+    peak = statistics.median(more["peak"])
+    print("Training throughput, target characters per second of whole training steps (forward, loss, backward,")
+    print(
+        f"optimizer), median of {args.rounds} interleaved rounds of {args.steps} steps; bf16 is autocast but for ours."
+    )
+    print(f"Shape: {shape}, batch {shape.batch_size}. Limit: {peak / 1e9:,.0f} GFLOP/s of bf16 matrix products.\n")
+    print(table(results, peak))
+    print(f"\n{machine}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

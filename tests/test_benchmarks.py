@@ -1,0 +1,180 @@
+"""Every benchmark runs, with sizes so small that it takes seconds, and its protocols are what it says they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.machine import Contender, best_peer, compete, interleaved
+from benchmarks.peers import NanoGPT, NanoGPTRecipe, Shape, count_parameters, train_nanogpt
+from benchmarks.time_to_loss import block_windows, parse_arguments, random_block_loss
+from charseq2seq.training.evaluation import evaluate
+from encoder_decoder_transformer import Transformer
+from tests.train_client import ROOT, TINY, TINY_SIZES, Trainee, tiny_text
+
+# More layers in the decoder than in the encoder, as at the reference shape: not every peer takes that for granted.
+SHAPE = Shape(**TINY_SIZES | {"num_decoder_layers": 2})
+TINY_SHAPE = [*TINY, "--num_decoder_layers", "2"]
+PEERS = {"transformers": "T5", "x-transformers": "XTransformer"}
+
+
+def benchmark(script: str, *arguments: str, home: Path) -> str:
+    """Run a benchmark to its end.
+
+    Returns:
+        What it printed; peers that are not installed are named on stderr.
+    """
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        cwd=home,
+        env=Trainee(home).environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Machine: " in done.stdout and "| --- |" in done.stdout
+    if "throughput" in script:
+        for distribution, name in PEERS.items():
+            there = importlib.util.find_spec(distribution.replace("-", "_")) is not None
+            assert (name in done.stdout) == there
+            assert (f"{distribution} is not installed" in done.stderr) != there
+    return done.stdout
+
+
+def row(table: str, name: str) -> list[str]:
+    """The cells after the name in the only row of that name."""
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def test_train_throughput(tmp_path: Path) -> None:
+    printed = benchmark("train_throughput.py", "--rounds", "2", "--steps", "1", *TINY_SHAPE, home=tmp_path)
+    parameters, fp32, bf16, fastest, of_the_limit, times = row(printed, "**ours**")
+    assert int(parameters.replace(",", "")) == count_parameters(Transformer(**SHAPE.model()))
+    assert all(int(figure.replace(",", "")) > 0 for figure in (fp32, bf16, fastest))
+    assert of_the_limit.endswith("%") and float(times) > 0
+    assert "nn.Transformer" in printed
+
+
+def test_generate_throughput(tmp_path: Path) -> None:
+    arguments = ["--rounds", "1", "--num_tokens", "20", "--streams", "1", "3", *TINY_SHAPE]
+    printed = benchmark("generate_throughput.py", *arguments, home=tmp_path)
+    one, three = printed.split("Batch of 3:")
+    assert "One stream:" in one and row(one, "**ours, --mode generate**")
+    assert "--mode generate" not in three and row(three, "**ours**")
+
+
+def test_time_to_loss(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text(tiny_text(90))
+    arguments = ["--data_path", "other.txt", "--minutes", "0.01", "--seeds", "3", "4", "--block", "24", "--blocks", "5"]
+    arguments += ["--nanogpt", "--nanogpt_steps", "2", "--", *TINY, "--max_steps", "5"]
+    printed = benchmark("time_to_loss.py", *arguments, home=tmp_path)
+    assert printed.count("| **ours** |") == 2 and printed.count("| nanoGPT |") == 2
+    seed, *_, unseen, blocks = [line for line in printed.splitlines() if "| **ours** |" in line][1].split("|")[2:-1]
+    assert int(seed) == 4 and float(unseen) > 0 and float(blocks) > 0
+    assert " ± " in row(printed, "**ours**, mean of 2")[-1]
+    assert "nanoGPT's." in printed and "other.txt" in printed
+
+
+def test_startup_time(tmp_path: Path) -> None:
+    arguments = ["--repeats", "1", "--characters", "500", "--data_path", "text.txt", *TINY_SHAPE]
+    printed = benchmark("startup_time.py", *arguments, home=tmp_path)
+    for name in ("--help", "a wrong argument", "first training step", "evaluation"):
+        median, fastest, _ = row(printed, name)
+        assert float(median) >= float(fastest) > 0
+
+
+def test_measures_take_turns_and_the_first_round_is_dropped() -> None:
+    order: list[str] = []
+
+    def measure(name: str, figures: list[float]) -> float:
+        order.append(name)
+        return figures.pop(0)
+
+    first, second = [9.0, 1.0, 3.0], [9.0, 2.0, 2.0]
+    figures = interleaved({"a": lambda: measure("a", first), "b": lambda: measure("b", second)}, 2)
+    assert figures == {"a": [1.0, 3.0], "b": [2.0, 2.0]} and order == ["a", "b"] * 3
+
+
+def test_a_system_counts_in_its_best_precision_and_way() -> None:
+    slow = Contender("slow", 1, True, {"fp32": (lambda: 4.0,), "bf16": (lambda: 5.0, lambda: 2.0)})
+    slower = Contender("slower", 1, True, {"fp32": (lambda: 3.0,)})
+    fast = Contender("fast", 1, False, {"fp32": (lambda: 1.0,)})
+    results, more = compete([slow, slower, fast], 100, 3, {"peak": lambda: 7.0})
+    assert results[0].medians == {"fp32": 25.0, "bf16": 50.0} and results[0].best == results[0].fastest == 50.0
+    assert best_peer(results).contender is slow and more == {"peak": [7.0] * 3}
+
+
+@pytest.mark.parametrize(("block", "source", "target"), [(256, 64, 192), (256, 8, 16), (24, 64, 192), (20, 16, 5)])
+def test_block_windows_score_every_character_once(block: int, source: int, target: int) -> None:
+    scored: list[int] = []
+    for start, split, first, end in block_windows(block, source, target):
+        assert 0 <= start < split <= first < end <= block + 1
+        assert split - start <= source and end - split <= target
+        assert start == 0 or split - start == source
+        scored += range(first, end)
+        if source + target >= block:  # all that stands before it in the block, or as much as the model can take
+            assert all(i - start >= min(i, source + target - 1) for i in range(first, end))
+    assert scored == list(range(1, block + 1))
+
+
+def small_nanogpt() -> tuple[NanoGPT, NanoGPTRecipe]:
+    """A model of the recipe's kind, for blocks of 8."""
+    torch.manual_seed(0)
+    recipe = NanoGPTRecipe(num_layers=2, num_heads=2, d_model=16, block=8, batch_size=3, iterations=4, warmup=2)
+    model = NanoGPT(20, recipe)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    return model, recipe
+
+
+def test_random_blocks_are_nanogpt_s_own_protocol() -> None:
+    model, recipe = small_nanogpt()
+    ids = np.random.default_rng(0).integers(1, 20, recipe.block + 1, dtype=np.int32)  # only one block can be drawn
+    text = torch.from_numpy(ids).long()
+    with torch.no_grad():
+        expected = F.cross_entropy(model.logits(text[None, :-1])[0], text[1:])
+    loss = random_block_loss(cast("Transformer", model), ids, recipe.block, 2)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_suite_s_protocol_scores_nanogpt_with_half_a_block_to_one_block_of_context() -> None:
+    model, recipe = small_nanogpt()
+    ids = np.random.default_rng(0).integers(1, 20, 30, dtype=np.int32)
+    text, half = torch.from_numpy(ids).long(), recipe.block // 2
+    losses = []
+    for i in range(10, 30):
+        start = i - (i - 10) % half - half - 1
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model.logits(text[None, start:i])[0, -1], text[i]))
+    assert evaluate(cast("Transformer", model), ids, 10).nats_per_char == pytest.approx(
+        float(torch.stack(losses).mean()), rel=1e-5
+    )
+
+
+def test_nanogpt_s_recipe() -> None:
+    recipe = NanoGPTRecipe()
+    assert count_parameters(NanoGPT(65, recipe)) - recipe.block * recipe.d_model == pytest.approx(0.80e6, rel=0.01)
+    assert recipe.rate(0) < recipe.rate(50) < recipe.rate(100) == pytest.approx(1e-3)
+    assert recipe.rate(recipe.iterations) == pytest.approx(1e-4)
+    _, small = small_nanogpt()
+    ids = np.random.default_rng(0).integers(1, 20, 100, dtype=np.int32)
+    first, seconds = train_nanogpt(ids, 20, small, 5)
+    again, _ = train_nanogpt(ids, 20, small, 5)
+    assert seconds > 0
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_arguments_after_two_dashes_are_passed_on() -> None:
+    args = parse_arguments(["--seeds", "1", "2", "--", "--d_model", "256"])
+    assert args.seeds == [1, 2] and args.arguments == ["--d_model", "256"]
+    assert parse_arguments(["--seeds", "1"]).arguments == []
