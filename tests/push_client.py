@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,7 +60,17 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         model_state_dict=model.state_dict(),
         config=config,
         vocab=vocabulary.index_of_token(),
-        training_args={"data": name, "batch_size": 4, "learning_rate": 0.02, "seed": 7, "max_steps": 100, **config},
+        training_args={
+            "data": name,
+            "batch_size": 4,
+            "learning_rate": 0.02,
+            "max_steps": 100,
+            "max_minutes": None,
+            "seed": 7,
+            "device": "cpu",
+            "compile": False,
+            **{size: value for size, value in config.items() if size != "vocab_size"},
+        },
         metrics={
             "nats_per_char": loss,
             "bits_per_char": loss / 0.6931471805599453,
@@ -85,6 +96,21 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         },
         environment=library_versions() | {"hardware": "CPU, 2 threads"},
     )
+
+
+def fresh_python(requirements: Path, folder: Path) -> Path:
+    """Make a virtual environment that holds what a requirements.txt names and nothing else.
+
+    Returns:
+        The folder of its programs: `python`, and what the libraries bring, e.g. `hf`.
+    """
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    # Compiling all of PyTorch would take longer than installing it.
+    install = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--no-compile", "-r", str(requirements)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return programs
 
 
 @dataclass
@@ -132,9 +158,11 @@ class Publisher:
         )
 
     def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
-        """Run push_to_huggingface.py to its end; it never shows a traceback or the token."""
+        """Run push_to_huggingface.py to its end; it never shows a traceback, the token or control characters."""
         process = self.start(*arguments, token=token, **environment)
         out, log = process.communicate()
         assert "Traceback" not in log, log
+        assert (out + log).replace("\n", "").isprintable(), log
         assert token is None or token not in out + log
+        assert "X-Amz-Signature" not in log, "a signed address opens what it names"
         return Push(process.returncode, out, log)

@@ -17,7 +17,7 @@ from tests.push_client import tiny_checkpoint
 
 def card(loss: float = 1.5, repo_id: str = "alice/m", name: str = "shakespeare.txt", sample: str = "ROMEO: Ay") -> str:
     """The card of a tiny checkpoint."""
-    return render_card(tiny_checkpoint(loss, name=name), repo_id, [Sample(0.5, sample)], "training_curve.png")
+    return render_card(tiny_checkpoint(loss, name=name), repo_id, [Sample(0.5, "ROMEO:", sample)], "training_curve.png")
 
 
 def metadata(text: str) -> Any:
@@ -40,10 +40,15 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
     for expected in (
         "ROMEO: Ay",
         "![Training and validation loss over the run](training_curve.png)",
-        "| **all parameters** | **6,649** |",
+        "after the prompt `ROMEO:`",
+        "as unsure as if it chose among 4.5 characters each time, where its alphabet has 36",
+        "| **all** | **6,649** |",
+        "`d_model` 16, `num_heads` 2",
+        "CPU, 2 threads",
+        "| training time | 12 s |",
         "ab" * 32,
         'hf_hub_download("alice/m", "pytorch_model.bin")',
-        "--max_steps 100 \\",
+        "--max_steps 100",
         "every validation character once",
         "public domain",
     ):
@@ -55,18 +60,38 @@ def test_of_another_text_no_language_or_licence_is_claimed() -> None:
     metadata = yaml.safe_load(text.split("---")[1])
     assert not {"language", "license"} & set(metadata)
     assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
-    assert '--data_path "letters.txt"' in text
+    assert "--data_path letters.txt" in text
 
 
 def test_a_sample_cannot_break_out_of_its_fence() -> None:
     assert "\n````text\na ``` b\n````\n" in card(sample="a ``` b")
 
 
-def test_a_card_of_sparse_metrics_is_still_made() -> None:
-    sparse = dataclasses.replace(
-        tiny_checkpoint(), metrics={"nats_per_char": 1.5, "bits_per_char": 2.16}, corpus={}, training_args={}
-    )
-    assert "not stated" in render_card(sparse, "alice/m", [], None)
+@pytest.mark.parametrize(
+    "metrics", [{"nats_per_char": 1.5}, {"nats_per_char": float("nan"), "averaged": [1, 2]}, {"nats_per_char": "?"}, {}]
+)
+def test_a_card_of_sparse_or_odd_metrics_is_still_made(metrics: dict[str, Any]) -> None:
+    sparse = dataclasses.replace(tiny_checkpoint(), metrics=metrics, corpus={}, training_args={}, environment={})
+    text = render_card(sparse, "alice/m", [Sample(0.5, "", "Ay")], None)
+    assert "not stated" in text and "without a prompt" in text and "nan" not in text and "None" not in text
+    assert len(metadata(text).eval_results or []) == (metrics.get("nats_per_char") == 1.5)
+
+
+def test_a_text_that_the_hub_has_is_named() -> None:
+    base = tiny_checkpoint()
+    known = dict(base.corpus) | {"sha256": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}
+    text = render_card(dataclasses.replace(base, corpus=known), "alice/m", [], None)
+    assert metadata(text).datasets == ["karpathy/tiny_shakespeare"]
+    assert "https://huggingface.co/datasets/karpathy/tiny_shakespeare" in text
+
+
+def test_the_command_counts_steps_even_where_the_run_was_timed() -> None:
+    base = tiny_checkpoint()
+    timed = dict(base.training_args) | {"max_steps": None, "max_minutes": 4.5, "nesterov": True, "patience": None}
+    text = render_card(dataclasses.replace(base, training_args=timed), "alice/m", [], None)
+    command = text.partition("```bash\npython train_transformer.py")[2].partition("```")[0]
+    assert "--max_steps 100" in command and "--nesterov" in command.split()
+    assert not {"--max_minutes", "--patience", "--compile", "--device", "--data_path"} & set(command.split())
 
 
 def test_what_people_write_outside_the_marks_survives_every_push() -> None:
@@ -130,4 +155,5 @@ def test_windows_line_ends_of_an_edited_card_are_no_reason_to_lose_it() -> None:
 
 def test_a_card_can_be_made_out_for_another_repository() -> None:
     renamed = retarget_card(card(repo_id="alice/m"), "acme/n")
-    assert 'hf_hub_download("acme/n", "config.json")' in renamed and "alice/m" not in renamed
+    assert renamed == card(repo_id="acme/n")
+    assert retarget_card(card(sample="malice/mice"), "acme/n").count("malice/mice") == 1

@@ -98,9 +98,7 @@ def test_model_code_and_example_are_the_files_of_this_project(built: Path) -> No
     assert (built / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
     pins = (built / "requirements.txt").read_text().split()
     assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "huggingface_hub"}
-    ours = ROOT / "requirements_transformer.txt"
-    if ours.exists():
-        assert set(pins) <= set(ours.read_text().split())
+    assert set(pins) <= set((ROOT / "requirements_transformer.txt").read_text().split())
 
 
 def test_nothing_tells_of_the_machine_or_the_moment(built: Path, tmp_path: Path) -> None:
@@ -114,6 +112,14 @@ def test_nothing_tells_of_the_machine_or_the_moment(built: Path, tmp_path: Path)
         kinds.append(kind)
         position += size + 12
     assert not {b"tEXt", b"iTXt", b"tIME"} & set(kinds)
+
+
+def test_json_stays_json_where_a_loss_is_not_a_number(tmp_path: Path) -> None:
+    history = [{"step": step, "train_nats_per_char": float("nan"), "nats_per_char": 2.0} for step in (1, 2)]
+    build_folder(tiny_checkpoint(history=history, extra=(1, float("inf"))), tmp_path / "folder", "alice/m")
+    text = (tmp_path / "folder" / "training_args.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["metrics"]
+    assert metrics["history"][0]["train_nats_per_char"] is None and metrics["extra"] == [1, None]
 
 
 def test_a_checkpoint_without_history_has_no_picture(tmp_path: Path) -> None:
@@ -155,8 +161,12 @@ def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path)
     weights = (other / "model.safetensors").read_bytes()
     with pytest.raises(PublishError, match=r"the folder does not work\n.*do not hold the same weights"):
         prove_folder(damaged(tiny_checkpoint(), tmp_path / "mixed", "model.safetensors", weights))
-    with pytest.raises(PublishError, match=r"usage_example\.py"):
-        prove_folder(damaged(tiny_checkpoint(), tmp_path / "broken", "usage_example.py", b"raise SystemExit('no')"))
+    for name, example, expected in (
+        ("broken", b"raise SystemExit('it cannot')", "it cannot"),
+        ("mute", b"import encoder_decoder_transformer", "wrote no text"),
+    ):
+        with pytest.raises(PublishError, match=expected):
+            prove_folder(damaged(tiny_checkpoint(), tmp_path / name, "usage_example.py", example))
 
 
 def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +182,9 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
     [
         (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
         ("ghp_" + "a" * 36, "what looks like a token"),
-        ("/home/alice/corpus.txt", "a path of a home folder"),
-        ("C:\\Users\\alice\\corpus.txt", "a path of a home folder"),
+        ("/home/alice/corpus.txt", "a path of a machine"),
+        ("C:\\Users\\alice\\corpus.txt", "a path of a machine"),
+        (str(ROOT / "data"), "a path of a machine"),
         ("a secret of no known shape", "the token in use, in notes.txt"),
         ("hf_hub_download and /home pages", None),
     ],

@@ -29,12 +29,15 @@ def is_our_card(text: str) -> bool:
 
 
 def retarget_card(text: str, repo_id: str) -> str:
-    """Our card for another repository: the marked part names `repo_id` instead of what it named."""
-
-    def renamed(block: re.Match[str]) -> str:
-        return block[0].replace(block["repo_id"], repo_id)
-
-    return _BLOCK.sub(renamed, text)
+    """Our card for another repository: it names `repo_id` where it named another."""
+    block = _BLOCK.search(text)
+    if block is None or block["repo_id"] == repo_id:
+        return text
+    old, new = block["repo_id"], repo_id
+    text = re.sub(rf"(?<![\w./-]){re.escape(old)}(?![\w/-])", new, text)
+    # The name alone: the title, and the model of the results in the metadata.
+    alone = rf"^(# |- name: ){re.escape(old.partition('/')[2])}$"
+    return re.sub(alone, rf"\g<1>{new.partition('/')[2]}", text, flags=re.MULTILINE)
 
 
 def merge_cards(ours: str, theirs: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +25,18 @@ def find_credentials(token: str | None, token_file: Path | None) -> Credentials:
     """The first token of: the command line, the file, HF_TOKEN, the stored login.
 
     Raises:
-        PublishError: there is none.
+        PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
+    found = _find(token, token_file)
+    if not re.fullmatch(r"[!-~]+", found.token):  # else it would make a header that cannot be sent
+        raise PublishError("bad_token", f"the one from {found.source} holds characters that no token has")
+    return found
+
+
+def _find(token: str | None, token_file: Path | None) -> Credentials:
     if token is not None and token.strip():
-        log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
-        log("history; HF_TOKEN, --token_file or `hf auth login` keep it to yourself.")
+        _warn_of_the_command_line()
         return Credentials(token.strip(), "the command line")
     if token_file is not None:
         return Credentials(_read_token_file(token_file), str(token_file))
@@ -39,6 +47,12 @@ def find_credentials(token: str | None, token_file: Path | None) -> Credentials:
         raise PublishError("no_token")
     by_environment = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     return Credentials(found, "HF_TOKEN" if by_environment else "the stored login")
+
+
+@functools.cache  # once, however often the Hub is asked
+def _warn_of_the_command_line() -> None:
+    log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
+    log("history; HF_TOKEN, a token file or `hf auth login` keep it to yourself.")
 
 
 def _read_token_file(path: Path) -> str:

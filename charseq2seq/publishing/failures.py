@@ -242,7 +242,8 @@ class PublishError(SuiteError):
     ) -> None:
         failure = FAILURES[kind]
         self.kind, self.status, self.request_id = kind, status, request_id
-        self.headline = failure.headline.format(status=_status_line(status)).replace(" ()", "")
+        headline = failure.headline.format(status=_status_line(status)).replace(" ()", "")
+        self.headline = headline or failure.cause.partition(":")[0]  # not every trouble has a status
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
         self.remedy = remedy or failure.remedy
         lines = [f"❌ {_opening(kind)}{self.headline}", f"   why: {self.cause}", f"   what to do: {self.remedy}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ class Hub:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
+        # Its warnings tell signed addresses, and nothing that we do not tell.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         configure_client(credentials.token, timeout, deadline)
         if not is_terminal():
             disable_progress_bars()
@@ -200,7 +203,9 @@ class Hub:
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Fetch files of a commit into a folder, past any cache."""
         from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import disable_progress_bars
 
+        disable_progress_bars()  # its bars would be drawn over the lines that follow
         retrying(
             self.deadline,
             lambda: snapshot_download(

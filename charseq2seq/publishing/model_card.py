@@ -5,24 +5,24 @@ Everything in it comes from the checkpoint. How it lives with what people write 
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.publishing.card_merge import marked
-from charseq2seq.publishing.samples import PROMPT, SEED, Sample
+from charseq2seq.publishing.samples import SEED, Sample, is_shakespeare
 
 TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
-# The arguments of a run that are flags of train_transformer.py, in the order of its help.
-_FLAGS = (
-    *("d_model", "num_heads", "num_encoder_layers", "num_decoder_layers", "d_ff", "dropout"),
-    *("source_length", "target_length", "max_steps", "max_minutes", "batch_size", "learning_rate", "weight_decay"),
-    *("seed", "eval_interval", "precision"),
-)
+# Texts that can be had from the Hub, by the sha256 of the whole text.
+_DATASETS = {"86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed": "karpathy/tiny_shakespeare"}
+# What a checkpoint tells of its run that does not change the model, or is said by another flag.
+_NO_FLAGS = {"data", "device", "compile", "num_threads", "log_interval", "max_minutes"}
 
 _PARTS = {
-    "embedding": "characters to vectors, shared by both sides",
+    "embedding": "characters to vectors, for both sides",
     "encoder": "reads the source in both directions",
     "decoder": "writes the target, one character at a time",
     "head": "vectors to characters",
@@ -34,7 +34,7 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
     """The complete README.md of a new repository.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the model; what its metrics do not tell is left out.
         repo_id: `owner/name`, for the examples.
         samples: text that this model wrote.
         curve: file name of the training-curve picture, None where there is none.
@@ -54,10 +54,6 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
     return str(ModelCard(f"---\n{_metadata(checkpoint, repo_id).to_yaml()}\n---\n\n{block}\n"))
 
 
-def _is_shakespeare(corpus: Mapping[str, Any]) -> bool:
-    return "shakespeare" in str(corpus.get("name", "")).lower()
-
-
 def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     """The card's YAML as `ModelCardData`; language and licence only where the text is known to allow it."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -74,15 +70,17 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
             dataset_args={"sha256": corpus.get("sha256")},
             metric_type=kind,
             metric_name=name,
-            metric_value=round(metrics[kind], 4),
+            metric_value=float(value),
         )
         for kind, name in names.items()
-        if kind in metrics
+        if (value := _number(metrics, kind, ".4f"))
     ]
-    known = _is_shakespeare(corpus)
+    known = is_shakespeare(corpus)
+    dataset = _DATASETS.get(str(corpus.get("sha256")))
     return ModelCardData(
         language="en" if known else None,
         license="apache-2.0" if known else None,
+        datasets=[dataset] if dataset else None,
         library_name="pytorch",
         pipeline_tag="text-generation",
         tags=TAGS + ["shakespeare"] * known,
@@ -94,23 +92,32 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
 def _introduction(checkpoint: Checkpoint, repo_id: str) -> str:
     corpus, metrics = checkpoint.corpus, checkpoint.metrics
     total = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
-    subject = "Shakespeare's plays" if _is_shakespeare(corpus) else f"the text `{corpus.get('name', 'unknown')}`"
+    subject = "Shakespeare's plays" if is_shakespeare(corpus) else f"the text `{corpus.get('name', 'unknown')}`"
+    text = (
+        f"# {repo_id.partition('/')[2]}\n\nA small Transformer that continues text, character by character: {total:,} "
+        f"parameters, trained from scratch on {subject}. Its encoder reads a piece of text in both directions; its "
+        "decoder writes what follows"
+    )
+    if loss := _number(metrics, "nats_per_char", ".4f"):
+        text += f". On text that it never saw it reaches **{loss} nats per character**"
+    if loss and (choices := _number(metrics, "perplexity", ".1f")):
+        alphabet = checkpoint.config["vocab_size"] - 1
+        text += (
+            f": it is as unsure as if it chose among {choices} characters each time, where its alphabet has {alphabet}"
+        )
     return (
-        f"# {repo_id.partition('/')[2]}\n\n"
-        f"A character-level encoder-decoder Transformer with {total:,} parameters, trained from nothing on {subject}. "
-        "Its encoder reads a piece of text in both directions; its decoder writes the text that follows, one character "
-        f"at a time. On text it never saw it reaches **{metrics['nats_per_char']:.4f} nats per character** "
-        f"({metrics['bits_per_char']:.4f} bits). The model is one file that needs nothing but PyTorch, written to be "
-        "read: `encoder_decoder_transformer.py`."
+        f"{text}.\n\nThe model is one file that needs nothing but PyTorch and is written to be read, "
+        "[`encoder_decoder_transformer.py`](encoder_decoder_transformer.py)."
     )
 
 
 def _samples(samples: Sequence[Sample]) -> str:
-    pieces = [f"## What it writes\n\nAfter the prompt `{PROMPT}`, unedited, with seed {SEED}."]
+    pieces = [f"## What it writes\n\nUnedited, with seed {SEED}, cut off where it stood."]
     for sample in samples:
         # A fence longer than any run of backticks in the text cannot be closed by it.
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", sample.text)), default=0))
-        pieces.append(f"Temperature {sample.temperature}:\n\n{fence}text\n{sample.text}\n{fence}")
+        start = f"after the prompt `{sample.prompt}`" if sample.prompt else "without a prompt"
+        pieces.append(f"At temperature {sample.temperature}, {start}:\n\n{fence}text\n{sample.text}\n{fence}")
     return "\n\n".join(pieces)
 
 
@@ -157,20 +164,19 @@ print("".join(character_of[index] for index in written[0].tolist()))
 
 
 def _evaluation(metrics: Mapping[str, Any], curve: str | None) -> str:
-    rows = [("validation loss", f"{metrics['nats_per_char']:.4f} nats per character")]
-    rows.append(("the same in bits", f"{metrics['bits_per_char']:.4f} bits per character"))
-    optional = {
-        "perplexity": ("perplexity per character", "{:.3f}"),
-        "train_nats_per_char": ("training loss at the end", "{:.4f} nats per character"),
-        "characters": ("characters scored", "{:,}"),
-        "max_context": ("longest context", "{} characters"),
+    labels = {
+        "nats_per_char": ("validation loss, nats per character", ".4f"),
+        "bits_per_char": ("the same in bits per character", ".4f"),
+        "perplexity": ("perplexity per character", ".3f"),
+        "train_nats_per_char": ("training loss at the end, nats per character", ".4f"),
+        "characters": ("characters scored", ",.0f"),
+        "max_context": ("longest context, characters", ",.0f"),
     }
-    for key, (label, form) in optional.items():
-        if metrics.get(key) is not None:
-            rows.append((label, form.format(metrics[key])))
+    rows = [(label, text) for name, (label, form) in labels.items() if (text := _number(metrics, name, form))]
     picture = f"\n\n![Training and validation loss over the run]({curve})" if curve else ""
     return (
-        f"## How good it is\n\n{_table(rows)}\n\nHow it was measured: {metrics.get('protocol', 'not stated')}{picture}"
+        f"## How good it is\n\n{_table(('measure', 'value'), rows)}\n\nMeasured on the validation text, the end of the "
+        f"corpus, which was not trained on: {metrics.get('protocol', 'by a protocol that is not stated')}.{picture}"
     )
 
 
@@ -180,43 +186,48 @@ def _architecture(checkpoint: Checkpoint) -> str:
         part = name.partition(".")[0]
         counts[part] = counts.get(part, 0) + tensor.numel()
     rows = [(f"{part}: {_PARTS.get(part, 'weights')}", f"{count:,}") for part, count in counts.items()]
-    rows.append(("**all parameters**", f"**{sum(counts.values()):,}**"))
-    sizes = [(f"`{name}`", str(value)) for name, value in checkpoint.config.items()]
-    return f"## How it is built\n\n{_table(rows)}\n\n`config.json`:\n\n{_table(sizes)}"
+    rows.append(("**all**", f"**{sum(counts.values()):,}**"))
+    sizes = ", ".join(f"`{name}` {value}" for name, value in checkpoint.config.items())
+    return f"## How it is built\n\n{_table(('part', 'parameters'), rows)}\n\nIts sizes (`config.json`): {sizes}."
 
 
 def _training(checkpoint: Checkpoint) -> str:
-    corpus, metrics, arguments = checkpoint.corpus, checkpoint.metrics, checkpoint.training_args
-    rows = [("text", f"`{corpus.get('name', 'unknown')}`"), ("sha256", f"`{corpus.get('sha256', 'unknown')}`")]
+    corpus, metrics, environment = checkpoint.corpus, checkpoint.metrics, checkpoint.environment
+    dataset = _DATASETS.get(str(corpus.get("sha256")))
+    known = f", [{dataset}](https://huggingface.co/datasets/{dataset}) on the Hub" if dataset else ""
+    rows = [("text", f"`{corpus.get('name', 'unknown')}`{known}"), ("sha256", f"`{corpus.get('sha256', 'unknown')}`")]
     labels = {
-        "characters": "characters",
-        "distinct_characters": "distinct characters",
-        "train_characters": "of them for training",
-        "validation_characters": "of them for validation",
+        "characters": ("characters", corpus),
+        "distinct_characters": ("distinct characters", corpus),
+        "train_characters": ("characters for training", corpus),
+        "validation_characters": ("characters for validation, the last ones", corpus),
+        "steps": ("steps", metrics),
+        "step": ("step of the published weights, the best", metrics),
+        "characters_per_second": ("characters trained on per second", metrics),
     }
-    rows += [(label, f"{corpus[key]:,}") for key, label in labels.items() if key in corpus]
-    run = []
-    if "steps" in metrics:
-        run.append(("steps", f"{metrics['steps']:,}"))
-    if "step" in metrics:
-        run.append(("weights published: those of step", f"{metrics['step']:,}"))
-    if "seconds" in metrics:
-        run.append(("training time", f"{metrics['seconds'] / 60:.1f} minutes"))
-    if "characters_per_second" in metrics:
-        run.append(("speed", f"{metrics['characters_per_second']:,.0f} characters per second"))
-    run += [(name, str(value)) for name, value in checkpoint.environment.items()]
-    chosen = [(f"`{name}`", f"`{value}`") for name, value in arguments.items() if name not in checkpoint.config]
+    rows += [(label, text) for name, (label, facts) in labels.items() if (text := _number(facts, name, ",.0f"))]
+    if seconds := _number(metrics, "seconds", ".0f"):
+        rows.append(("training time", f"{seconds} s" if int(seconds) < 120 else f"{int(seconds) / 60:.1f} minutes"))
+    rows += [("charseq2seq" if name == "suite" else name, str(value)) for name, value in environment.items()]
     return (
-        f"## How it was trained\n\nThe data:\n\n{_table(rows)}\n\nThe run:\n\n{_table(run)}\n\n"
-        f"Its arguments:\n\n{_table(chosen)}\n\nTo train one like it:\n\n```bash\n{_command(arguments, corpus)}\n```"
+        f"## How it was trained\n\n{_table(('fact', 'value'), rows)}\n\nThe command that trains one like it, with all "
+        f"arguments that matter (`training_args.json` has every one):\n\n```bash\n{_command(checkpoint)}\n```"
     )
 
 
-def _command(arguments: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
+def _command(checkpoint: Checkpoint) -> str:
+    """Counts steps even where the run was timed: another machine does not make as many in as many minutes."""
+    name, steps = str(checkpoint.corpus.get("name", "shakespeare.txt")), checkpoint.metrics.get("steps")
+    arguments = {key: value for key, value in checkpoint.training_args.items() if key not in _NO_FLAGS}
+    arguments["max_steps"] = arguments.get("max_steps") or steps
     words = ["python train_transformer.py --mode train"]
-    if corpus.get("name", "shakespeare.txt") != "shakespeare.txt":  # the default text is found by itself
-        words.append(f'--data_path "{corpus["name"]}"')
-    words += [f"--{name} {arguments[name]}" for name in _FLAGS if arguments.get(name) is not None]
+    if name != "shakespeare.txt":  # the default text is found by itself
+        words.append(f"--data_path {shlex.quote(name)}")
+    words += [
+        f"--{key}" if value is True else f"--{key} {value}"
+        for key, value in arguments.items()
+        if value is not None and value is not False
+    ]
     return " \\\n    ".join(words)
 
 
@@ -228,7 +239,7 @@ def _limits(checkpoint: Checkpoint) -> str:
         f"hundred characters ago. It reads and writes only the {checkpoint.config['vocab_size'] - 1} characters of its "
         "vocabulary. It may repeat passages of its training text word for word."
     )
-    if not _is_shakespeare(checkpoint.corpus):
+    if not is_shakespeare(checkpoint.corpus):
         return f"{text} Whatever views and errors that text has, the model has too; see its owner for its licence."
     return (
         f"{text}\n\nIts English is that of about 1600, and so are its views: the plays' treatment of women, of Jews "
@@ -237,8 +248,15 @@ def _limits(checkpoint: Checkpoint) -> str:
     )
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
+def _number(facts: Mapping[str, Any], name: str, form: str) -> str:
+    """A number as text; empty where there is none, or none that can be shown."""
+    value = facts.get(name)
+    return format(value, form) if isinstance(value, (int, float)) and math.isfinite(value) else ""
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     def cell(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {cell(left)} | {cell(right)} |" for left, right in rows)])
+    lines = [f"| {cell(left)} | {cell(right)} |" for left, right in (head, ("---", "---"), *rows)]
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from charseq2seq.publishing.hub_errors import explain
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 60.0  # seconds; a server's Retry-After is obeyed up to this
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
+LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
 
 T = TypeVar("T")
 
@@ -35,16 +36,20 @@ class Deadline:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
+    @property
+    def left(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
     def remaining(self) -> float:
         """Seconds left.
 
         Raises:
             PublishError: none are.
         """
-        left = self._end - time.monotonic()
-        if left <= 0:
+        if not self.left:
             raise PublishError("deadline", f"{self.seconds:g} seconds")
-        return left
+        return self.left
 
 
 def configure_client(token: str, timeout: float, deadline: Deadline) -> None:
@@ -58,20 +63,19 @@ def configure_client(token: str, timeout: float, deadline: Deadline) -> None:
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    limit = f"{max(1, round(timeout))}s"
+    patience = min(timeout, deadline.seconds / 8)  # Xet waits some six times before it gives up on silent servers
     for name, value in {
-        "CONNECT_TIMEOUT": f"{min(CONNECT_SECONDS, max(1, round(timeout))):.0f}s",
-        "READ_TIMEOUT": limit,
+        "CONNECT_TIMEOUT": f"{min(CONNECT_SECONDS, patience) * 1000:.0f}ms",
+        "READ_TIMEOUT": f"{patience * 1000:.0f}ms",
         "RETRY_MAX_ATTEMPTS": "2",  # then the LFS path is tried
         "RETRY_BASE_DELAY": "500ms",
-        "RETRY_MAX_DURATION": limit,
+        "RETRY_MAX_DURATION": f"{patience * 1000:.0f}ms",
     }.items():
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)  # read by Xet's own client
     origin = _origin(constants.ENDPOINT)
 
     def before(request: Any) -> None:
-        left = deadline.remaining()
-        wait = min(timeout, left)
+        wait = min(timeout, deadline.remaining())
         request.extensions["timeout"] = {
             "connect": min(CONNECT_SECONDS, wait),
             "read": wait,
@@ -84,9 +88,15 @@ def configure_client(token: str, timeout: float, deadline: Deadline) -> None:
     def after(response: Any) -> None:
         # The library sleeps as long as these say, without a limit.
         asked = response.headers.get("Retry-After", "")
-        if asked.isdigit() and int(asked) > LONGEST_PAUSE:
-            response.headers["Retry-After"] = f"{LONGEST_PAUSE:.0f}"
+        longest = min(LONGEST_PAUSE, deadline.left)
+        if asked.isdigit() and int(asked) > longest:
+            response.headers["Retry-After"] = f"{longest:.0f}"
         response.headers.pop("RateLimit", None)
+        creating = response.status_code == 409 and response.url.path.endswith("/api/repos/create")
+        if creating and b"another conflicting operation" in response.read():
+            raise PublishError(
+                "moved", "another repository is being made", status=409
+            )  # the library would ask for ever
 
     def factory() -> Any:
         client = default_client_factory()
@@ -104,41 +114,24 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def tries(deadline: Deadline) -> Iterator[Callable[[Exception], None]]:
-    """The tries of something that may fail in passing; each yields what to call with its exception.
-
-    The call sleeps before the next try, or raises the exception again: it will not pass, or there is no try left.
-
-        for failed in tries(deadline):
-            try:
-                return work()
-            except Exception as error:
-                failed(error)
-    """
-    for pause in (*PAUSES, None):
-
-        def failed(error: Exception, pause: float | None = pause) -> None:
-            failure = explain(error)
-            if pause is None or failure is None or not FAILURES[failure.kind].passing:
-                raise error
-            seconds = max(pause * random.uniform(0.75, 1.5), _retry_after(error))
-            if seconds >= deadline.remaining():
-                raise error
-            log(f"{failure.headline}; trying again in {seconds:.1f} s.")
-            time.sleep(seconds)
-
-        yield failed
-    raise AssertionError("the last try returns or raises")
-
-
 def retrying(deadline: Deadline, work: Callable[[], T]) -> T:
     """Do what may be done more than once, again where it fails in passing."""
-    for failed in tries(deadline):
+    for pause in PAUSES:
+        begin = time.monotonic()
         try:
             return work()
         except Exception as error:
-            failed(error)
-    raise AssertionError("the last try returns or raises")
+            failure = explain(error)
+            if failure is None or not FAILURES[failure.kind].passing:
+                raise
+            if failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE:
+                raise
+            seconds = max(pause * random.uniform(0.75, 1.5), _retry_after(error))
+            if seconds >= deadline.remaining():
+                raise
+            log(f"{failure.headline}; trying again in {seconds:.1f} s.")
+            time.sleep(seconds)
+    return work()
 
 
 def _retry_after(error: Exception) -> float:

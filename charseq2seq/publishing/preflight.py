@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from charseq2seq.console import log
-from charseq2seq.errors import SuiteError
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.publishing.card_merge import is_our_card
 from charseq2seq.publishing.credentials import Credentials, find_credentials
 from charseq2seq.publishing.failures import PublishError
 from charseq2seq.publishing.hub import Account, Hub, Remote
 from charseq2seq.publishing.hub_errors import explain
+from charseq2seq.publishing.libraries import require_libraries
 from charseq2seq.publishing.network import Deadline
 from charseq2seq.publishing.repository_folder import CARD, RECORD, parse_record
 from charseq2seq.publishing.request import MAIN, PublishRequest
@@ -43,17 +44,18 @@ def preflight(request: PublishRequest) -> Standing:
     Raises:
         PublishError: it cannot; the message has the remedy.
     """
+    require_libraries()
     with explained(None):
         credentials = find_credentials(request.token, request.token_file)
     with explained(credentials.token):
         check_name(f"owner/{request.repo_name}")
         hub = Hub(credentials, request.timeout, Deadline(request.deadline))
+        log(f"token: from {credentials.source}")
         account = hub.whoami()
         repo_id = target(request, account.name)
         check_name(repo_id)
         log(f"target: {hub.endpoint}/{repo_id}")
-        scopes = f" for {', '.join(sorted(account.scopes))}" if account.scopes else ""
-        log(f"token: from {credentials.source}; of {account.name}, role {account.token_role or 'not stated'}{scopes}")
+        log(f"account: {_describe(account, repo_id.partition('/')[0])}")
         remote = hub.read(repo_id, request.revision)
         _check_rights(account, repo_id, remote, request)
         check_remote(remote, request)
@@ -61,19 +63,35 @@ def preflight(request: PublishRequest) -> Standing:
             log(f"repository: new, to be made {'private' if request.private else 'public'}")
         else:
             hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
-            log(f"repository: exists, {'private' if remote.private else 'public'}, can be pushed to")
+            may = "a pull request may be made" if request.create_pr else "may be pushed to"
+            log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
         return Standing(hub, credentials, repo_id, remote)
+
+
+def _describe(account: Account, namespace: str) -> str:
+    """Who it is, what the token may do, and what the namespace is to them."""
+    scopes = f" for {', '.join(sorted(account.scopes))}" if account.token_role == "fineGrained" else ""
+    if namespace == account.name:
+        relation = "their own"
+    elif namespace in account.roles:
+        relation = f"an organisation, role {account.roles[namespace] or 'not stated'}"
+    else:
+        relation = "neither theirs nor an organisation of theirs"
+    return f"{account.name}, token role {account.token_role or 'not stated'}{scopes}; namespace {namespace}: {relation}"
 
 
 @contextlib.contextmanager
 def explained(token: str | None) -> Iterator[None]:
-    """Turn what the client raises into `PublishError`; defects of ours pass as they are."""
+    """Turn what the client and the disk raise into `SuiteError`; defects of ours pass as they are."""
     try:
         yield
     except SuiteError:
         raise
     except Exception as error:
-        explanation = explain(error, token)
+        explanation: SuiteError | None = explain(error, token)
+        if explanation is None and isinstance(error, OSError):
+            what = f"{error.filename or 'the disk'}: {error.strerror or error}"
+            explanation = SuiteError(f"{what}; check the disk and its permissions.", ExitCode.IO_ERROR)
         if explanation is None:
             raise
         raise explanation from None

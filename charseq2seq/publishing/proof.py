@@ -1,4 +1,4 @@
-"""Does a repository folder work for a stranger? Asked of fresh processes that see nothing but the folder."""
+"""Does a repository folder work for a stranger? Asked of a fresh process that sees nothing but the folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PRIVATE = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 
 
 def prove_folder(folder: Path) -> None:
-    """Load both weight files strictly and compare them, and run the usage example; both at the same time.
+    """Run the usage example, load both weight files strictly and compare them.
 
     Raises:
         PublishError: something in the folder does not work.
     """
-    _finish({"loading the weights": _start([_PROVE, folder.resolve()], folder), _EXAMPLE: _start([_EXAMPLE], folder)})
+    _run([str(_PROVE), str(folder.resolve())], folder)
 
 
 def run_example(folder: Path) -> None:
@@ -29,37 +29,28 @@ def run_example(folder: Path) -> None:
     Raises:
         PublishError: it does not write text.
     """
-    _finish({_EXAMPLE: _start([_EXAMPLE], folder)})
+    _run([_EXAMPLE], folder)
 
 
-def _start(command: list[Path | str], folder: Path) -> subprocess.Popen[str]:
+def _run(command: list[str], folder: Path) -> None:
     # -E -s: no Python settings of this user; -B: leave no caches in the folder. Offline: only what is in the folder.
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("HF_", "HUGGING", "PYTHON")) and not any(word in name.upper() for word in _PRIVATE)
     }
-    return subprocess.Popen(
-        [sys.executable, "-E", "-s", "-B", *map(str, command)],
+    done = subprocess.run(
+        [sys.executable, "-E", "-s", "-B", *command],
         cwd=folder,
         env=kept | {"HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        capture_output=True,
         encoding="utf-8",
         errors="replace",
+        check=False,
     )
-
-
-def _finish(running: dict[str, subprocess.Popen[str]]) -> None:
-    problems = []
-    for name, process in running.items():
-        output, log = process.communicate()
-        if process.returncode != 0:
-            last_line = (log.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-            problems.append(f"{name}: {last_line}")
-        elif name == _EXAMPLE and not output.strip():
-            problems.append(f"{name} wrote no text")
-    if problems:
-        raise PublishError("proof", "; ".join(problems))
+    if done.returncode != 0:
+        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise PublishError("proof", last_line)
+    if not done.stdout.strip():
+        raise PublishError("proof", f"{_EXAMPLE} wrote no text")

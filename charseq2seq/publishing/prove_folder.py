@@ -1,20 +1,30 @@
-"""Run by proof.py in a fresh process that knows nothing but a repository folder: do its weights load and agree?
+"""Run by proof.py in a fresh process that knows nothing but a repository folder: does it work for a stranger?
 
     python -E -s -B prove_folder.py FOLDER
 
-Strict loading of both weight files into `Transformer(**config)`, and identical logits from both.
+Strict loading of both weight files into `Transformer(**config)`, identical logits from both, then usage_example.py as
+a stranger runs it. The output is the example's; the reason why not is the exit message.
 """
 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
 
 def main(folder: Path) -> None:
-    """Prove the folder; the reason why not is the exit message."""
-    sys.path[0] = str(folder)  # this file's own folder is none of a stranger's
+    """Prove the folder."""
+    example = str(folder / "usage_example.py")
+    sys.path[0], sys.argv = str(folder), [example]  # this file's own folder is none of a stranger's
+    compare_weights(folder)
+    del sys.modules["encoder_decoder_transformer"]  # the example has to find it by itself
+    runpy.run_path(example, run_name="__main__")
+
+
+def compare_weights(folder: Path) -> None:
+    """Load both weight files and compare what they make of the same input."""
     import torch
     from safetensors.torch import load_file
 

@@ -7,26 +7,25 @@ it all. Both raise `PublishError`, a `SuiteError`, with the remedy in its messag
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
 from charseq2seq.publishing.failures import PublishError
 from charseq2seq.publishing.hub import Remote
 from charseq2seq.publishing.hub_errors import explain
-from charseq2seq.publishing.network import tries
+from charseq2seq.publishing.network import retrying
 from charseq2seq.publishing.plan import Change, Contents, Local, changes_anything, is_same, published_record
 from charseq2seq.publishing.preflight import Standing, check_remote, explained, preflight, target
 from charseq2seq.publishing.proof import prove_folder, run_example
 from charseq2seq.publishing.repository_folder import build_folder
 from charseq2seq.publishing.request import Outcome, PublishRequest
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
 
 __all__ = ["Outcome", "PublishRequest", "plan_push", "preflight", "publish"]
 
@@ -46,11 +45,11 @@ def publish(
         PublishError, SuiteError: it was not published; only kind "unconfirmed" leaves that open.
     """
     standing = preflight(request)
-    with _folder(model_path, standing.repo_id, from_dir, output_dir) as folder, explained(standing.credentials.token):
+    with explained(standing.credentials.token), _folder(model_path, standing.repo_id, from_dir, output_dir) as folder:
         local = Local(folder, standing.repo_id)
         local.check(standing.credentials.token)
         if changes_anything(local.plan(standing.remote)) and is_better(local, standing.remote, request):
-            log("proof: fresh processes load the folder and run its example")
+            log("proof: a fresh process loads the folder and runs its example")
             prove_folder(folder)
         outcome, sent = commit_folder(standing, request, local)
         if outcome.state in ("pushed", "proposed"):
@@ -74,9 +73,10 @@ def plan_push(
         log("no token: the folder is built and proved, but what the Hub already has is not known.")
         standing = None
     repo_id = standing.repo_id if standing else target(request, "username")
-    with _folder(model_path, repo_id, from_dir, output_dir) as folder:
+    token = standing.credentials.token if standing else None
+    with explained(token), _folder(model_path, repo_id, from_dir, output_dir) as folder:
         local = Local(folder, repo_id)
-        local.check(standing.credentials.token if standing else None)
+        local.check(token)
         prove_folder(folder)
         plan = local.plan(standing.remote if standing else None)
     return Outcome("planned", standing.url if standing else repo_id, repo_id, plan=tuple(plan))
@@ -109,40 +109,32 @@ def _folder(model_path: Path, repo_id: str, from_dir: Path | None, output_dir: P
 
 
 def commit_folder(standing: Standing, request: PublishRequest, local: Local) -> tuple[Outcome, Contents]:
-    """Make one commit on top of what is there, tried again where something passing came between.
+    """Make one commit on top of what was there, tried again where something passing came between.
 
-    Every try looks anew. So an answer that got lost does no harm: what was committed is found to be there; nor does
-    a commit of somebody else: ours is made on top of it.
+    Every further try looks anew. So an answer that got lost does no harm: what was committed is found to be there; nor
+    does a commit of somebody else: ours is made on top of it.
     """
-    again = False
-    for failed in tries(standing.hub.deadline):
-        try:
-            return _try_to_commit(standing, request, local, again)
-        except Exception as error:
-            failed(error)
-            again = True
-    raise AssertionError("the last try returns or raises")
+    tries = itertools.count()
+    return retrying(standing.hub.deadline, lambda: _try_to_commit(standing, request, local, again=next(tries) > 0))
 
 
 def _try_to_commit(standing: Standing, request: PublishRequest, local: Local, again: bool) -> tuple[Outcome, Contents]:
     hub, repo_id = standing.hub, standing.repo_id
-    remote = _repository(standing, request)
+    remote = _repository(standing, request, again)
     contents, plan = local.contents(remote), local.plan(remote)
     up_to_date = not changes_anything(plan)
     _check_tag(remote, request, up_to_date)
     if not up_to_date and not is_better(local, remote, request):
         theirs, ours = _loss(published_record(remote)), _loss(local.record)
-        log(f"the published loss is {theirs}, this one {ours} nats per character")
+        log(f"the published loss is {theirs:.4f}, this one {ours:.4f} nats per character")
         return Outcome("not better", standing.url, repo_id, remote.head, tuple(plan)), contents
     if not remote.has_branch:
         hub.create_branch(repo_id, request.revision)
     if up_to_date:
         commit, state, url = remote.head, "pushed" if again else "up to date", standing.url
     else:
-        made = _send(standing, request, local, remote, contents, plan)
-        commit, state, url = made.oid, "pushed", standing.url
-        if request.create_pr:
-            state, url = "proposed", made.pr_url or standing.url
+        commit, proposal = _send(standing, request, local, remote, contents, plan)
+        state, url = ("proposed", proposal or standing.url) if request.create_pr else ("pushed", standing.url)
     if request.tag is not None and request.tag not in remote.tags:
         hub.create_tag(repo_id, request.tag, commit)
     return Outcome(state, url, repo_id, commit, tuple(plan)), contents
@@ -150,9 +142,10 @@ def _try_to_commit(standing: Standing, request: PublishRequest, local: Local, ag
 
 def _send(
     standing: Standing, request: PublishRequest, local: Local, remote: Remote, contents: Contents, plan: list[Change]
-) -> CommitInfo:
+) -> tuple[str, str | None]:
+    """Make the commit; its id and, of a proposal, the address."""
     try:
-        return standing.hub.commit(
+        made = standing.hub.commit(
             standing.repo_id,
             {change.name: contents[change.name] for change in plan if change.state in ("new", "changed")},
             [change.name for change in plan if change.state == "removed"],
@@ -163,16 +156,36 @@ def _send(
         )
     except Exception as error:
         failure = explain(error, standing.credentials.token)
-        if request.create_pr and failure and failure.kind in ("dropped", "timeout", "server"):
-            # Main does not tell whether it arrived, and a second try could propose the same a second time.
-            raise PublishError("unconfirmed", f"{failure.headline}; see the pull requests there") from error
-        raise
+        if failure is None or failure.kind not in ("dropped", "timeout", "server"):
+            raise
+        arrived = _find_lost_commit(standing, request, local, failure)
+        if arrived is None:
+            raise
+        return arrived, None
+    return made.oid, made.pr_url
 
 
-def _repository(standing: Standing, request: PublishRequest) -> Remote:
-    """What is there now; made first where nothing is. The rules of the preflight still hold for it."""
+def _find_lost_commit(standing: Standing, request: PublishRequest, local: Local, failure: PublishError) -> str | None:
+    """The id of the commit whose answer was lost; None where it was not made.
+
+    Raises:
+        PublishError: "unconfirmed": it cannot be told.
+    """
+    try:
+        remote = standing.hub.read(standing.repo_id, request.revision)
+    except Exception as error:
+        if explain(error) is None:
+            raise
+        raise PublishError("unconfirmed", f"{failure.headline} at the commit, and now the Hub is silent") from error
+    if request.create_pr:  # main does not tell, and a second try could propose the same a second time
+        raise PublishError("unconfirmed", f"{failure.headline}; see the pull requests there")
+    return remote.head if remote and not changes_anything(local.plan(remote)) else None
+
+
+def _repository(standing: Standing, request: PublishRequest, again: bool) -> Remote:
+    """What was there at the start, or is there now; made first where nothing is. The preflight's rules still hold."""
     hub = standing.hub
-    remote = hub.read(standing.repo_id, request.revision)
+    remote = hub.read(standing.repo_id, request.revision) if again else standing.remote
     if remote is None:
         hub.create(standing.repo_id, request.private)
         remote = hub.read(standing.repo_id, request.revision)
@@ -202,18 +215,24 @@ def is_better(local: Local, remote: Remote | None, request: PublishRequest) -> b
     published = published_record(remote)
     if request.only_if_better is None or published is None:
         return True
-    if _yardstick(local.record) != _yardstick(published):
-        raise PublishError("not_comparable")
+    ours, theirs = _yardstick(local.record), _yardstick(published)
+    different = ", ".join(name for name, value in ours.items() if value is None or value != theirs[name])
+    if different:
+        raise PublishError("not_comparable", f"different or not stated: {different}")
     return _loss(local.record) < _loss(published) - request.only_if_better
 
 
 def _loss(record: dict[str, Any] | None) -> float:
-    return float(record["metrics"]["nats_per_char"]) if record else float("inf")
+    """The validation loss in nats per character, NaN where a record does not tell."""
+    loss = record["metrics"].get("nats_per_char") if record else None
+    return float(loss) if isinstance(loss, (int, float)) else math.nan
 
 
-def _yardstick(record: dict[str, Any]) -> tuple[Any, ...]:
-    metrics = record["metrics"]
-    return record.get("corpus", {}).get("sha256"), metrics.get("protocol"), metrics.get("max_context")
+def _yardstick(record: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal, and known, for two losses to be comparable."""
+    corpus, metrics = record.get("corpus"), record["metrics"]
+    sha256 = corpus.get("sha256") if isinstance(corpus, dict) else None
+    return {"corpus sha256": sha256} | {name: metrics.get(name) for name in ("protocol", "max_context", "characters")}
 
 
 def _verify(standing: Standing, request: PublishRequest, sent: Contents, outcome: Outcome) -> None:
@@ -228,9 +247,11 @@ def _verify(standing: Standing, request: PublishRequest, sent: Contents, outcome
         wrong = [name for name, content in sent.items() if not is_same(content, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
-        if request.private and not hub.is_private(repo_id):
-            raise PublishError("visibility", "the Hub made it so")
+        private = hub.is_private(repo_id)
+        if not private and (request.private or (standing.remote is not None and standing.remote.private)):
+            raise PublishError("visibility", "it has become so while this push was made")
         log(f"verified: the {len(sent)} files of commit {commit[:8]} are what was sent")
+        log(f"verified: the repository is {'private' if private else 'public'}")
         if request.verify:
             with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(sent), Path(folder))
@@ -238,6 +259,9 @@ def _verify(standing: Standing, request: PublishRequest, sent: Contents, outcome
             log("verified: a fresh download writes text")
     except Exception as error:
         failure = explain(error, standing.credentials.token)
-        if failure is None or failure.kind in ("visibility", "unconfirmed"):
+        if failure is None and not isinstance(error, OSError):
             raise
-        raise PublishError("unconfirmed", f"{outcome.url}: {failure.headline}: {failure.cause}") from error
+        if failure is not None and failure.kind in ("visibility", "unconfirmed"):
+            raise
+        why = f"{failure.headline}: {failure.cause}" if failure else str(error)
+        raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error

@@ -7,6 +7,7 @@ said about a model is said once, in the checkpoint; these files are its translat
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
         **vocabulary_files(checkpoint.vocabulary()),
         **{name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()},
     }
-    curve = draw_training_curve(checkpoint.metrics.get("history", []))
+    curve = draw_training_curve(checkpoint.metrics)
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
     _write_weights(checkpoint.model_state_dict, folder)
@@ -98,11 +99,12 @@ def parse_record(text: str) -> dict[str, Any] | None:
         record = json.loads(text)
     except ValueError:
         return None
-    ours = isinstance(record, dict) and record.get("made_by") == MADE_BY and isinstance(record.get("metrics"), dict)
-    if not ours or not isinstance(record.get("files"), list):
+    if not isinstance(record, dict) or record.get("made_by") != MADE_BY or not isinstance(record.get("metrics"), dict):
         return None
+    files = record.get("files")
     # Names with a folder in them could reach outside of it.
-    return record if all(isinstance(name, str) and Path(name).name == name for name in record["files"]) else None
+    ours = isinstance(files, list) and all(isinstance(name, str) and Path(name).name == name for name in files)
+    return record if ours else None
 
 
 def _claim(folder: Path) -> None:
@@ -135,4 +137,13 @@ def _write_weights(state: Mapping[str, Any], folder: Path) -> None:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(_without_nan(content), indent=2) + "\n"
+
+
+def _without_nan(content: Any) -> Any:
+    """The same with null for what JSON has no number for, e.g. a loss that was not yet measured."""
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint
-from charseq2seq.generation import Sampling, generate_text, known_prompt
+from charseq2seq.generation import Sampling, generate_text
 
-PROMPT = "ROMEO:"
-NUM_CHARS = 280
+NUM_CHARS = 400
 TEMPERATURES = (0.5, 0.9)
 SEED = 1337
 
@@ -18,7 +19,13 @@ class Sample:
     """A piece of text, prompt included, and the temperature it was written at."""
 
     temperature: float
+    prompt: str
     text: str
+
+
+def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
+    """Whether a text is known to be Shakespeare's plays."""
+    return "shakespeare" in str(corpus.get("name", "")).lower()
 
 
 def write_samples(checkpoint: Checkpoint) -> list[Sample]:
@@ -26,12 +33,14 @@ def write_samples(checkpoint: Checkpoint) -> list[Sample]:
     import torch
 
     model, vocabulary = checkpoint.build_model(), checkpoint.vocabulary()
-    prompt = known_prompt(vocabulary, PROMPT, "skip")
+    prompt = "ROMEO:" if is_shakespeare(checkpoint.corpus) else ""
+    if vocabulary.unknown_characters(prompt):
+        prompt = ""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the text, must not depend on the number of cores
     try:
         return [
-            Sample(one, prompt + generate_text(model, vocabulary, prompt, NUM_CHARS, Sampling(one, seed=SEED)))
+            Sample(one, prompt, prompt + generate_text(model, vocabulary, prompt, NUM_CHARS, Sampling(one, seed=SEED)))
             for one in TEMPERATURES
         ]
     finally:

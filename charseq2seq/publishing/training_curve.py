@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
+_TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
 
-def draw_training_curve(history: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Draw the losses of a run.
+
+def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
+    """Draw the losses of a run, and where the published model stands.
 
     Args:
-        history: points {"step", "train_nats_per_char", "nats_per_char"}; a missing loss leaves a gap.
+        metrics: of a checkpoint: `history`, points {"step", "train_nats_per_char", "nats_per_char"}, where a missing
+            loss leaves a gap; `step` and `nats_per_char` of the model itself.
 
     Returns:
         A PNG file, or None where there are fewer than two points to join.
     """
+    history = metrics.get("history") or []
     if len(history) < 2:
         return None
     # The figure is drawn without pyplot: no window system, no global state.
@@ -26,16 +31,24 @@ def draw_training_curve(history: Sequence[Mapping[str, Any]]) -> bytes | None:
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere
         figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
         axes = figure.subplots()
-        for name, label, color in (
-            ("train_nats_per_char", "training text", "#8aa9d6"),
-            ("nats_per_char", "validation text", "#b5402a"),
-        ):
-            losses = [float("nan") if point.get(name) is None else point[name] for point in history]
-            axes.plot(steps, losses, label=label, color=color, linewidth=2, marker="o", markersize=3.5)
-        axes.set(xlabel="optimizer steps", ylabel="nats per character", title="Loss while training")
+        label = "training text, running mean"
+        axes.plot(steps, _losses(history, "train_nats_per_char"), color=_TRAINING, lw=2, label=label)
+        label = "validation text, a part of it"
+        axes.plot(steps, _losses(history, "nats_per_char"), "o-", color=_VALIDATION, lw=2, ms=3.5, label=label)
+        step, loss = metrics.get("step"), metrics.get("nats_per_char")
+        if step is not None and loss is not None:
+            label = f"the published model, all of it: {loss:.4f}"
+            axes.plot([step], [loss], "*", color=_VALIDATION, ms=15, mec="white", label=label)
+        axes.set(xlabel="optimizer steps", ylabel="nats per character", title="Loss while training", xlim=(0, None))
+        axes.locator_params("x", integer=True)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def _losses(history: list[Mapping[str, Any]], name: str) -> list[float]:
+    return [math.nan if point.get(name) is None else point[name] for point in history]

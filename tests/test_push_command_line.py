@@ -1,0 +1,196 @@
+"""push_to_huggingface.py as a program: help, wrong arguments, terminals, signals, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charseq2seq.errors import ExitCode
+from charseq2seq.publishing.repository_folder import build_folder
+from tests.hub_client import LFS_ONLY, WRITE, hub_with_people
+from tests.hub_server import HubServer
+from tests.push_client import ROOT, Publisher, tiny_checkpoint
+
+PROGRAM = [sys.executable, str(ROOT / "push_to_huggingface.py")]
+REPO = "alice/shakespeare-transformer"
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub with people and with Xet."""
+    with hub_with_people() as server:
+        yield server
+
+
+@pytest.fixture
+def alice(hub: HubServer, tmp_path: Path) -> Publisher:
+    """Alice with a checkpoint."""
+    return Publisher(hub, tmp_path / "alice")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository folder of a tiny checkpoint."""
+    folder = tmp_path_factory.mktemp("built") / "folder"
+    build_folder(tiny_checkpoint(), folder, REPO)
+    return folder
+
+
+def test_help_and_wrong_arguments_import_neither_torch_nor_the_hubs_client() -> None:
+    script = """
+import sys
+import push_to_huggingface
+for argv in (["--help"], ["--bogus"], ["--deadline", "-1"], ["--create_pr", "--tag", "v1"]):
+    try:
+        push_to_huggingface.main(argv)
+    except SystemExit as end:
+        print(end.code, sorted({"torch", "huggingface_hub", "numpy", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-4:] == ["0 []", "2 []", "2 []", "2 []"]
+
+
+def test_all_that_is_wrong_with_a_command_line_is_told_at_once(alice: Publisher) -> None:
+    wrong = ["--timeout", "0", "--deadline", "soon", "--only_if_better", "nan", "--token", "a", "--token_file", "b"]
+    done = alice.push(*wrong, "--check", "--dry_run", "--create_pr", "--tag", "v1")
+    assert done.code == ExitCode.USAGE and "6 problems:" in done.log
+    for flag in ("--timeout must", "--deadline must", "--only_if_better must", "--token and", "--check and", "--tag"):
+        assert flag in done.log
+    for pair in (["--model_path", "x"], ["--output_dir", "y"]):
+        done = alice.push("--from_dir", "f", *pair)
+        assert done.code == ExitCode.USAGE and "--from_dir is one" in done.log
+    (alice.home / "nightly.args").write_text("--check --username alice  # may I?\n")
+    assert alice.push("@nightly.args").code == ExitCode.OK
+
+
+def test_libraries_that_are_missing_or_too_old_are_named(alice: Publisher) -> None:
+    bare = subprocess.run([sys.executable, "-S", *PROGRAM[1:], "--check"], capture_output=True, text=True, check=False)
+    assert bare.returncode == ExitCode.UNAVAILABLE and "Traceback" not in bare.stderr
+    assert "needs torch, numpy, safetensors, matplotlib, yaml, huggingface_hub" in bare.stderr
+    assert "pip install -r requirements_transformer.txt" in bare.stderr
+    old = alice.home / "old" / "huggingface_hub-0.36.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: huggingface_hub\nVersion: 0.36.0\n")
+    done = alice.push("--check", PYTHONPATH=str(old.parent))
+    assert done.code == ExitCode.UNAVAILABLE and "huggingface_hub 1.0 or newer, and this one is 0.36.0" in done.log
+
+
+@pytest.mark.parametrize("way", ["xet", "lfs"])
+def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubServer, folder: Path, way: str) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        [*PROGRAM, "--from_dir", str(folder)],
+        env=hub.environment(alice.home, WRITE) | (LFS_ONLY if way == "lfs" else {}),
+        cwd=alice.home,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while piece := os.read(controller, 65536):
+            shown += piece
+    except OSError:  # Linux's way to say that nobody writes any more
+        pass
+    os.close(controller)
+    out, _ = process.communicate()
+    assert process.returncode == 0, shown
+    assert out == f"{hub.endpoint}/{REPO}\n", "the result alone is on stdout"
+    text = shown.decode()
+    assert "100%|" in text and "B/s" in text
+    assert text.startswith("token: "), "nobody at a terminal needs the date before each line"
+    assert text.endswith(f"verified: a fresh download writes text\r\npushed: {hub.endpoint}/{REPO}\r\n")
+
+
+def stop_when_the_hub_is_asked(alice: Publisher, number: signal.Signals, *arguments: str) -> tuple[int, str]:
+    """Send a signal to a push when its request for the files arrives; the Hub stays silent."""
+    started = threading.Event()
+    process: list[subprocess.Popen[str]] = []
+
+    def stop() -> None:
+        started.wait()
+        process[0].send_signal(number)
+
+    alice.hub.fail("GET", "whoami" if "--check" in arguments else "/refs", call=stop, delay=math.inf)
+    process.append(alice.start(*arguments))
+    started.set()
+    _, log = process[0].communicate()
+    return process[0].returncode, log
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+)
+def test_a_signal_ends_a_push_without_a_traceback(alice: Publisher, number: signal.Signals, code: ExitCode) -> None:
+    returned, log = stop_when_the_hub_is_asked(alice, number, "--check")
+    assert returned == code and "Traceback" not in log, log
+
+
+def test_a_push_that_is_terminated_says_where_its_folder_is(alice: Publisher, hub: HubServer, tmp_path: Path) -> None:
+    started = threading.Event()
+    process: list[subprocess.Popen[str]] = []
+
+    def stop() -> None:
+        started.wait()
+        process[0].terminate()
+
+    hub.fail("POST", "/commit/", call=stop, delay=math.inf)
+    process.append(alice.start("--no_verify", TMPDIR=str(tmp_path)))
+    started.set()
+    _, log = process[0].communicate()
+    assert process[0].returncode == ExitCode.TERMINATED and "Traceback" not in log, log
+    assert Path(log.partition("--from_dir ")[2].split()[0]).is_dir()
+
+
+def test_a_reader_of_stdout_that_went_away_ends_it(alice: Publisher) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = alice.hub.environment(alice.home, WRITE)
+    done = subprocess.run(
+        [*PROGRAM, "--check"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == ExitCode.OUTPUT_CLOSED and "Traceback" not in done.stderr
+
+
+def test_folders_and_disks_that_cannot_be_written_are_told(alice: Publisher, hub: HubServer) -> None:
+    (alice.home / "thesis").mkdir()
+    (alice.home / "thesis" / "thesis.txt").write_text("mine")
+    done = alice.push("--output_dir", "thesis")
+    assert done.code == ExitCode.CANNOT_CREATE and "thesis holds other files (thesis.txt" in done.log
+    limited = f'ulimit -f 8; exec {sys.executable} {PROGRAM[1]} "$@"'  # files of at most 8 blocks, as on a full disk
+    environment = hub.environment(alice.home, WRITE) | {"PYTHONDONTWRITEBYTECODE": "1"}
+    full = subprocess.run(
+        ["bash", "-c", limited, "push", "--output_dir", "out"],
+        cwd=alice.home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == ExitCode.IO_ERROR and "cannot write out/" in full.stderr, full.stderr
+    assert not hub.repos
+
+
+def test_the_result_is_one_line_of_json_when_asked(alice: Publisher, hub: HubServer, folder: Path) -> None:
+    done = alice.push("--from_dir", str(folder), "--no_verify", "--json")
+    assert done.code == 0 and done.out.count("\n") == 1
+    facts = json.loads(done.out)
+    assert (facts["ok"], facts["state"], facts["exit_code"]) == (True, "pushed", 0)
+    assert facts["url"] == f"{hub.endpoint}/{REPO}" and facts["commit"] == hub.repo(REPO).head
+    assert facts["files"]["config.json"] == "new"

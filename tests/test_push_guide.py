@@ -1,0 +1,92 @@
+"""The guide, run as it stands: its second way to publish, and what others do with what was published."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_client import hub_with_people
+from tests.hub_server import HubServer, fake_token
+from tests.push_client import ALL_FILES, Publisher, fresh_python
+
+# From the guide, letter for letter; so the Hub has a user "username" with a repository "repo-name".
+GUIDE_SNIPPET = """
+from huggingface_hub import hf_hub_download
+model_path = hf_hub_download("username/repo-name", "pytorch_model.bin")
+config_path = hf_hub_download("username/repo-name", "config.json")
+vocab_path = hf_hub_download("username/repo-name", "vocab.json")
+
+import torch
+import json
+from encoder_decoder_transformer import Transformer
+
+with open(config_path) as f:
+    config = json.load(f)
+with open(vocab_path) as f:
+    vocab = json.load(f)
+
+model = Transformer(**config)
+checkpoint = torch.load(model_path, map_location="cpu")
+model.load_state_dict(checkpoint["model_state_dict"])
+model.eval()
+"""
+INFERENCE = """
+written = model.generate(torch.tensor([[vocab["R"]]]), 40, temperature=0)
+token_of = {index: token for token, index in vocab.items()}
+print("".join(token_of[index] for index in written[0].tolist()))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub with people and with Xet."""
+    with hub_with_people() as server:
+        yield server
+
+
+def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: HubServer, tmp_path: Path) -> None:
+    token = fake_token("username")
+    hub.add_user("username", tokens={token: "write"})
+    user = Publisher(hub, tmp_path / "user")
+    done = user.push("--repo_name", "repo-name", "--username", "username", "--token", token, token=None)
+    assert done.code == 0, done.log
+    assert done.out == f"{hub.endpoint}/username/repo-name\n"
+    assert "verified: a fresh download writes text" in done.log
+    assert token not in done.log and "can be seen by everybody" in done.log
+    repository = hub.repo("username/repo-name")
+    files = repository.files()
+    assert set(files) - {".gitattributes"} == ALL_FILES and not repository.private
+    assert [one.title for one in repository.commits] == [
+        "1.5000 nats per character, step 90 (charseq2seq 0.1.0)",
+        "initial commit",
+    ]
+    assert not any(token.encode() in content for content in files.values())
+    assert {one.token for one in hub.requests if one.listener == "storage"} == {None}
+
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    for name in ("requirements.txt", "encoder_decoder_transformer.py"):
+        (stranger / name).write_bytes(files[name])
+    (stranger / "snippet.py").write_text(GUIDE_SNIPPET + INFERENCE)
+    (stranger / "card.py").write_text(re.findall("```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[0])
+    of_the_card = re.findall(r"^(?:hf|python) .*", files["README.md"].decode(), re.MULTILINE)[:2]
+    assert [command.split()[0] for command in of_the_card] == ["hf", "python"]
+    programs = fresh_python(stranger / "requirements.txt", stranger / "environment")
+    for command in ["python snippet.py", "python card.py", *of_the_card]:
+        program, *arguments = shlex.split(command)
+        run = subprocess.run(
+            [str(programs / program), *arguments],
+            cwd=stranger,
+            env=hub.environment(stranger),
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert len(run.stdout) > 30
+        assert "Warning" not in run.stderr
