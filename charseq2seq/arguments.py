@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 Converter = Callable[[str], Any]
 # argparse knows groups and exclusive groups by one private base class; both have add_argument.
 Group = Any
+
+# What must not be repeated in a message, wherever on the command line it was put by mistake.
+_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -34,7 +38,24 @@ class CommandLine(argparse.ArgumentParser):
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """The words of one line of an arguments file."""
-        return shlex.split(arg_line, comments=True)
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:  # the line is not shown: it may hold a token
+            self.error(f"a line of the arguments file cannot be read: {error}; close its quotes")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but for an arguments file that names itself."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except RecursionError:
+            self.error("an arguments file names itself, or files name each other, without end")
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2, with every problem found so far in one message."""
+        problems = [message, *self.problems]
+        if len(problems) > 1:
+            message = f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
+        super().error(_TOKEN.sub(r"\1_…", message))
 
     def add(self, group: Group, flag: str, convert: Converter, **options: Any) -> None:
         """Add an argument to a group; `convert` raises ValueError with what it wants instead.
@@ -57,11 +78,9 @@ class CommandLine(argparse.ArgumentParser):
 
     def refuse(self, problems: Iterable[str] = ()) -> None:
         """End the program with status 2 if there is any problem, all of them in one message."""
-        found = [*self.problems, *problems]
-        if len(found) == 1:
-            self.error(found[0])
-        if found:
-            self.error(f"{len(found)} problems:\n" + "\n".join(f"  - {problem}" for problem in found))
+        self.problems += problems
+        if self.problems:
+            self.error(self.problems.pop(0))
 
 
 def whole(minimum: int, maximum: int = 2**31 - 1) -> Converter:
@@ -73,8 +92,7 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Converter:
         except ValueError:
             number = None
         if number is None or not minimum <= number <= maximum:
-            limit = f"from {minimum:,} to {maximum:,}" if maximum < 2**31 - 1 else f"of at least {minimum:,}"
-            raise ValueError(f"a whole number {limit}")
+            raise ValueError(f"a whole number from {minimum:,} to {maximum:,}")
         return number
 
     return convert
@@ -97,7 +115,7 @@ def number(minimum: float, maximum: float, *, above: bool = False, below: bool =
         if not inside or not math.isfinite(value):
             low = f"above {minimum:g}" if above else f"at least {minimum:g}"
             high = "" if maximum == math.inf else f" and below {maximum:g}" if below else f" and at most {maximum:g}"
-            raise ValueError(f"a number {low}{high}")
+            raise ValueError(f"{'a finite' if maximum == math.inf else 'a'} number {low}{high}")
         return value
 
     return convert

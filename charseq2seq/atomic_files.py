@@ -64,6 +64,11 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise write_error(path, error) from error
+    except RuntimeError as error:
+        # torch.save closes its archive after a failed write, and complains about that instead of the full disk.
+        if isinstance(error.__context__, OSError):
+            raise write_error(path, error.__context__) from error
+        raise
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
@@ -73,8 +78,11 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 with LF line ends on every system, whole or not at all."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8 with LF line ends on every system, whole or not at all.
+
+    Lone surrogates, which the name of a file may hold and UTF-8 may not, become question marks.
+    """
+    atomic_write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def sweep_stale_temporaries(path: str | Path) -> list[Path]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError
@@ -29,9 +30,10 @@ def log_to_file(path: Path) -> None:
     from logging.handlers import RotatingFileHandler
 
     try:
-        _log_files.append(RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8"))
+        handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", errors="replace")
     except OSError as error:
         raise write_error(path, error) from error
+    _log_files.append(handler)
     logging.raiseExceptions = False  # a log that can no longer be written must not stop a run
 
 
@@ -65,14 +67,40 @@ def write_result(text: str) -> None:
 
     Raises:
         BrokenPipeError: its reader went away; `run` turns this into exit code 141.
+        SuiteError: it cannot be written, e.g. because it is a file on a full disk.
     """
-    if sys.stdout is not None:
+    if sys.stdout is None:
+        return
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise SuiteError(
+            f"the result cannot be written to stdout ({error.strerror}); send it somewhere else and run again.",
+            ExitCode.IO_ERROR,
+        ) from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream could not write vanish, or the interpreter fails with status 120 when it tries once more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fill_closed_descriptors() -> None:
+    """Open what the caller closed (`2>&-`): no model file may get the number that libraries print their warnings to."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run an entry point and turn what can go wrong into one sentence and an exit code."""
+    _fill_closed_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
@@ -86,7 +114,10 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
         log("interrupted.")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Else the interpreter complains once more when it flushes stdout at its end.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OUTPUT_CLOSED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):
+                _discard(stream)

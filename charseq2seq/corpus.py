@@ -47,12 +47,12 @@ def read_text(path: Path) -> TextFile:
         SuiteError: missing, not a file, unreadable, empty, not UTF-8 (with the offset of the first wrong byte), or
             with NUL bytes.
     """
-    if not path.exists():
-        raise SuiteError(f"the text {path} does not exist; check --data_path.", ExitCode.NO_INPUT)
-    if not path.is_file():
-        kind = "folder" if path.is_dir() else "pipe or device"
-        raise SuiteError(f"{path} is a {kind}, not a text file; name a file with --data_path.", ExitCode.NO_INPUT)
     try:
+        if not path.exists():
+            raise SuiteError(f"the text {path} does not exist; check --data_path.", ExitCode.NO_INPUT)
+        if not path.is_file():
+            kind = "folder" if path.is_dir() else "pipe or device"
+            raise SuiteError(f"{path} is a {kind}, not a text file; name a file with --data_path.", ExitCode.NO_INPUT)
         raw = path.read_bytes()
     except OSError as error:
         raise SuiteError(

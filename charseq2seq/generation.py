@@ -66,7 +66,7 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
             "leave them out or add --unknown skip.",
             ExitCode.BAD_DATA,
         )
-    return "".join(character for character in prompt if character not in missing)
+    return prompt.translate(dict.fromkeys(map(ord, missing)))
 
 
 def stream_text(

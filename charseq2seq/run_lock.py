@@ -7,6 +7,7 @@ when the process dies, however it dies. The lock file stays and names the last h
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ def run_lock(model_path: Path) -> Iterator[None]:
     """Hold the lock of a model path.
 
     Raises:
-        SuiteError: another run holds it (exit code 75), or the folder cannot be written.
+        SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
     """
     from filelock import FileLock, Timeout
 
+    _check_name(model_path)
     path = model_path.with_name(model_path.name + ".lock")
     try:
         lock = FileLock(path, timeout=0)
@@ -42,6 +44,20 @@ def run_lock(model_path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check_name(model_path: Path) -> None:
+    """Refuse now what could not be written at the end of the run."""
+    try:
+        if model_path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not model_path.parent.is_dir():  # filelock would make the folder of a mistyped path
+            reason = errno.ENOTDIR if model_path.parent.exists() else errno.ENOENT
+            raise OSError(reason, os.strerror(reason))
+        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
+            model_path.with_name(f"{model_path.name}.resume.earlier.{os.getpid()}.tmp").lstat()
+    except OSError as error:
+        raise write_error(model_path, error) from error
 
 
 def _holder(path: Path) -> str:

@@ -97,15 +97,17 @@ class CharVocabulary:
         return {str(i): token for token, i in self.index_of_token().items()}
 
     @classmethod
-    def from_index_of_token(cls, index_of_token: Mapping[str, Any]) -> CharVocabulary:
+    def from_index_of_token(cls, index_of_token: Any) -> CharVocabulary:
         """The vocabulary of a parsed vocab.json.
 
         Raises:
             SuiteError: it is not one that this suite wrote.
         """
-        characters = [token for token in index_of_token if token != START_TOKEN]
-        vocabulary = cls(characters)
-        if vocabulary.index_of_token() != index_of_token:
+        if not isinstance(index_of_token, Mapping):
+            raise SuiteError("the vocabulary is not a table from tokens to indices.", ExitCode.BAD_DATA)
+        vocabulary = cls(token for token in index_of_token if token != START_TOKEN)
+        whole = all(type(index) is int for index in index_of_token.values())  # True and 1.0 are equal to 1
+        if not whole or vocabulary.index_of_token() != index_of_token:
             raise SuiteError("the vocabulary's indices are not 0, 1, 2, … in order.", ExitCode.BAD_DATA)
         return vocabulary
 
