@@ -1,0 +1,664 @@
+"""The model file: what is saved comes back to the bit, and whatever else a file holds is refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pickle
+import random
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.fuzz import peak_memory, read_parts, write_parts
+from charseq2seq.checkpoint import (
+    MEMORY_ALLOWANCE,
+    Checkpoint,
+    library_versions,
+    load_checkpoint,
+    load_resume_state,
+    resume_path,
+    save_checkpoint,
+    save_resume_state,
+)
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.generation import Sampling, generate_text
+from charseq2seq.publishing.model_card import render_card
+from charseq2seq.training.optimization import build_optimizers
+from encoder_decoder_transformer import Transformer
+from tests.push_client import ROOT, tiny_checkpoint
+
+Content = dict[str, Any]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A good model file."""
+    save_checkpoint(tmp_path / "transformer_model.pth", tiny_checkpoint())
+    return tmp_path / "transformer_model.pth"
+
+
+def content_of(path: Path) -> Content:
+    """Everything in a file."""
+    return dict(torch.load(path, weights_only=True))
+
+
+def refused(path: Path, said: str = "", code: ExitCode = ExitCode.BAD_DATA) -> str:
+    """Assert that both loaders refuse a file in one sentence that names it, and return the sentence."""
+    sentence = ""
+    for load in (load_resume_state, load_checkpoint):
+        with pytest.raises(SuiteError) as refusal:
+            load(path)
+        sentence = str(refusal.value)
+        assert refusal.value.exit_code == code
+        assert str(path) in sentence
+        assert "\n" not in sentence
+    assert re.search(said, sentence), sentence
+    return sentence
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal in every value, type and bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for name, value in one.items():
+            assert_same(value, other[name])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for value, another in zip(one, other, strict=True):
+            assert_same(value, another)
+    else:
+        assert one == other or math.isnan(one)
+
+
+# --- what is saved comes back
+
+
+def test_a_checkpoint_comes_back(path: Path) -> None:
+    expected, loaded = tiny_checkpoint(train_nats_per_char=math.nan), load_checkpoint(path)
+    save_checkpoint(path, expected)
+    loaded = load_checkpoint(path)
+    for field in dataclasses.fields(Checkpoint):
+        saved, read = getattr(expected, field.name), getattr(loaded, field.name)
+        assert_same(dict(saved), read)
+    assert loaded.vocabulary() == expected.vocabulary()
+    source = torch.randint(1, 9, (2, 8))
+    assert torch.equal(loaded.build_model()(source, source), expected.build_model()(source, source))
+    assert not loaded.build_model().training
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_is_plain(path: Path) -> None:
+    content = content_of(path)  # by weights_only=True
+    assert (content["format"], content["format_version"]) == ("charseq2seq model", 1)
+    assert set(content) == {field.name for field in dataclasses.fields(Checkpoint)} | {"format", "format_version"}
+    assert type(content["model_state_dict"]) is dict
+    assert all(type(version) is str for version in library_versions().values())
+
+
+def test_a_view_does_not_drag_its_storage_along(path: Path) -> None:
+    size = path.stat().st_size
+    checkpoint = tiny_checkpoint()
+    weights = dict(checkpoint.model_state_dict)
+    weights["head.weight"] = torch.zeros(1000, *weights["head.weight"].shape).copy_(weights["head.weight"])[7]
+    save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=weights))
+    assert path.stat().st_size == pytest.approx(size, abs=1000)
+    assert_same(dict(load_checkpoint(path).model_state_dict), dict(checkpoint.model_state_dict))
+
+
+def test_a_model_may_be_bound_for_training_or_transposed(path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    weights = {
+        name: torch.nn.Parameter(weight.T.contiguous().T if weight.dim() == 2 else weight)
+        for name, weight in checkpoint.model_state_dict.items()
+    }
+    save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=weights))
+    assert_same(dict(load_checkpoint(path).model_state_dict), dict(checkpoint.model_state_dict))
+
+
+def test_a_resume_state_comes_back(tmp_path: Path) -> None:
+    model = Transformer(9, d_model=8, num_heads=2, d_ff=8)
+    optimizers = build_optimizers(model, 0.02, 0.1)
+    for _ in range(2):
+        torch.autograd.backward(model(torch.ones(1, 3).long(), torch.ones(1, 4).long()).square().sum())
+        for optimizer in optimizers:
+            optimizer.step()
+    generator = random.Random(3)
+    generator.gauss(0, 1)
+    state: Content = {
+        "weights": dict(model.state_dict()),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "random": {"python": generator.getstate(), "torch": torch.get_rng_state()},
+        "history": [{"step": 1, "seconds": 0.5, "train_nats_per_char": math.nan}] * 3,
+        "best_loss": math.inf,
+        "nothing": [None, True, -1, 2**70, "莎\ud800", (), [], {}],
+        "half": torch.arange(5).to(torch.bfloat16),
+    }
+    save_resume_state(tmp_path / "a.resume.pth", state)
+    assert_same(
+        load_resume_state(tmp_path / "a.resume.pth"),
+        {"format": "charseq2seq resume state", "format_version": 1, **state},
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "resume"),
+    [
+        ("transformer_model.pth", "transformer_model.resume.pth"),
+        ("folder/a.b.pt", "folder/a.b.resume.pt"),
+        ("model", "model.resume.pth"),
+    ],
+)
+def test_where_the_resume_state_lies(model: str, resume: str) -> None:
+    assert resume_path(Path(model)) == Path(resume)
+
+
+def test_a_long_history_does_not_lock_its_model_up(path: Path) -> None:
+    point = {"step": 123_456, "seconds": 0.123, "train_nats_per_char": 1.234, "nats_per_char": 1.5}
+    save_checkpoint(path, tiny_checkpoint(history=[dict(point) for _ in range(10_000)]))
+    assert len(load_checkpoint(path).metrics["history"]) == 10_000
+
+
+def test_a_large_alphabet_does_not_lock_its_model_up(path: Path) -> None:
+    characters = [chr(i) for i in range(0x4E00, 0x4E00 + 20_000)]
+    config = {**tiny_checkpoint().config, "vocab_size": 20_001, "d_model": 8, "num_heads": 1, "bigram": False}
+    vocab = {"<start>": 0} | {character: i for i, character in enumerate(characters, start=1)}
+    weights = Transformer(**config).state_dict()
+    save_checkpoint(path, dataclasses.replace(tiny_checkpoint(), config=config, vocab=vocab, model_state_dict=weights))
+    assert len(load_checkpoint(path).vocabulary()) == 20_001
+
+
+def test_loading_needs_no_second_of_imports(path: Path) -> None:
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from charseq2seq.checkpoint import *\n"
+    script += "load_checkpoint(Path(sys.argv[2])).build_model(); print(*{'torch._dynamo', 'sympy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script, ROOT, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+# --- files that are not there, or not files
+
+
+def test_what_is_no_file_is_refused(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    for name, said in {
+        "missing.pth": r"does not exist; train a model first \(python train_transformer.py --mode train\)",
+        ".": "is a folder; name a model file",
+        "pipe": "is a pipe or device",
+        "x" * 300: r"cannot be read \(File name too long\)",
+        "transformer_model.pth/x": r"cannot be read \(Not a directory\)",
+    }.items():
+        refused(path.parent / name, said, ExitCode.NO_INPUT)
+    refused(Path("/dev/zero"), "is a pipe or device", ExitCode.NO_INPUT)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become a user without rights")
+def test_a_file_that_may_not_be_read(path: Path) -> None:
+    path.parent.chmod(0o755)
+    script = (
+        "import os, sys; os.chdir(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
+        "from charseq2seq.checkpoint import *\n"
+        "path = Path('transformer_model.pth'); load_checkpoint(path); os.setuid(65534)\n"  # from root to nobody
+        "try: print(load_checkpoint(path).config['d_model'])\n"
+        "except SuiteError as error: print(int(error.exit_code), error)"
+    )
+    said = "66 transformer_model.pth cannot be read (Permission denied); check the path and its permissions."
+    for mode, expected in ((0o644, "16"), (0, said)):
+        path.chmod(mode)
+        command = [sys.executable, "-c", script, str(path.parent), str(ROOT)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == expected + "\n"
+
+
+# --- damage
+
+
+def test_a_file_cut_short_anywhere_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    places = {
+        *range(0, 8),
+        *(len(whole) * i // 40 for i in range(40)),
+        *(len(whole) - i for i in (1, 21, 22, 42, 97, 98)),
+    }
+    for place in sorted(places):
+        path.write_bytes(whole[:place])
+        refused(path, "cut short or damaged")
+    path.write_bytes(whole + b"more")
+    refused(path, "cut short or damaged")
+
+
+def test_a_flipped_bit_is_found_or_does_not_matter(path: Path) -> None:
+    whole, expected = path.read_bytes(), load_checkpoint(path)
+    chance, harmless = random.Random(0), 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)
+        except SuiteError as error:
+            assert error.exit_code == ExitCode.BAD_DATA
+        else:
+            harmless += 1
+            assert_same(dataclasses.asdict(loaded), dataclasses.asdict(expected))
+    assert harmless < 200, "padding and time stamps"
+
+
+# --- files made by somebody else, or to do harm
+
+
+class Hostile:
+    """What would run a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_code_in_a_file_is_never_run(protocol: int, path: Path) -> None:
+    marker = path.with_name("marker")
+    hostile = content_of(path) | {"environment": Hostile(marker)}
+    torch.save(hostile, path, pickle_protocol=protocol)
+    said = refused(path, "code in a file is never run")
+    assert protocol > 2 or "posix.system" in said
+    torch.save(hostile, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    refused(path)
+    legacy = path.read_bytes()
+    path.write_bytes(pickle.dumps(hostile["environment"], protocol))
+    refused(path)
+    save_checkpoint(path, tiny_checkpoint())
+    path.write_bytes(legacy + path.read_bytes())  # a legacy file to torch.load, an archive to zipfile
+    refused(path)
+    assert not marker.exists()
+
+
+def test_other_calls_are_not_made_either(path: Path) -> None:
+    for value in (
+        bytearray(9),
+        {1, 2},
+        1j,
+        torch.Size([1]),
+        torch.float32,
+        torch.nn.Parameter(torch.ones(1)),
+        b"bytes",
+    ):
+        torch.save(content_of(path) | {"environment": {"extra": value}}, path.with_name("other.pth"))
+        refused(path.with_name("other.pth"))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"layer.weight": torch.ones(2)},
+        torch.nn.Linear(2, 2).state_dict(),
+        {"model_state_dict": {}, "config": {}, "vocab": {}},
+        {"format": "charseq2seq"},
+        torch.ones(3),
+        [1],
+        None,
+        "text",
+    ],
+)
+def test_a_file_of_another_project_is_refused(foreign: Any, path: Path) -> None:
+    torch.save(foreign, path)
+    refused(path, "it is not a charseq2seq model file")
+
+
+def test_model_and_resume_state_are_not_taken_for_each_other(path: Path) -> None:
+    with pytest.raises(SuiteError, match="it is not a charseq2seq resume state file"):
+        load_resume_state(path)
+    save_resume_state(path, {})
+    with pytest.raises(SuiteError, match="it is not a charseq2seq model file"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("version", [2, 10**6, 0, -1, True, 1.0, "1", None, torch.ones(1), [1]])
+def test_a_newer_format_is_refused(version: Any, path: Path) -> None:
+    torch.save(content_of(path) | {"format_version": version}, path)
+    with pytest.raises(SuiteError, match=r"its format version is .*, this suite reads up to 1; update the suite"):
+        load_checkpoint(path)
+
+
+# --- parts that do not fit
+
+
+def with_config(**changes: Any) -> Callable[[Content], None]:
+    """A change of the config."""
+    return lambda content: content["config"].update(changes)
+
+
+def with_metrics(**changes: Any) -> Callable[[Content], None]:
+    """A change of the metrics."""
+    return lambda content: content["metrics"].update(changes)
+
+
+def with_corpus(**changes: Any) -> Callable[[Content], None]:
+    """A change of the corpus."""
+    return lambda content: content["corpus"].update(changes)
+
+
+def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Content], None]:
+    """A change of one weight."""
+
+    def changed(content: Content) -> None:
+        content["model_state_dict"]["head.weight"] = change(content["model_state_dict"]["head.weight"])
+
+    return changed
+
+
+def poisoned(value: float) -> Callable[[Content], None]:
+    """One number of one weight is no number."""
+    return lambda content: content["model_state_dict"]["head.weight"].view(-1)[3].fill_(value)
+
+
+CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
+    "no weights": (lambda content: content.pop("model_state_dict"), "it lacks model_state_dict"),
+    "no weights and no vocabulary": (
+        lambda content: content.update(model_state_dict=None, vocab=[]),
+        "it lacks model_state_dict, vocab",
+    ),
+    # the vocabulary
+    "a character too few": (lambda content: content["vocab"].popitem(), "differ in size"),
+    "a character too many": (lambda content: content["vocab"].update({"🎭": len(content["vocab"])}), "differ in size"),
+    "an index that is none": (lambda content: content["vocab"].update({"R": 1.0}), "indices are not"),
+    "an index that is a tensor": (lambda content: content["vocab"].update({"R": torch.ones(2)}), "vocab"),
+    "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
+    "an empty vocabulary": (lambda content: content["vocab"].clear(), "empty"),
+    # the weights
+    "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
+    "infinity": (poisoned(math.inf), "not finite"),
+    "a weight missing": (lambda content: content["model_state_dict"].popitem(), "weights do not fit its config"),
+    "a weight too many": (
+        lambda content: content["model_state_dict"].update(extra=torch.ones(1)),
+        "weights do not fit its config",
+    ),
+    "a weight of another name": (
+        lambda content: content["model_state_dict"].update(x=content["model_state_dict"].popitem()[1]),
+        "weights do not fit its config",
+    ),
+    "a weight without a name": (lambda content: content["model_state_dict"].update({3: torch.ones(1)}), "do not fit"),
+    "a weight transposed": (with_weight(lambda weight: weight.T), "weights do not fit its config"),
+    "a weight of whole numbers": (with_weight(lambda weight: weight.long()), "is not a float32 tensor"),
+    "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
+    "a weight that is a list": (with_weight(lambda weight: weight.tolist()), "is not a float32 tensor"),
+    "a weight that is nothing": (with_weight(lambda weight: None), "is not a float32 tensor"),
+    "a weight that repeats one number": (with_weight(lambda weight: torch.ones(1).expand(weight.shape)), "ValueError"),
+    # the config
+    "no config": (lambda content: content["config"].clear(), "differ in size"),
+    "an unknown argument": (with_config(extra=1), "its config has 'extra', which this version"),
+    "a truth for a size": (with_config(num_heads=True), "its config has True for num_heads"),
+    "a broken size": (with_config(source_length=8.0), "its config has 8.0 for source_length"),
+    "a size in words": (with_config(d_ff="32"), "its config has '32' for d_ff"),
+    "no size": (with_config(d_model=None), "its config has None for d_model"),
+    "a list of sizes": (with_config(d_model=[16]), r"its config has \[16\] for d_model"),
+    "a tensor for a size": (with_config(d_model=torch.tensor(16)), "config"),
+    "a number for a truth": (with_config(bigram=1), "its config has 1 for bigram"),
+    "dropout in words": (with_config(dropout="0"), "for dropout"),
+    "dropout that is no number": (with_config(dropout=math.nan), "dropout must be at least 0"),
+    "all dropped": (with_config(dropout=1.0), "dropout must be at least 0"),
+    "a negative length": (with_config(source_length=-1), "source_length must be at least 1"),
+    "a start that is no token": (with_config(start_id=10**6), "start_id must be"),
+    "no heads": (with_config(num_heads=0), "num_heads must be at least 1"),
+    "heads that do not divide": (with_config(num_heads=5), "d_model / num_heads"),
+    "another size": (with_config(d_ff=64), "weights do not fit its config"),
+    "another vocabulary size": (with_config(vocab_size=10), "differ in size"),
+    "another number of layers": (with_config(num_decoder_layers=2), "weights do not fit its config"),
+    "layers without end": (with_config(num_encoder_layers=10**6), "weights do not fit its config"),
+    "a gigantic model": (with_config(d_model=10**9), "more memory than its weights"),
+    "a gigantic block": (with_config(d_ff=10**13), "config does not fit"),
+    "a size beyond all": (with_config(d_ff=10**100), "config does not fit"),
+    "a gigantic source": (with_config(source_length=2**40), "more memory than its weights"),
+    "a gigantic target": (with_config(target_length=10**100), "more memory than its weights"),
+    # the facts
+    "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
+    "a loss in words": (with_metrics(nats_per_char="x"), "its metrics lack a loss"),
+    "a loss that is true": (with_metrics(nats_per_char=True), "its metrics lack a loss"),
+    "a loss that is no number": (with_metrics(nats_per_char=math.nan), "its metrics lack a loss"),
+    "a loss that is a tensor": (with_metrics(nats_per_char=torch.ones(1)), "metrics"),
+    "a loss beyond all": (with_metrics(nats_per_char=10**400), "its metrics lack a loss"),
+    "bits in words": (with_metrics(bits_per_char="x"), "are not numbers"),
+    "steps in a list": (with_metrics(steps=[1]), "are not numbers"),
+    "infinite seconds": (with_metrics(seconds=math.inf), "are not numbers"),
+    "a history that is none": (with_metrics(history="x"), "its history"),
+    "a history of numbers": (with_metrics(history=[1, 2]), "its history"),
+    "a history without steps": (with_metrics(history=[{"nats_per_char": 1.0}]), "its history"),
+    "a history of words": (with_metrics(history=[{"step": 1, "nats_per_char": "x"}]), "its history"),
+    "a history of truths": (with_metrics(history=[{"step": True}]), "its history"),
+    "a metric without a name": (lambda content: content["metrics"].update({1: 2}), "its metrics are not what JSON"),
+    "no text": (lambda content: content["corpus"].clear(), "its corpus lacks"),
+    "a text without a name": (with_corpus(name=None), "its corpus lacks"),
+    "a text without a hash": (with_corpus(sha256=7), "its corpus lacks"),
+    "characters in words": (with_corpus(characters="many"), "its corpus lacks"),
+    "a negative split": (with_corpus(train_characters=-1), "its corpus lacks"),
+    "a split that is no number": (with_corpus(train_characters=math.nan), "its corpus lacks"),
+    "a tensor among the arguments": (
+        lambda content: content["training_args"].update(seed=torch.ones(1)),
+        "its training_args are not what JSON",
+    ),
+    "a tuple among the arguments": (
+        lambda content: content["training_args"].update(betas=(1, 2)),
+        "its training_args are not what JSON",
+    ),
+    "names that are none": (lambda content: content["environment"].update({"a": {2: 1}}), "its environment are not"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_parts_that_do_not_fit_are_refused(name: str, path: Path) -> None:
+    change, said = CHANGES[name]
+    content = content_of(path)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(SuiteError, match=said) as refusal:
+        load_checkpoint(path)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
+    content = content_of(path)
+    content["training_args"] = {"extra": {"nested": [1, None, "\ud800"]}, "betas": [0.9, 0.95]}
+    content["metrics"] = {"nats_per_char": 1, "train_nats_per_char": math.nan, "perplexity": None, "other": "x"}
+    content["metrics"]["history"] = [{"step": 1}, {"step": 2, "nats_per_char": None, "train_nats_per_char": math.nan}]
+    content["corpus"]["name"] = "caf\udce9\n`.txt"
+    content["environment"] = {}
+    content["extra"] = {"of": "a later version"}
+    content["config"].pop("dropout")
+    content["model_state_dict"] = OrderedDict(content["model_state_dict"])
+    torch.save(content, path)
+    checkpoint = load_checkpoint(path)
+    assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "", 9, Sampling())) == 9
+    assert "caf" in render_card(checkpoint, "alice/m", [], None)
+
+
+# --- small files that would be large in memory
+
+
+def bomb_of_shared_lists(content: Content) -> None:
+    """Two to the power of fourteen lists when it is written out, and more."""
+    shared: list[Any] = ["x" * 1000]
+    for _ in range(14):
+        shared = [shared, shared]
+    content["environment"] = {"of": shared, "and": shared}
+    for _ in range(12):
+        content["environment"] = {"of": content["environment"], "and": content["environment"]}
+
+
+def bomb_of_long_words(content: Content) -> None:
+    """One long word, written two hundred thousand times."""
+    word = "x" * 500_000
+    content["environment"] = {"words": [word] * 200_000}
+
+
+def endless(content: Content) -> None:
+    """A list that holds itself."""
+    content["environment"] = {"self": []}
+    content["environment"]["self"].append(content["environment"]["self"])
+
+
+def deep(content: Content) -> None:
+    """A list in a list in a list."""
+    nested: list[Any] = []
+    for _ in range(100):
+        nested = [nested]
+    content["environment"] = {"nested": nested}
+
+
+def repeated_numbers(content: Content) -> None:
+    """One number, claimed to be ten thousand million."""
+    content["model_state_dict"]["head.weight"] = torch.zeros(1).expand(100_000, 100_000)
+
+
+def shared_storage(content: Content) -> None:
+    """A thousand layers, all of them the same bytes."""
+    config = content["config"]
+    config |= {"num_decoder_layers": 1000, "d_model": 256, "d_ff": 256, "num_heads": 2}
+    square = torch.zeros(256, 256)
+    with torch.device("meta"):
+        shapes = {
+            name: weight.shape
+            for name, weight in Transformer(**config | {"num_decoder_layers": 2}).state_dict().items()
+        }
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items() if "decoder" not in name}
+    one = [name.partition("decoder.0.")[2] for name in shapes if name.startswith("decoder.0.")]
+    weights |= {f"decoder.{i}.{name}": square for i in range(1000) for name in one}
+    content["model_state_dict"] = weights
+
+
+def large_pickle(content: Content) -> None:
+    """Three million boxes, a byte each."""
+    content["environment"] = {"boxes": [{} for _ in range(600_000)]}
+
+
+def zip_of(parts: dict[str, bytes], compression: int, path: Path, repeat: int = 1) -> None:
+    """An archive by Python's zipfile."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(f"archive/{name}", content * repeat)
+
+
+def packed(path: Path, parts: dict[str, bytes]) -> None:
+    """Three hundred million zeros, packed, and dressed up as torch.save dresses its archives."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in parts.items():
+            archive.writestr(f"archive/{name}", content)
+        with archive.open("archive/data/zeros", "w") as file:
+            for _ in range(30):
+                file.write(bytes(10_000_000))
+    dress_up(path)
+
+
+def dress_up(path: Path) -> None:
+    """Give an archive of zipfile the end that torch.save writes: with the records of a large archive."""
+    content = path.read_bytes()
+    entries, size, start = struct.unpack_from("<HLL", content, len(content) - 12)
+    large = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(content) - 22, 1)
+    path.write_bytes(content[:-22] + large + locator + content[-22:])
+
+
+def overlapping(path: Path, parts: dict[str, bytes]) -> None:
+    """A thousand entries of the directory for the same bytes."""
+    zip_of({"data.pkl": bytes(1_000_000)}, zipfile.ZIP_STORED, path)
+    content = path.read_bytes()
+    size, start = struct.unpack_from("<LL", content, len(content) - 10)
+    directory = content[start : start + size] * 1000
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1000, 1000, len(directory), start, 0)
+    path.write_bytes(content[:start] + directory + end)
+    dress_up(path)
+
+
+def all_directory(path: Path, parts: dict[str, bytes]) -> None:
+    """A directory of half a million names and nothing else."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0)
+    directory = b"".join(entry + f"{i:04x}"[-4:].encode() for i in range(500_000))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(directory), 4, 0)
+    path.write_bytes(b"PK\3\4" + directory + end)
+    dress_up(path)
+
+
+def long_number(path: Path, parts: dict[str, bytes]) -> None:
+    """A storage said to be larger than its bytes: reading on would read another's memory."""
+    content = parts["data.pkl"]
+    place = content.index(b"FloatStorage")
+    at = content.index(b"cpu", place) + 3
+    at += content[at:].index(b"M")  # a number of two bytes
+    write = content[: at + 1] + b"\xff\xff" + content[at + 3 :]
+    path.write_bytes(write_parts(parts | {"data.pkl": write}))
+
+
+BOMBS: dict[Callable[[Content], None], str] = {
+    bomb_of_shared_lists: "ValueError",
+    bomb_of_long_words: "ValueError",
+    endless: "ValueError",
+    deep: "ValueError",
+    repeated_numbers: "ValueError",
+    shared_storage: "its weights are more than the file has room for",
+    large_pickle: "not laid out as a checkpoint",
+}
+ARCHIVES: dict[Callable[[Path, dict[str, bytes]], None], str] = {
+    packed: "a zip bomb",
+    overlapping: "a zip bomb",
+    all_directory: "no complete checkpoint archive",
+    long_number: "RuntimeError",
+}
+
+
+def assert_small(path: Path, said: str) -> None:
+    """Assert that a file is refused for this reason, and within the memory that is promised."""
+
+    def load() -> None:
+        with pytest.raises(SuiteError, match=said):
+            load_checkpoint(path)
+
+    assert peak_memory(load) < 4 * path.stat().st_size + MEMORY_ALLOWANCE
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_content_stays_small(bomb: Callable[[Content], None], path: Path) -> None:
+    content = content_of(path)
+    bomb(content)
+    torch.save(content, path)
+    assert_small(path, BOMBS[bomb])
+
+
+@pytest.mark.parametrize("make", ARCHIVES)
+def test_a_small_archive_stays_small(make: Callable[[Path, dict[str, bytes]], None], path: Path) -> None:
+    make(path, read_parts(path.read_bytes()))
+    assert_small(path, ARCHIVES[make])
+
+
+def test_a_resume_state_is_bounded_as_well(tmp_path: Path) -> None:
+    for make in (bomb_of_shared_lists, bomb_of_long_words, endless, deep, large_pickle):
+        content: Content = {"format": "charseq2seq resume state", "format_version": 1}
+        make(content)
+        torch.save(content, tmp_path / "a.resume.pth")
+        with pytest.raises(SuiteError):
+            load_resume_state(tmp_path / "a.resume.pth")
+    save_resume_state(tmp_path / "a.resume.pth", {"weights": torch.zeros(1).expand(10**6, 10**6)})
+    with pytest.raises(SuiteError):
+        load_resume_state(tmp_path / "a.resume.pth")
+
+
+def test_fuzzing_a_little() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--count", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "60 model files, 60 JSON files" in done.stdout

@@ -1,0 +1,194 @@
+"""What a program says and how it ends, whatever terminals, pipes and cron have done to its streams."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.push_client import ROOT
+
+HEAD = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from charseq2seq.console import *
+from charseq2seq.errors import *
+
+def main(argv):
+"""
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+SPEAK = "log('begun\\n\\nwith 莎'); write_result('text\\n'); log('done'); return 0"
+
+
+def start(body: str, redirection: str = "", **environment: str) -> subprocess.Popen[bytes]:
+    """An entry point whose main function has this body, run by a shell."""
+    lines = "".join(f"    {line}\n" for line in body.split("\n"))
+    script = f"{HEAD}{lines}\nsys.exit(run(main))".encode("ascii", "backslashreplace")
+    return subprocess.Popen(
+        ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
+        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(body: str, redirection: str = "", **environment: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of an entry point."""
+    process = start(body, redirection, **environment)
+    out, log = process.communicate()
+    return process.returncode, out.decode(), log.decode()
+
+
+def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None:
+    status, out, log = ended(SPEAK)
+    assert (status, out) == (0, "text\n")
+    assert re.fullmatch(f"{TIME} begun\n{TIME}\n{TIME} with 莎\n{TIME} done\n", log), log
+    assert not re.search("[\x00-\x09\x0b-\x1f]", log), "no control characters"
+
+
+def test_a_person_at_a_terminal_reads_plain_sentences() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{HEAD}    {SPEAK}\nsys.exit(run(main))"], stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    assert process.communicate()[0] == b"text\n"
+    assert os.read(ours, 1000).decode() == "begun\r\n\r\nwith 莎\r\ndone\r\n"
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "log"),
+    [
+        ("return 0", 0, ""),
+        ("return ExitCode.DIVERGED", 3, ""),
+        ("raise SuiteError('what, where', ExitCode.BAD_DATA)", 65, f"{TIME} error: what, where\n"),
+        ("raise SuiteError('❌ no', ExitCode.NO_PERMISSION)", 77, f"{TIME} ❌ no\n"),
+        ("raise KeyboardInterrupt", 130, f"{TIME} interrupted.\n"),
+        ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, f"{TIME} interrupted.\n"),
+        ("raise BrokenPipeError", 141, ""),
+        ("raise ValueError('a defect')", 1, r"Traceback (?s:.*)ValueError: a defect\n"),
+    ],
+)
+def test_every_end_has_its_status(body: str, status: int, log: str) -> None:
+    assert ended(body)[:2] == (status, "")
+    assert re.fullmatch(log, ended(body)[2])
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&- <&-"])
+def test_a_log_that_cannot_be_written_stops_nothing(redirection: str) -> None:
+    assert ended(SPEAK, redirection) == (0, "text\n", "")
+    assert ended("raise SuiteError('no', ExitCode.BAD_DATA)", redirection) == (65, "", "")
+
+
+def test_a_closed_stdout_is_nobody_listening() -> None:
+    status, out, log = ended(SPEAK, ">&-")
+    assert (status, out) == (0, "")
+    assert log.endswith("done\n")
+    assert ended(SPEAK, ">&- 2>&- <&-") == (0, "", "")
+
+
+def test_a_full_stdout_is_one_sentence() -> None:
+    for length in (1, 100_000):
+        status, _, log = ended(f"write_result('x' * {length}); return 0", ">/dev/full")
+        assert status == 74
+        said = r"error: the result cannot be written to stdout \(No space left on device\); send it somewhere else"
+        assert re.fullmatch(f"{TIME} {said} and run again.\n", log), log
+
+
+def test_a_reader_that_went_away_ends_the_program_quietly() -> None:
+    process = start("while True: write_result('text\\n')")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(5) == b"text\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+def test_a_reader_of_the_log_that_went_away_ends_nothing() -> None:
+    process = start("sys.stdin.read()\nfor _ in range(100_000): log('line')\nwrite_result('text\\n'); return 0")
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.stdout is not None
+    assert process.stdout.read() == b"text\n"
+    assert process.wait() == 0
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_text_is_utf8_in_every_locale(locale: str) -> None:
+    ascii_only = {"LC_ALL": locale, "LANG": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    speak = "log('莎'); write_result('é莎🎭 \\ud800\\n'); return 0"
+    status, out, log = ended(speak, **ascii_only)
+    assert (status, out) == (0, "é莎🎭 ?\n")
+    assert log.endswith(" 莎\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_number_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    body = f"""
+file = open({str(tmp_path / "model.pth")!r}, "wb")
+file.write(b"model"); file.flush()
+for descriptor in (1, 2): os.write(descriptor, b"a warning of a library")
+return 0
+"""
+    assert ended(body, closed)[0] == 0
+    assert (tmp_path / "model.pth").read_bytes() == b"model"
+
+
+# --- the log file
+
+
+def test_a_log_file_has_every_line_with_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    for _ in range(2):  # it is continued
+        status, out, log = ended(f"log_to_file(Path({str(path)!r}))\n{SPEAK}")
+        assert (status, out) == (0, "text\n")
+        assert path.read_text().endswith(log)
+    assert len(path.read_text().splitlines()) == 8
+    assert ended(f"log_to_file(Path({str(path)!r}))\n{SPEAK}", "2>&-")[0] == 0
+    assert len(path.read_text().splitlines()) == 12, "also where stderr is closed"
+
+
+def test_a_log_file_is_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    status, _, _ = ended(f"log_to_file(Path({str(path)!r}))\nfor i in range(45): log('x' * 999_900)\nreturn 0", "2>&-")
+    assert status == 0
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run.log", "run.log.1", "run.log.2", "run.log.3"}
+    assert all(entry.stat().st_size <= 10_000_000 for entry in tmp_path.iterdir())
+
+
+def test_a_log_file_that_cannot_be(tmp_path: Path) -> None:
+    for name, said in {
+        "missing/run.log": "the folder does not exist",
+        ".": "a folder of that name is in the way",
+    }.items():
+        status, _, log = ended(f"log_to_file(Path({str(tmp_path / name)!r}))\n{SPEAK}")
+        assert status == 73
+        assert said in log
+        assert "Traceback" not in log
+    assert ended(f"log_to_file(Path('/dev/full'))\n{SPEAK}")[:2] == (0, "text\n"), "one that fills up stops nothing"
+
+
+def test_a_signal_while_a_line_is_written_does_no_harm() -> None:
+    body = """
+signal.signal(signal.SIGALRM, lambda *_: log("from the handler"))
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+for i in range(20_000): log(f"line {i}")
+signal.setitimer(signal.ITIMER_REAL, 0)
+return 0
+"""
+    status, _, log = ended(body)
+    assert status == 0
+    assert "Traceback" not in log
+    assert "from the handler" in log
+    assert "line 19999" in log

@@ -1,0 +1,285 @@
+"""Texts as they are found in the wild, the split, and windows that miss nothing and repeat nothing."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charseq2seq.corpus import Corpus, Ids, WindowSampler, load_corpus, read_text
+from charseq2seq.errors import ExitCode, SuiteError
+from tests.push_client import ROOT
+
+PLAY = "ROMEO: But soft!\nJULIET: Ay me! é莎🎭\n"
+
+
+def saved(folder: Path, content: bytes | str) -> Path:
+    """A file with this content."""
+    path = folder / "play.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAY.encode(),
+        codecs.BOM_UTF8 + PLAY.encode(),
+        PLAY.replace("\n", "\r\n").encode(),
+        codecs.BOM_UTF8 + PLAY.replace("\n", "\r\n").encode(),
+    ],
+)
+def test_a_text_is_read_whatever_wrote_it(content: bytes, tmp_path: Path) -> None:
+    file = read_text(saved(tmp_path, content))
+    assert (file.name, file.text) == ("play.txt", PLAY)
+    assert file.sha256 == hashlib.sha256(content).hexdigest(), "the file's, as sha256sum prints it"
+
+
+def test_only_line_ends_are_changed(tmp_path: Path) -> None:
+    text = "a\rb\n\rc\t\x0b\x0c\x1b\x85\u2028\ufeffd\r"
+    assert read_text(saved(tmp_path, text)).text == text
+
+
+LATIN = b"Ay me, caf\xe9 Juliet\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (codecs.BOM_UTF8, "is empty"),
+        (PLAY.encode("utf-16"), "UTF-16"),
+        (codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"), "UTF-16"),
+        ("ab".encode("utf-16-le"), "NUL byte at offset 1"),
+        (LATIN, "byte 0xE9 at offset 10"),
+        (codecs.BOM_UTF8 + LATIN, "byte 0xE9 at offset 13"),
+        (b"a" * 1_234_567 + b"\xff", "byte 0xFF at offset 1,234,567"),
+        (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
+        ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xED at offset 0"),
+        (b"\xc0\x80", "byte 0xC0 at offset 0"),
+        (PLAY.encode() + b"\0" + PLAY.encode(), f"NUL byte at offset {len(PLAY.encode())}"),
+        (codecs.BOM_UTF8 + b"a\0", "NUL byte at offset 4"),
+        (bytes(range(256)), "byte 0x80 at offset 128"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, content)
+    with pytest.raises(SuiteError, match=said) as refusal:
+        read_text(path)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+    assert str(path) in str(refusal.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    saved(tmp_path, PLAY)
+    for name, said in {
+        "missing": "does not exist",
+        "dangling": "does not exist",
+        "play.txt/part": "does not exist",
+        "folder": "is a folder",
+        "pipe": "is a pipe or device",
+        "x" * 300: "cannot be read",
+        "loop": "does not exist",
+    }.items():
+        with pytest.raises(SuiteError, match=said) as refusal:
+            read_text(tmp_path / name)
+        assert refusal.value.exit_code == ExitCode.NO_INPUT
+    with pytest.raises(SuiteError, match="is a pipe or device"):
+        read_text(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become a user without rights")
+def test_a_text_that_may_not_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    saved(folder, PLAY)
+    tmp_path.chmod(0o755)
+    script = (
+        "import os, sys; os.chdir(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path; from charseq2seq.corpus import SuiteError, read_text\n"
+        "read_text(Path('folder/play.txt')); os.setuid(65534)\n"  # from root to nobody
+        "try: print(read_text(Path('folder/play.txt')).name)\n"
+        "except SuiteError as error: print(int(error.exit_code), error)"
+    )
+    refused = "66 the text folder/play.txt cannot be read (Permission denied); check its permissions."
+    for folder_mode, file_mode, said in ((0o755, 0o644, "play.txt"), (0o755, 0, refused), (0, 0o644, refused)):
+        folder.chmod(folder_mode)
+        (folder / "play.txt").chmod(file_mode)
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path, ROOT], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == said + "\n"
+
+
+# --- the split
+
+
+@given(length=st.integers(1, 400), window=st.integers(2, 30))
+@settings(max_examples=80, deadline=None)
+def test_the_first_nine_tenths_train(length: int, window: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    text = ("abcdefghij" * 40)[: length - 1] + "z"
+    path = saved(tmp_path_factory.getbasetemp(), text)
+    try:
+        corpus = load_corpus(path, window)
+    except SuiteError as error:
+        assert error.exit_code == ExitCode.BAD_DATA
+        needed = int(str(error).split("at least ")[1].split()[0].rstrip(",;").replace(",", ""))
+        assert length < needed
+        saved(path.parent, text * (needed // length) + text[: needed % length] if length > 1 else "ab" * needed)
+        assert load_corpus(path, window).num_train >= 2 * window, "what the message asks for is enough"
+        return
+    assert corpus.num_train == len(corpus.train_ids) == int(length * 0.9)
+    assert corpus.vocabulary.decode(corpus.ids.tolist()) == text
+    assert corpus.num_train >= 2 * window
+    assert corpus.facts() == {
+        "name": "play.txt",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "characters": length,
+        "distinct_characters": len(set(text)),
+        "train_characters": corpus.num_train,
+        "validation_characters": length - corpus.num_train,
+    }
+
+
+def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:
+    corpus = load_corpus(saved(tmp_path, "ab" * 500 + "é"), 10)
+    assert corpus.vocabulary.characters == ("a", "b", "é"), "validation has no unknown characters"
+    assert 3 not in corpus.train_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a", "has 1 character"),
+        ("ab" * 10, "has 20 characters, training with these windows needs at least"),
+        ("a" * 1000, "one character repeated"),
+        ("\n" * 1000, "one character repeated"),
+    ],
+)
+def test_a_text_that_teaches_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=said) as refusal:
+        load_corpus(saved(tmp_path, text), 50)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+
+
+def test_thousands_of_distinct_characters_and_one_long_line(tmp_path: Path) -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 5000))) * 20
+    corpus: Corpus = load_corpus(saved(tmp_path, text), 100)
+    assert len(corpus.vocabulary) == 5001
+    assert corpus.vocabulary.decode(corpus.ids.tolist()) == text
+
+
+# --- windows
+
+
+def sampler(
+    length: int = 1000, source: int = 7, target: int = 5, batch: int = 4, seed: int = 0, first: int = 0
+) -> WindowSampler:
+    """A sampler over a text whose every character is its own place."""
+    ids: Ids = np.arange(first, first + length, dtype=np.int32)
+    return WindowSampler(ids, source, target, batch, seed)
+
+
+def joined(windows: WindowSampler) -> list[list[int]]:
+    """The next batch, each source joined with its target."""
+    source, target = windows.next_batch()
+    return [[*s, *t] for s, t in zip(source.tolist(), target.tolist(), strict=True)]
+
+
+def batches_of_this_pass(windows: WindowSampler) -> list[list[list[int]]]:
+    """Batch by batch until a pass is over; the last one may reach further."""
+    epoch, batches = windows.epoch, []
+    while windows.epoch == epoch:
+        batches.append(joined(windows))
+    return batches
+
+
+@given(
+    source=st.integers(1, 12),
+    target=st.integers(1, 12),
+    extra=st.integers(0, 60),
+    batch=st.integers(1, 9),
+    seed=st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_in_one_pass_a_character_is_a_target_at_most_once(
+    source: int, target: int, extra: int, batch: int, seed: int
+) -> None:
+    length = source + target + extra
+    one_by_one = batches_of_this_pass(sampler(length, source, target, 1, seed))
+    windows = sampler(length, source, target, batch, seed)
+    rows: list[list[int]] = []
+    while len(rows) < len(one_by_one):
+        rows += joined(windows)
+    del rows[len(one_by_one) :]  # the last batch may begin the next pass
+    assert [row[-target:] for row in rows] == [row[-target:] for given in one_by_one for row in given]
+    targets = Counter(place for row in rows for place in row[-target:])
+    assert max(targets.values()) == 1
+    assert len(targets) > extra + target - 2 * target, "and nearly every one is"
+    assert source <= min(targets) <= max(targets) < length
+    for row in rows:
+        assert row == list(range(row[0], row[0] + len(row))), "the target follows its source"
+
+
+def test_every_pass_is_shuffled_and_cut_anew() -> None:
+    windows = sampler()
+    first, second = ([row[-5] for given in batches_of_this_pass(windows) for row in given] for _ in range(2))
+    assert first != sorted(first)
+    assert {place % 5 for place in first[:150]} != {place % 5 for place in second[10:150]}
+    assert windows.epoch == 2
+
+
+def test_sources_have_every_length_and_mostly_the_full_one() -> None:
+    windows = sampler(100_000, batch=8)
+    lengths = Counter(windows.next_batch()[0].shape[1] for _ in range(2000))
+    assert set(lengths) == set(range(8))
+    assert lengths[7] == pytest.approx(2000 * (0.8 + 0.2 / 8), abs=80)
+    for length in range(7):
+        assert lengths[length] == pytest.approx(2000 * 0.2 / 8, abs=35)
+
+
+def test_batches_are_int64_and_whole() -> None:
+    windows = sampler(40, batch=50)  # a batch of more windows than a pass has
+    for _ in range(5):
+        source, target = windows.next_batch()
+        assert str(source.dtype) == str(target.dtype) == "torch.int64"
+        assert target.shape == (50, 5)
+        assert len(source) == 50
+
+
+@given(steps=st.integers(0, 60), batch=st.integers(1, 30), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_a_restored_sampler_goes_on_as_if_never_stopped(steps: int, batch: int, seed: int) -> None:
+    straight, resumed = sampler(200, batch=batch, seed=seed), sampler(200, batch=batch, seed=seed)
+    for _ in range(steps):
+        straight.next_batch()
+    resumed.next_batch()  # wherever it stood before
+    resumed.restore(straight.state())
+    assert all(type(value) is int for value in straight.state().values()), "plain, for the resume file"
+    for _ in range(20):
+        expected, got = straight.next_batch(), resumed.next_batch()
+        assert [part.tolist() for part in got] == [part.tolist() for part in expected]
+    assert resumed.state() == straight.state()
+
+
+def test_a_seed_is_an_order() -> None:
+    def given(seed: int) -> list[list[list[int]]]:
+        return batches_of_this_pass(sampler(seed=seed))
+
+    assert given(3) == given(3) != given(4)

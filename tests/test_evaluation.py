@@ -1,0 +1,160 @@
+"""The loss by the one protocol, against a loop that scores one character at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.corpus import Ids, load_corpus
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.training.evaluation import evaluate, evaluate_file
+from encoder_decoder_transformer import Transformer
+from tests.push_client import TEXT, tiny_checkpoint
+
+VOCABULARY = 9
+
+
+def small_model(source_length: int, target_length: int, **changes: Any) -> Transformer:
+    """A model whose opinions depend on everything that it sees."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"d_model": 8, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "d_ff": 8}
+    sizes |= {"source_length": source_length, "target_length": target_length}
+    model = Transformer(VOCABULARY, **sizes | changes)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.5)
+    return model
+
+
+def random_ids(length: int, seed: int = 0) -> Ids:
+    """A text."""
+    return np.random.default_rng(seed).integers(1, VOCABULARY, length).astype(np.int32)
+
+
+def one_at_a_time(model: Transformer, ids: Ids, first: int, last: int) -> list[float]:
+    """Negative log likelihood of each character, given the part of its window before it and the source before that."""
+    model.eval()
+    losses = []
+    for place in range(first, last):
+        start = place - (place - first) % model.target_length
+        source = ids[max(0, start - model.source_length) : start]
+        target = ids[start : place + 1]
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(source).long()[None], torch.from_numpy(target).long()[None])
+        losses.append(-float(logits[0, -1].log_softmax(dim=-1)[int(ids[place])]))
+    return losses
+
+
+@given(
+    length=st.integers(1, 90),
+    first=st.integers(0, 89),
+    last=st.none() | st.integers(1, 90),
+    source_length=st.integers(1, 9),
+    target_length=st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_character_is_scored_once(
+    length: int, first: int, last: int | None, source_length: int, target_length: int
+) -> None:
+    first = first % length
+    end = length if last is None else max(first + 1, min(last, length))
+    model, ids = small_model(source_length, target_length), random_ids(length)
+    evaluation = evaluate(model, ids, first, None if last is None else end)
+    losses = one_at_a_time(model, ids, first, end)
+    assert evaluation.characters == len(losses) == end - first
+    assert evaluation.nats_per_char == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    assert evaluation.max_context == source_length + target_length
+
+
+def test_many_windows_in_batches_with_a_short_one_at_the_end() -> None:
+    model, ids = small_model(3, 4), random_ids(4 * 70 + 3)
+    for first in (0, 2, 3, 5):
+        losses = one_at_a_time(model, ids, first, len(ids))
+        assert evaluate(model, ids, first).nats_per_char == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_what_stands_before_is_context_and_not_scored() -> None:
+    model, ids = small_model(5, 4), random_ids(60)
+    scored = evaluate(model, ids, 20, 40).nats_per_char
+    for changed, matters in ((14, False), (15, True), (19, True), (20, True), (39, True), (40, False), (59, False)):
+        other = ids.copy()
+        other[changed] = other[changed] % (VOCABULARY - 1) + 1
+        assert (evaluate(model, other, 20, 40).nats_per_char != scored) == matters, changed
+
+
+def test_parts_add_up() -> None:
+    model, ids = small_model(4, 5), random_ids(100)
+    whole, parts = evaluate(model, ids, 10, 90), [evaluate(model, ids, 10, 50), evaluate(model, ids, 50, 90)]
+    assert whole.nats_per_char == pytest.approx(sum(part.nats_per_char for part in parts) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_and_the_mode_is_kept(training: bool) -> None:
+    model, ids = small_model(4, 5, dropout=0.5).train(training), random_ids(50)
+    first = evaluate(model, ids)
+    assert evaluate(model, ids) == first
+    assert model.training == training
+    assert first.nats_per_char == pytest.approx(evaluate(small_model(4, 5), ids).nats_per_char, abs=1e-6)
+
+
+def test_a_fresh_model_is_as_unsure_as_it_can_be() -> None:
+    facts = evaluate(Transformer(VOCABULARY, d_model=8, num_heads=2, d_ff=8), random_ids(500)).facts()
+    assert facts["nats_per_char"] == pytest.approx(math.log(VOCABULARY))
+    assert facts["bits_per_char"] == pytest.approx(math.log2(VOCABULARY))
+    assert facts["perplexity"] == pytest.approx(VOCABULARY)
+    assert (facts["characters"], facts["max_context"]) == (500, 64 + 192)
+    assert "windows of 192 given the 64 characters before them" in facts["protocol"]
+
+
+def test_bf16_measures_nearly_the_same() -> None:
+    model, ids = small_model(4, 5), random_ids(300)
+    exact = evaluate(model, ids).nats_per_char
+    assert evaluate(model.to(torch.bfloat16), ids).nats_per_char == pytest.approx(exact, abs=0.03)
+
+
+# --- a file
+
+
+def checkpoint_of(path: Path) -> Checkpoint:
+    """A checkpoint that says it was trained on this text."""
+    corpus = load_corpus(path, 20)
+    return dataclasses.replace(tiny_checkpoint(), corpus=corpus.facts())
+
+
+def test_of_its_own_text_the_validation_split_is_scored(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 20)
+    checkpoint = checkpoint_of(path)
+    facts = evaluate_file(checkpoint, path, "cpu", "fp32", "error")
+    first = checkpoint.corpus["train_characters"]
+    ids = checkpoint.vocabulary().encode(TEXT * 20)
+    losses = one_at_a_time(checkpoint.build_model(), ids, first, len(ids))
+    assert facts["nats_per_char"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert (facts["split"], facts["characters"]) == ("validation", len(losses))
+
+
+def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(tmp_path: Path) -> None:
+    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    own.write_text(TEXT * 20)
+    other.write_text("ROMEO: 莎\nBut soft, 🎭what")
+    checkpoint = checkpoint_of(own)
+    facts = evaluate_file(checkpoint, other, "cpu", "fp32", "skip")
+    ids = checkpoint.vocabulary().encode("ROMEO: \nBut soft, what")
+    losses = one_at_a_time(checkpoint.build_model(), ids, 0, len(ids))
+    assert facts["nats_per_char"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert (facts["split"], facts["characters"], facts["skipped_characters"]) == ("all", len(losses), 2)
+    with pytest.raises(SuiteError, match=r"U\+1F3AD"):
+        evaluate_file(checkpoint, other, "cpu", "fp32", "error")
+    other.write_text("莎莎莎")
+    with pytest.raises(SuiteError, match="no character that this model knows") as refusal:
+        evaluate_file(checkpoint, other, "cpu", "fp32", "skip")
+    assert refusal.value.exit_code == ExitCode.BAD_DATA

@@ -1,0 +1,114 @@
+"""From a prompt to text: what is known of it is read, what comes is streamed, and a seed is a text."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.generation import Sampling, generate_text, known_prompt, read_prompt, stream_text
+from charseq2seq.vocabulary import CharVocabulary
+from encoder_decoder_transformer import Transformer
+from tests.push_client import tiny_checkpoint
+
+Written = tuple[Transformer, CharVocabulary]
+
+
+@pytest.fixture(scope="module")
+def written() -> Written:
+    """A tiny model and its vocabulary."""
+    checkpoint = tiny_checkpoint()
+    return checkpoint.build_model(), checkpoint.vocabulary()
+
+
+@pytest.mark.parametrize("prompt", ["", "R", "ROMEO: But soft,", "ROMEO: But soft, what light through " * 20])
+@pytest.mark.parametrize("num_chars", [0, 1, 12, 50])
+def test_any_prompt_gives_any_length(written: Written, prompt: str, num_chars: int) -> None:
+    text = generate_text(*written, prompt, num_chars, Sampling(temperature=1.0))
+    assert len(text) == num_chars
+    assert set(text) <= set(written[1].characters)
+
+
+def test_text_is_streamed_a_character_at_a_time(written: Written) -> None:
+    whole = generate_text(*written, "ROMEO:", 40, Sampling())
+    stream = stream_text(*written, "ROMEO:", 10**9, Sampling())
+    pieces = list(itertools.islice(stream, 40))
+    assert "".join(pieces) == whole
+    assert {len(piece) for piece in pieces} == {1}
+
+
+def test_the_same_seed_gives_the_same_text_whatever_happened_before(written: Written) -> None:
+    torch.manual_seed(1)
+    first = generate_text(*written, "ROMEO:", 60, Sampling(seed=5))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert generate_text(*written, "ROMEO:", 60, Sampling(seed=5)) == first
+    assert generate_text(*written, "ROMEO:", 60, Sampling(seed=6)) != first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sampling_is_what_was_asked_for(written: Written) -> None:
+    greedy = generate_text(*written, "ROMEO:", 60, Sampling(temperature=0))
+    for same in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-6), Sampling(temperature=1e-6)):
+        assert generate_text(*written, "ROMEO:", 60, same) == greedy
+    wild = generate_text(*written, "ROMEO:", 400, Sampling(temperature=1e9))
+    assert len(set(wild)) > 0.9 * len(written[1].characters)
+
+
+def test_a_prompt_is_continued_not_repeated(written: Written) -> None:
+    model, vocabulary = written
+    source = torch.from_numpy(vocabulary.encode("JULIET")).long()[None]
+    expected = model.generate(source, 20, temperature=0)[0].tolist()
+    assert generate_text(model, vocabulary, "JULIET", 20, Sampling(temperature=0)) == vocabulary.decode(expected)
+
+
+@given(prompt=st.text(st.sampled_from("ROMEO: é|ÄÖ莎\0\ud800"), max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_unknown_characters_are_named_or_skipped(prompt: str) -> None:
+    vocabulary = CharVocabulary.from_text("ROMEO: é|")
+    known = "".join(character for character in prompt if character in vocabulary.characters)
+    assert known_prompt(vocabulary, prompt, "skip") == known
+    if known == prompt:
+        assert known_prompt(vocabulary, prompt, "error") == prompt
+        return
+    with pytest.raises(SuiteError, match="--unknown skip") as refusal:
+        known_prompt(vocabulary, prompt, "error")
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+    for character in set(prompt) - set(known):
+        assert f"U+{ord(character):04X}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [(b"", ""), (b"\xef\xbb\xbfROMEO:", "ROMEO:"), (b"a\r\nb\n", "a\nb\n"), ("莎🎭".encode(), "莎🎭")],
+)
+def test_a_prompt_from_a_file(content: bytes, prompt: str, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(content)
+    assert read_prompt(tmp_path / "prompt.txt") == prompt
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "code"),
+    [
+        (None, "No such file", ExitCode.NO_INPUT),
+        ("folder", "Is a directory", ExitCode.NO_INPUT),
+        (b"ROMEO\xe9", "byte offset 5", ExitCode.BAD_DATA),
+        (b"\xff\xfeR\0", "byte offset 0", ExitCode.BAD_DATA),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_used(content: Any, said: str, code: ExitCode, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SuiteError, match=said) as refusal:
+        read_prompt(path)
+    assert refusal.value.exit_code == code
+    assert str(path) in str(refusal.value)

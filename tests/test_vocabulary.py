@@ -1,0 +1,174 @@
+"""Characters and ids: the same for the same text, there and back again, and nothing else is taken for a vocabulary."""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.vocabulary import (
+    START_ID,
+    START_TOKEN,
+    CharVocabulary,
+    code_points_of,
+    describe_character,
+    vocabulary_files,
+)
+
+# Hypothesis' own alphabet leaves lone surrogates out.
+ANY_TEXT = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=80)
+STRANGE = "a\0\t\n\r\x1b\x7f\x85\xa0é\u0301\u200d\u2028\ud800\udfff\ufeff\uffff莎🎭👩🏽\U0010ffff"
+
+
+@given(ANY_TEXT.filter(bool))
+@example(STRANGE)
+@settings(max_examples=150, deadline=None)
+def test_every_text_comes_back(text: str) -> None:
+    vocabulary = CharVocabulary.from_text(text)
+    assert list(vocabulary.characters) == sorted(set(text))
+    assert len(vocabulary) == len(set(text)) + 1
+    ids = vocabulary.encode(text)
+    assert ids.tolist() == [sorted(set(text)).index(character) + 1 for character in text]
+    assert vocabulary.decode(ids.tolist()) == text
+    assert vocabulary.unknown_characters(text) == []
+
+
+@given(ANY_TEXT.filter(bool))
+@settings(max_examples=50, deadline=None)
+def test_the_order_of_a_text_does_not_matter(text: str) -> None:
+    shuffled = "".join(random.Random(0).sample(text, len(text)))
+    assert CharVocabulary.from_text(shuffled) == CharVocabulary.from_text(text * 2)
+    assert hash(CharVocabulary.from_text(shuffled)) == hash(CharVocabulary.from_text(text))
+
+
+@given(ANY_TEXT.filter(bool))
+@example(STRANGE)
+@settings(max_examples=100, deadline=None)
+def test_the_two_files_are_each_others_inverse(text: str) -> None:
+    vocabulary = CharVocabulary.from_text(text)
+    files = vocabulary_files(vocabulary)
+    assert all(content.isascii() and content.endswith("}\n") for content in files.values())
+    index_of, token_of = json.loads(files["vocab.json"]), json.loads(files["idx_to_vocab.json"])
+    assert index_of == {token: int(index) for index, token in token_of.items()}
+    assert token_of == {str(index): token for token, index in index_of.items()}
+    assert sorted(index_of.values()) == list(range(len(vocabulary)))
+    assert set(index_of) == set(text) | {START_TOKEN}
+    assert CharVocabulary.from_index_of_token(index_of) == vocabulary
+
+
+def test_the_start_token_stands_for_no_character() -> None:
+    vocabulary = CharVocabulary("ab")
+    assert vocabulary.index_of_token() == {"<start>": 0, "a": 1, "b": 2}
+    assert vocabulary.decode([START_ID, 1, START_ID, 2, 2]) == "abb"
+    assert START_ID not in CharVocabulary.from_text("<start>").encode("<start>")
+
+
+@given(known=ANY_TEXT.filter(bool), text=ANY_TEXT)
+@example(known="a", text=STRANGE)
+@settings(max_examples=150, deadline=None)
+def test_unknown_characters_are_listed_with_their_code_points(known: str, text: str) -> None:
+    vocabulary = CharVocabulary.from_text(known)
+    missing = sorted(set(text) - set(known))
+    assert vocabulary.unknown_characters(text) == missing
+    if not missing:
+        assert vocabulary.decode(vocabulary.encode(text).tolist()) == text
+        return
+    with pytest.raises(SuiteError) as refusal:
+        vocabulary.encode(text)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+    for character in missing:
+        assert f"U+{ord(character):04X}" in str(refusal.value)
+    assert str(refusal.value).startswith(f"{len(missing)} character")
+    str(refusal.value).encode("utf-8")  # what is shown has no lone surrogates
+
+
+@pytest.mark.parametrize(
+    ("character", "description"),
+    [
+        ("é", "'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)"),
+        ("\n", r"'\n' (U+000A Cc)"),
+        ("\x1b", r"'\x1b' (U+001B Cc)"),
+        ("\ud800", r"'\ud800' (U+D800 Cs)"),
+        ("🎭", "'🎭' (U+1F3AD PERFORMING ARTS)"),
+        ("莎", f"'莎' (U+838E {unicodedata.name('莎')})"),
+    ],
+)
+def test_a_character_is_described_so_that_it_can_be_looked_up(character: str, description: str) -> None:
+    assert describe_character(character) == description
+
+
+def test_code_points() -> None:
+    assert code_points_of("a莎🎭\ud800").tolist() == [0x61, 0x838E, 0x1F3AD, 0xD800]
+
+
+def test_the_largest_alphabet_there_is() -> None:
+    everything = "".join(map(chr, range(0x110000)))
+    vocabulary = CharVocabulary.from_text(everything)
+    assert len(vocabulary) == 0x110001
+    assert (vocabulary.encode(everything[::-1]) == range(0x110000, 0, -1)).all()
+
+
+@pytest.mark.parametrize("characters", [[], ["b", "a"], ["a", "a"], ["ab"], [""], [1], [None], ["a", 2]])
+def test_what_is_no_alphabet_is_refused(characters: list[Any]) -> None:
+    with pytest.raises(SuiteError) as refusal:
+        CharVocabulary(characters)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+
+
+WHOLE: dict[Any, Any] = {"<start>": 0, "a": 1, "b": 2}
+DAMAGED: list[Any] = [
+    {},
+    {"<start>": 0},
+    {"a": 1, "b": 2},
+    {"a": 0, "b": 1},
+    WHOLE | {"b": 3},
+    WHOLE | {"b": 1},
+    WHOLE | {"b": -2},
+    WHOLE | {"b": 2.0},
+    WHOLE | {"a": True},
+    WHOLE | {"<start>": False},
+    WHOLE | {"b": "2"},
+    WHOLE | {"b": None},
+    WHOLE | {"b": [2]},
+    WHOLE | {"b": 10**4000},
+    WHOLE | {"bc": 3},
+    WHOLE | {"": 3},
+    WHOLE | {3: 3},
+    WHOLE | {None: 3},
+    {"<start>": 0, "b": 1, "a": 2},
+    {"<start>": 1, "a": 0, "b": 2},
+    *(None, [], ["<start>", "a"], "ab", 3, 0.5, True),
+]
+
+
+@pytest.mark.parametrize("table", DAMAGED, ids=lambda table: repr(table)[:50])
+def test_a_damaged_table_is_refused(table: Any) -> None:
+    assert CharVocabulary.from_index_of_token(WHOLE) == CharVocabulary("ab")
+    with pytest.raises(SuiteError) as refusal:
+        CharVocabulary.from_index_of_token(table)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 6) | st.floats() | st.sampled_from([START_TOKEN, "a", "b", "c", "ab"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("abc") | st.text(), inner, max_size=5),
+    max_leaves=8,
+)
+
+
+@given(
+    JSON | st.dictionaries(st.sampled_from([START_TOKEN, "a", "b", "c"]), st.integers(0, 4) | st.booleans(), max_size=4)
+)
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_a_vocabulary_or_refused(parsed: Any) -> None:
+    try:
+        vocabulary = CharVocabulary.from_index_of_token(parsed)
+    except SuiteError:
+        return
+    assert json.dumps(parsed, sort_keys=True) == json.dumps(vocabulary.index_of_token(), sort_keys=True)
