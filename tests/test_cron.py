@@ -1,0 +1,286 @@
+"""Started by nobody, watched by nobody: locks, logs, closed and full streams, full disks, signals, exit codes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charseq2seq.checkpoint import load_checkpoint, load_resume_state
+from charseq2seq.errors import ExitCode
+from tests.test_resume import strike_at
+from tests.train_client import ROOT, TINY, Done, Trainee, finish
+from tests.warm_client import WITHOUT_POWERS, WarmClient
+
+SHORT = ["--max_steps", "4", "--eval_interval", "2"]
+LONG = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "1000000", "--eval_interval", "50"]
+TIMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( .*\S)?")
+LOG_BYTES = 10_000_000  # then --log_file is rotated
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[WarmClient]:
+    """Runs command lines."""
+    with WarmClient() as warm:
+        yield warm
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Trainee:
+    """A user with a text."""
+    return Trainee(tmp_path / "user")
+
+
+def wait_for_step(process: subprocess.Popen[str]) -> str:
+    """Read the log until training goes on; returns what was read."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if " step " in line:
+            break
+    return seen
+
+
+# --- one run at a time
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone_however_it_goes(client: WarmClient, user: Trainee) -> None:
+    first = user.start(*LONG)
+    wait_for_step(first)
+    second = client.train(user, *SHORT)
+    assert second.code == ExitCode.LOCKED and second.report["exit_code"] == ExitCode.LOCKED
+    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    says = (
+        rf"another run is writing transformer_model\.pth \(process {first.pid} since {since}\); wait for it or choose"
+    )
+    assert re.search(says, second.log) and re.search(says, second.report["message"])
+    assert client.train(user, *SHORT, "--model_path", "other.pth").code == 0, "another model is another matter"
+    assert client.run(user.home, "--mode", "evaluate", "--data_path", "text.txt").code == ExitCode.NO_INPUT
+    first.kill()
+    first.wait()
+    assert client.train(user, *SHORT).code == 0, "the lock dies with its holder"
+
+
+# --- the log and the results
+
+
+def test_without_a_terminal_every_line_is_timed_and_plain(client: WarmClient, user: Trainee) -> None:
+    for arguments in (["--log_interval", "1"], ["--resume", "absent.pth"]):
+        done = client.train(user, *SHORT, *arguments)
+        lines = done.log.removesuffix("\n").split("\n")
+        assert len(lines) > 5 or done.code == ExitCode.NO_INPUT
+        for line in lines:
+            assert TIMED.fullmatch(line) and line.isprintable(), line
+
+
+def test_on_a_terminal_there_is_a_progress_bar(user: Trainee) -> None:
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_transformer.py"), "--data_path", "text.txt", *TINY, *SHORT],
+        env=user.environment(TERM="xterm"),
+        cwd=user.home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    os.close(master)
+    out, _ = process.communicate()
+    seen = shown.decode()
+    assert process.returncode == 0, seen
+    assert re.search(r"\rstep \d .*█.* 100%, loss \d\.\d+ nats/char, [\d,]+ chars/s, 0s left", seen), seen
+    assert "step 4: validation" in seen and not re.search(r"\d\d:\d\d:\d\d", seen), "a person needs no clock"
+    assert b"\r" not in out and b"\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    "redirected",
+    [">&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full", ">/dev/full 2>/dev/full"],
+)
+def test_training_ends_well_with_streams_closed_or_full(redirected: str, user: Trainee) -> None:
+    command = shlex.join([sys.executable, str(ROOT / "train_transformer.py"), "--data_path", "text.txt", *TINY, *SHORT])
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command} {redirected}"],
+        env=user.environment(),
+        cwd=user.home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    done = finish(process)
+    assert done.code == (ExitCode.IO_ERROR if ">/dev/full" in redirected.split() else 0), done.log
+    assert load_checkpoint(user.model).metrics["steps"] == 4
+    assert load_resume_state(user.resume)["finished"] is True
+    if redirected == ">/dev/full":
+        assert "error: the result cannot be written to stdout (No space left on device); " in done.log
+    if redirected.startswith("2>"):
+        assert done.report["outcome"] == "finished"
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(user: Trainee) -> None:
+    command = shlex.join([sys.executable, str(ROOT / "train_transformer.py"), *LONG])
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command} <&- 2>&-"], env=user.environment(), cwd=user.home, stdout=subprocess.PIPE
+    )
+    while not user.resume.exists() and process.poll() is None:
+        time.sleep(0.05)
+    opened = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (0, 2)]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert process.returncode == ExitCode.TERMINATED and Done(0, out.decode(), "").report["outcome"] == "stopped"
+    assert opened == [os.devnull] * 2, "what a library prints there would end in a model file"
+
+
+def test_the_log_file_has_the_log_and_is_rotated(client: WarmClient, user: Trainee) -> None:
+    path = user.home / "night.log"
+    done = client.train(user, *SHORT, "--log_file", path.name)
+    assert done.code == 0
+    untimed = [line[19:] for line in done.log.splitlines()]
+    assert [line[19:] for line in path.read_text().splitlines()] == untimed
+    assert all(TIMED.fullmatch(line) for line in path.read_text().splitlines())
+    refused = client.train(user, *SHORT, "--log_file", path.name, "--resume", "absent.pth")
+    assert refused.code == ExitCode.NO_INPUT and "error: absent.pth does not exist" in path.read_text()
+    path.write_text("x" * (LOG_BYTES - 100) + "\n")
+    assert client.train(user, *SHORT, "--log_file", path.name).code == 0
+    assert path.with_name("night.log.1").stat().st_size <= LOG_BYTES
+    assert path.stat().st_size < 10_000 and "step 4: validation" in path.read_text()
+
+
+def test_a_log_file_that_fills_the_disk_does_not_stop_the_run(client: WarmClient, user: Trainee) -> None:
+    assert client.train(user, *SHORT, "--log_file", "/dev/full").code == 0
+    assert load_checkpoint(user.model).metrics["steps"] == 4
+
+
+def test_stdout_ends_with_json_however_a_run_went(client: WarmClient, user: Trainee) -> None:
+    finished = client.train(user, *SHORT).report
+    assert (finished["outcome"], finished["exit_code"], finished["steps"]) == ("finished", 0, 4)
+    assert finished["nats_per_char"] > 0 and finished["duration_seconds"] > 0
+    failed = client.train(user, *SHORT, "--resume", "absent.pth").report
+    assert (failed["outcome"], failed["exit_code"]) == ("failed", ExitCode.NO_INPUT)
+    assert "absent.pth does not exist" in failed["message"]
+    unlogged = client.train(user, *SHORT, "--log_file", "no/x.log")
+    assert unlogged.code == ExitCode.CANNOT_CREATE
+    assert unlogged.report["outcome"] == "failed" and unlogged.report["exit_code"] == ExitCode.CANNOT_CREATE
+    stopped = strike_at(user.start(*LONG, "--log_interval", "1"), 1, signal.SIGINT)
+    assert stopped.code == ExitCode.INTERRUPTED
+    assert (stopped.report["outcome"], stopped.report["exit_code"]) == ("stopped", ExitCode.INTERRUPTED)
+
+
+# --- the disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk to be had here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_there(client: WarmClient, user: Trainee, small_disk: Path) -> None:
+    model, resume = small_disk / "m.pth", small_disk / "m.resume.pth"
+    assert client.train(user, *SHORT, "--model_path", str(model)).code == 0
+    ballast = small_disk / "ballast"
+    for free in (0, 20_000, 70_000, 140_000):
+        earlier = model.read_bytes()
+        ballast.write_bytes(b"")
+        rest = os.statvfs(small_disk)
+        ballast.write_bytes(b"\0" * max(0, rest.f_bavail * rest.f_frsize - free))
+        done = client.train(user, "--max_steps", "6", "--eval_interval", "1", "--seed", "5", "--model_path", str(model))
+        if done.code == 0:
+            assert free == 140_000, "it all fits"
+            continue
+        assert done.code == ExitCode.IO_ERROR and done.report["exit_code"] == ExitCode.IO_ERROR, done.log
+        assert re.search(r"cannot write \S+\.pth: the disk is full; free some space and run again", done.log)
+        assert model.read_bytes() == earlier and load_resume_state(resume)
+        assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "m.pth", "m.pth.lock", "m.resume.pth"]
+    ballast.unlink()
+    done = client.train(user, "--max_steps", "6", "--eval_interval", "1", "--seed", "5", "--model_path", str(model))
+    assert done.code == 0 and load_checkpoint(model).training_args["seed"] == 5
+
+
+def test_a_disk_that_is_read_only_is_refused_before_training(
+    client: WarmClient, user: Trainee, small_disk: Path
+) -> None:
+    (small_disk / "m.pth").write_bytes(b"an earlier one")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = client.train(user, *SHORT, "--model_path", str(small_disk / "m.pth"))
+    assert done.code == ExitCode.CANNOT_CREATE and "the file system is read-only; choose a folder" in done.log, done.log
+    assert "step" not in done.log and (small_disk / "m.pth").read_bytes() == b"an earlier one"
+
+
+@pytest.mark.skipif(WITHOUT_POWERS is None, reason="root without setpriv may write everywhere")
+def test_a_folder_that_may_not_be_written_is_refused_before_training(client: WarmClient, user: Trainee) -> None:
+    folder = user.home / "theirs"
+    folder.mkdir(mode=0o555)
+    for flag, name in (("--model_path", "m.pth"), ("--log_file", "x.log")):
+        done = client.train(user, *SHORT, flag, f"theirs/{name}")
+        assert done.code == ExitCode.CANNOT_CREATE, done.log
+        assert re.search(rf"cannot write theirs/{name}\S*: permission is denied; choose a folder", done.log), done.log
+        assert "step" not in done.log and not list(folder.iterdir())
+
+
+# --- signals
+
+
+def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user: Trainee) -> None:
+    assert client.train(user, *SHORT).code == 0
+    model, resume = user.model.read_bytes(), user.resume.read_bytes()
+    wide = ["--d_model", "256", "--d_ff", "1024", "--num_decoder_layers", "4", "--batch_size", "512"]  # seconds a step
+    process = user.start(*LONG, *wide, "--precision", "fp32", "--log_interval", "1")
+    wait_for_step(process)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "SIGINT: finishing this step and saving; Ctrl-C again leaves at once." in line:
+            break
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == ExitCode.INTERRUPTED and "interrupted." in done.log
+    assert (user.model.read_bytes(), user.resume.read_bytes()) == (model, resume)
+    assert not list(user.home.glob("*.tmp"))
+
+
+# --- exit codes
+
+
+def codes_expected_by(path: Path) -> set[int]:
+    """The exit codes that a test file compares with: as `ExitCode.NAME`, or as a number beside `code`."""
+    codes: set[int] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ExitCode":
+            codes.add(ExitCode[node.attr])
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and "code" in node.left.attr:
+            for operator, right in zip(node.ops, node.comparators, strict=True):
+                if isinstance(operator, ast.Eq) and isinstance(right, ast.Constant) and isinstance(right.value, int):
+                    codes.add(right.value)
+    return codes
+
+
+def test_every_exit_code_is_expected_by_a_test() -> None:
+    expected = set().union(*(codes_expected_by(path) for path in (ROOT / "tests").glob("*.py")))
+    assert set(ExitCode) - expected == set()
