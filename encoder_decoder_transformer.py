@@ -516,11 +516,12 @@ def sample(
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
-    # The largest logit is taken off first, so that a tiny temperature cannot overflow.
-    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    # The largest logit is taken off first, so that a tiny temperature cannot overflow; nor must a huge one be infinite.
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / min(temperature, 1e30)).softmax(dim=-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the likeliest token always stays
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p
+        beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
     # Exponential race: argmax(p / Exp(1)) is distributed as p, renormalised, without a cumulative sum.
     race = torch.empty_like(probabilities).exponential_(generator=generator).clamp_min_(1e-30)  # 0 / 0 is no number

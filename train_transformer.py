@@ -11,8 +11,10 @@ Results (text, figures, the model's address) go to stdout, everything else to st
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,8 +35,6 @@ SAMPLE_PROMPT, SAMPLE_CHARACTERS = "ROMEO:", 500
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says."""
     args = parse_arguments(argv)
-    if args.log_file is not None:
-        log_to_file(args.log_file)
     return {"train": train, "evaluate": evaluate, "generate": generate}[args.mode](args)
 
 
@@ -63,6 +63,7 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
+    open_log_file(args)
     from charseq2seq.training.run import train as train_model
     from charseq2seq.training.settings import resolve_settings
     from data.prepare import DEFAULT_CORPUS, prepare
@@ -142,6 +143,7 @@ def publish_request(args: argparse.Namespace) -> PublishRequest:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
+    open_log_file(args)
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.training.evaluation import evaluate_file
     from charseq2seq.training.settings import choose_device, choose_precision
@@ -162,6 +164,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Print text that the model writes, as it is written."""
+    open_log_file(args)
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.generation import Sampling, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device
@@ -181,6 +184,12 @@ def generate(args: argparse.Namespace) -> int:
             write_result(text)
     write_result("\n")
     return 0
+
+
+def open_log_file(args: argparse.Namespace) -> None:
+    """Write the log to --log_file too."""
+    if args.log_file is not None:
+        log_to_file(args.log_file)
 
 
 # --- the command line
@@ -210,12 +219,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         problems += ["--unknown belongs to --mode evaluate and generate"] if "unknown" in used else []
     if args.d_model and args.num_heads and (args.d_model % args.num_heads or args.d_model // args.num_heads % 2):
         problems.append(f"--d_model {args.d_model} cannot be divided into {args.num_heads} heads of an even size")
+    problems += same_files(args)
     if args.prompt_file and args.prompt:
         problems.append("--prompt and --prompt_file exclude each other")
     if args.hf_token and args.hf_token_file:
         problems.append("--hf_token and --hf_token_file exclude each other")
     parser.refuse(problems)
     return args
+
+
+def same_files(args: argparse.Namespace) -> list[str]:
+    """A problem for each two arguments by which one file would be written over another."""
+    names = ["log_file", "model_path", "data_path"]
+    paths = [(name, path.resolve()) for name in names if (path := getattr(args, name)) is not None]
+    return [
+        f"--{one} and --{other} name the same file, {path}; choose another for one of them"
+        for (one, path), (other, same) in itertools.combinations(paths, 2)
+        if path == same
+    ]
 
 
 def add_shared_arguments(parser: CommandLine) -> list[str]:
@@ -257,7 +278,11 @@ def add_shared_arguments(parser: CommandLine) -> list[str]:
         help="of the arithmetic: auto, fp32, bf16 or fp16 (default: %(default)s: what the device is fast in)",
     )
     parser.add(
-        group, "--num_threads", whole(1, 4096), metavar="N", help="CPU threads (default: all that PyTorch finds)"
+        group,
+        "--num_threads",
+        whole(1, 4 * (os.cpu_count() or 1)),
+        metavar="N",
+        help="CPU threads (default: all that PyTorch finds)",
     )
     parser.add(
         group,
@@ -300,7 +325,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         ),
         (run_group, "patience", whole(1), "end after so many evaluations without improvement (default: never)"),
         (run_group, "batch_size", whole(1, 1_048_576), "windows a step (default: 16 on a CPU, 128 on a GPU)"),
-        (run_group, "learning_rate", number(0, 1e36, above=True), "of Muon, at its highest (default: 0.02)"),
+        (run_group, "learning_rate", number(0, 1e36, above=True), "of Muon, at its highest (default: 0.04)"),
         (run_group, "eval_interval", whole(1), "steps between evaluations (default: twenty evaluations a run)"),
     ]
     for group, name, convert, text in flags:

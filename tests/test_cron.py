@@ -265,6 +265,25 @@ def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user:
     assert not list(user.home.glob("*.tmp"))
 
 
+# --- all of it at once
+
+
+def test_a_little_chaos_does_no_damage(user: Trainee) -> None:
+    little = ["--kills", "3", "--full_disk", "1", "--pushes", "0", "--steps", "60"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *little],
+        env=user.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = {row.split(" | ")[0].strip("| "): row for row in done.stdout.splitlines() if row.startswith("| ")}
+    assert table["kills"].startswith("| kills | 3 | ") and "0 files unreadable" in table["kills"]
+    assert table["jobs ended after kills"].endswith("| 0 files differ from the straight run's |")
+    assert table["full disks"].endswith("| 0 losses |") and table["outputs searched for tokens"].endswith("| 0 finds |")
+
+
 # --- exit codes
 
 

@@ -1,8 +1,8 @@
 """The command lines again, fast: forks of one process that has already imported what takes seconds to import.
 
-Every run is a process of its own that executes the entry point's file, with its own arguments, folder, environment
-and streams, and ends as it ends; only the imports are done. Where root runs the tests, it runs them without its power
-to ignore permissions, so that a file that may not be read cannot be read.
+Every run is a process of its own that executes the entry point's file with its own arguments, folder and streams; only
+the imports are done, and the interpreter is not taken down, which takes as long again. Where root runs the tests, it
+runs them without its power to ignore permissions, so that a file that may not be read cannot be read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from charseq2seq.errors import ExitCode
 from tests.train_client import ROOT, TINY, Done, Trainee
 
 # What a command starts with to be bound by permissions; None where that is not to be had.
@@ -56,7 +58,9 @@ class WarmClient:
         self._process.communicate()  # it ends when its orders end
         self._folder.cleanup()
 
-    def run(self, home: Path, *arguments: str, program: str = "train_transformer.py", memory: int = 0) -> Done:
+    def run(
+        self, home: Path, *arguments: str, program: str = "train_transformer.py", memory: int = 0, **environment: str
+    ) -> Done:
         """Run a command line to its end; it never shows a traceback.
 
         Args:
@@ -64,10 +68,11 @@ class WarmClient:
             arguments: of the command line.
             program: the entry point.
             memory: what it may take, in bytes (address space); 0: all.
+            environment: more of it than usual.
         """
         out, log = Path(self._folder.name) / "stdout", Path(self._folder.name) / "stderr"
         orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
-        orders |= {"out": str(out), "log": str(log), "memory": memory}
+        orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
@@ -82,9 +87,9 @@ class WarmClient:
 
 
 def _play(orders: dict[str, Any]) -> None:
-    """Become the command; runs in the fork and ends by SystemExit."""
+    """Become the command; runs in the fork and ends by SystemExit or by what went wrong."""
     os.chdir(orders["home"])
-    os.environ["HOME"] = orders["home"]
+    os.environ.update({"HOME": orders["home"], **orders["environment"]})
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     for stream, path, how in ((0, os.devnull, os.O_RDONLY), (1, orders["out"], flags), (2, orders["log"], flags)):
         opened = os.open(path, how, 0o600)
@@ -104,8 +109,16 @@ def _serve() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            _play(json.loads(line))
-            return
+            code = ExitCode.UNEXPECTED
+            try:
+                _play(json.loads(line))
+            except SystemExit as end:
+                code = ExitCode(int(end.code or 0))
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 

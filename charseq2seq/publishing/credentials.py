@@ -52,7 +52,7 @@ def _find(token: str | None, token_file: Path | None) -> Credentials:
 @functools.cache  # once, however often the Hub is asked
 def _warn_of_the_command_line() -> None:
     log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
-    log("history; HF_TOKEN, a token file or `hf auth login` keep it to yourself.")
+    log("history; HF_TOKEN, a file (--token_file, --hf_token_file) or `hf auth login` keep it to yourself.")
 
 
 def _read_token_file(path: Path) -> str:

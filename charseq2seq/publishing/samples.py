@@ -9,7 +9,7 @@ from typing import Any
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.generation import Sampling, generate_text
 
-NUM_CHARS = 400
+NUM_CHARS = 240
 TEMPERATURES = (0.5, 0.9)
 SEED = 1337
 

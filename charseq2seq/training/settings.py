@@ -26,7 +26,7 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "source_length": 64,
     "target_length": 192,
     "batch_size": 16,
-    "learning_rate": 0.02,
+    "learning_rate": 0.04,
     "max_minutes": 4.5,  # the final evaluation and the sample take the rest of the five
 }
 # A GPU affords a larger model and many passes, so it needs dropout.
