@@ -25,6 +25,8 @@ CARD = "README.md"
 CURVE = "training_curve.png"
 RECORD = "training_args.json"  # also the suite's fingerprint: who made the repository, and of which files
 
+_LONGEST_NAME = 100  # characters; ours are shorter
+
 _HERE = Path(__file__).parent
 _COPIED = {
     "encoder_decoder_transformer.py": _HERE.parents[1] / "encoder_decoder_transformer.py",
@@ -97,14 +99,17 @@ def parse_record(text: str) -> dict[str, Any] | None:
     """A `training_args.json` of this suite's making, or None for anything else."""
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("made_by") != MADE_BY or not isinstance(record.get("metrics"), dict):
         return None
     files = record.get("files")
-    # Names with a folder in them could reach outside of it.
-    ours = isinstance(files, list) and all(isinstance(name, str) and Path(name).name == name for name in files)
-    return record if ours else None
+    return record if isinstance(files, list) and all(_is_file_name(name) for name in files) else None
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it can be a file of the folder: a name with a folder in it could reach outside."""
+    return isinstance(name, str) and Path(name).name == name and len(name) <= _LONGEST_NAME
 
 
 def _claim(folder: Path) -> None:
