@@ -511,7 +511,7 @@ def sample(
     Returns:
         ids, (batch,).
     """
-    if temperature == 0:
+    if temperature < 1e-30:  # so small that the likeliest token is certain
         return logits.argmax(dim=-1)
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]

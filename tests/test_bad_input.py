@@ -304,7 +304,7 @@ WRONG_ARGUMENTS = {
     "resume state is a model": wrong(
         "--resume transformer_model.pth", r"not a charseq2seq resume state file", BAD_DATA
     ),
-    "a window longer than the text": wrong("--source_length 65536", r"needs at least 1\d\d,\d{3}; give a", BAD_DATA),
+    "a window longer than the text": wrong("--source_length 16384", r"needs at least 3\d,\d{3}; give a", BAD_DATA),
     "a model larger than the memory": wrong(
         "--d_model 65536 --d_ff 1048576", r"a model of [\d,]+ parameters takes about .* choose a smaller", OUT_OF_MEMORY
     ),

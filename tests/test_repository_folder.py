@@ -140,7 +140,11 @@ def test_a_folder_that_is_none_or_lacks_a_file_is_refused(built: Path, tmp_path:
     with pytest.raises(SuiteError, match="not a repository folder"):
         read_record(tmp_path)
     record = parsed(built, "training_args.json")
-    for name, expected in (("../secret", "not a repository folder"), ("absent.txt", r"lacks absent\.txt"), ("x" * 5000, "not a repository folder")):
+    for name, expected in (
+        ("../secret", "not a repository folder"),
+        ("absent.txt", r"lacks absent\.txt"),
+        ("x" * 5000, "not a repository folder"),
+    ):
         (tmp_path / "training_args.json").write_text(json.dumps({**record, "files": [name]}))
         with pytest.raises(SuiteError, match=expected):
             read_record(tmp_path)

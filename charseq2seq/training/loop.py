@@ -110,7 +110,7 @@ class Trainer:
             self._restore(state)
         self.working = WorkingCopy(self.master, settings.precision)
         if state is not None:
-            self.working.scaler.load_state_dict(state["scaler"])
+            self.working.scaler.load_state_dict(state.get("scaler", {}))
         self.forward = torch.compile(self.working.model) if settings.compile else self.working.model
 
     def train(self) -> Outcome:
@@ -240,6 +240,7 @@ class Trainer:
             model.load_state_dict(self.best_weights)
             best = WorkingCopy(model, self.settings.precision).model
             evaluation = evaluate(best, self.corpus.ids, self.corpus.num_train)
+            self._check_finite("validation", evaluation.nats_per_char)
             save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
         if complete:
             self.save_resume(finished=True)
@@ -309,7 +310,12 @@ class Trainer:
             self.best_weights, self.history = state["best_weights"], state["history"]
             self.stale_evaluations = state["stale_evaluations"]
             self.learning_rate_scale *= state["learning_rate_scale"]
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            if not all(isinstance(number, int | float) for number in (self.step, self.seconds, self.best_loss)):
+                raise TypeError("its counters are not numbers")
+            if self.best_weights:  # there are none before the first evaluation
+                self.best_weights = {name: self.best_weights[name].float() for name in self.master.state_dict()}
+            self.history = [dict(point) for point in self.history]
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise SuiteError(
                 f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
                 ExitCode.BAD_DATA,
