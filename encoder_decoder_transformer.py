@@ -388,10 +388,9 @@ class Transformer(nn.Module):
 
     def set_precision(self, dtype: torch.dtype) -> Transformer:
         """Compute in this type, all but the logits: rounded to 8 bits they would cost more than they save."""
-        self.to(dtype)
-        self.head.float()
-        if self.bigram is not None:
-            self.bigram.float()
+        for part in (self.embedding, self.encoder, self.decoder):
+            part.to(dtype)
+        self.rotary = self.rotary.to(dtype)
         return self
 
     def start_token(self, source: Tensor) -> Tensor:

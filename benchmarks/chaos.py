@@ -44,7 +44,7 @@ import torch
 from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.arguments import CommandLine, whole
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
-from charseq2seq.console import run, write_result
+from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.hub_client import WRITE, hub_with_people
 from tests.hub_server import HubServer, fake_token
@@ -222,6 +222,8 @@ class Kills:
             return code
         self.signals[name] += 1
         self.moments[moment] += 1
+        if self.signals.total() % 20 == 0:
+            log("\n".join([f"{self.signals.total()} kills, {self.jobs} jobs ended", *self.damage()]))
         # An interrupt while Python imports is Python's own to report.
         if code not in CODES[name] or ("Traceback" in job.log and code != -signal.SIGINT):
             self.misbehaved.append(f"{name} {moment}: ended with {code}: {job.log[-500:]}")
@@ -451,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_result(markdown_table(["trial", "times", "of these", "damage"], rows) + "\n\n")
     write_result(f"{describe_machine()} It took {(time.monotonic() - started) / 60:.0f} minutes.\n")
     for problem in problems:
-        print(problem, file=sys.stderr)
+        log(problem)
     return ExitCode.UNEXPECTED if problems else ExitCode.OK
 
 

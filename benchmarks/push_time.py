@@ -76,9 +76,8 @@ def main() -> None:
 
         def unproved(number: int) -> None:
             command = [sys.executable, "-c", UNPROVED, root, f"unproved-{number}"]
-            subprocess.run(
-                command, cwd=user.home, env=hub.environment(user.home, WRITE), check=True, capture_output=True
-            )
+            environment = hub.environment(user.home, WRITE) | {"OMP_NUM_THREADS": "1"}  # as `Publisher` has it
+            subprocess.run(command, cwd=user.home, env=environment, check=True, capture_output=True)
 
         def bare(number: int) -> None:
             script = BARE_CLIENT.replace("REPO", repr(f"alice/bare-{number}")).replace("FOLDER", repr(str(folder)))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
+
+
+@contextlib.contextmanager
+def _no_tokens() -> Iterator[None]:
+    """Keep tokens out of the environment of programs that are started meanwhile."""
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
@@ -24,8 +37,9 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
     if len(history) < 2:
         return None
     # The figure is drawn without pyplot: no window system, no global state.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with _no_tokens():  # its first import starts a program that lists the fonts
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
 
     steps = [point["step"] for point in history]
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere
