@@ -98,6 +98,7 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
     from charseq2seq.generation import Sampling, known_prompt, stream_text
 
     assert outcome.evaluation is not None
+    use_threads(1)  # as --mode generate
     checkpoint = load_checkpoint(model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, SAMPLE_PROMPT, "skip")
@@ -149,6 +150,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from charseq2seq.training.settings import choose_device, choose_precision
     from data.prepare import prepare
 
+    use_threads(args.num_threads)
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
     precision, _ = choose_precision(args.precision, device)
@@ -169,6 +171,8 @@ def generate(args: argparse.Namespace) -> int:
     from charseq2seq.generation import Sampling, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device
 
+    # One row is too little to share: with a second thread it waits whenever anything else uses a core (LOG.md).
+    use_threads(args.num_threads or 1)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)
@@ -184,6 +188,14 @@ def generate(args: argparse.Namespace) -> int:
             write_result(text)
     write_result("\n")
     return 0
+
+
+def use_threads(number: int | None) -> None:
+    """Compute with so many CPU threads; None: as many as PyTorch finds."""
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
 
 
 def open_log_file(args: argparse.Namespace) -> None:
@@ -282,7 +294,7 @@ def add_shared_arguments(parser: CommandLine) -> list[str]:
         "--num_threads",
         whole(1, 4 * (os.cpu_count() or 1)),
         metavar="N",
-        help="CPU threads (default: all that PyTorch finds)",
+        help="CPU threads (default: all that PyTorch finds, generate 1)",
     )
     parser.add(
         group,
