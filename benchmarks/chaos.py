@@ -182,26 +182,24 @@ class Kills:
         self.different: list[str] = []
         self.misbehaved: list[str] = []
         started = time.monotonic()
-        straight = Folder(root / "straight", search)
-        code = straight.run(self.command)
+        self.straight = Folder(root / "straight", search)
+        code = self.straight.run(self.command)
         if code != ExitCode.OK:
-            raise SuiteError(f"the straight run failed; see to it first:\n{straight.log}", ExitCode.BAD_DATA)
-        self.training_seconds = float(straight.report()["training_seconds"])
+            raise SuiteError(f"the straight run failed; see to it first:\n{self.straight.log}", ExitCode.BAD_DATA)
+        self.training_seconds = float(self.straight.report()["training_seconds"])
         self.starting_seconds = time.monotonic() - started - self.training_seconds
-        self.expected = {name: fingerprint(straight.path / name) for name in (MODEL, STATE)}
+        self.expected = {name: fingerprint(self.straight.path / name) for name in (MODEL, STATE)}
 
     def go_on(self, kills: int) -> None:
         """Kill until there were so many kills, and let the last job end."""
         while self.signals.total() < kills:
             job = Folder(self.root / f"job-{self.jobs}", self.search)
-            step = 0
-            while True:
-                alive = self.signals.total() < kills
-                code = self._sitting(job) if alive else job.run(self.command)
-                step = self._inspect(job, step)
-                if code == ExitCode.OK:
-                    break
-                if not alive:
+            step, ended = 0, False
+            while not ended:
+                killing = self.signals.total() < kills
+                code = self._sitting(job) if killing else job.run(self.command)
+                step, ended = self._inspect(job, step)
+                if not ended and (code == ExitCode.OK or not killing):
                     self.misbehaved.append(f"a run that nobody killed ended with {code}: {job.log[-500:]}")
                     break
             self._compare(job)
@@ -257,8 +255,9 @@ class Kills:
 
         return wait
 
-    def _inspect(self, job: Folder, step: int) -> int:
-        """Read what a run left; returns how far it has come."""
+    def _inspect(self, job: Folder, step: int) -> tuple[int, bool]:
+        """Read what a run left; returns how far it has come, and whether the job has ended."""
+        ended = False
         for name, load in ((MODEL, load_checkpoint), (STATE, load_resume_state)):
             path = job.path / name
             try:
@@ -269,12 +268,12 @@ class Kills:
             if isinstance(content, dict):
                 if content["step"] < step:
                     self.lost.append(f"{path} went back from step {step} to {content['step']}")
-                step = content["step"]
+                step, ended = content["step"], content["finished"]
             elif content is None and name == STATE and step:
                 self.lost.append(f"{path} has gone")
         if list(job.path.glob("*.earlier.pth")):
             self.lost.append(f"{job.path}: a state was set aside: {job.log[-500:]}")
-        return step
+        return step, ended
 
     def _compare(self, job: Folder) -> None:
         """An ended job must have what the straight run has, and nothing more."""
@@ -336,24 +335,21 @@ class FullDisks:
     """Runs on a disk without room.
 
     Args:
-        root: an empty folder.
+        disk: where to mount them.
+        user: who has a finished model.
         chance: of how little room there is.
-        search: looks for tokens.
     """
 
-    def __init__(self, root: Path, chance: random.Random, search: Search) -> None:
+    def __init__(self, disk: Path, user: Folder, chance: random.Random) -> None:
         self.chance = chance
-        self.user = Folder(root / "user", search)
-        self.disk = root / "disk"
+        self.user = user
+        self.disk = disk
         self.codes: Counter[int] = Counter()
         self.problems: list[str] = []
         self.left_out = ""
 
     def go_on(self, count: int) -> None:
         """So many runs; none where no small disk can be had."""
-        earlier = [*JOB, "--max_steps", "4"]
-        if self.user.run(earlier) != ExitCode.OK:
-            raise SuiteError(f"the earlier run failed; see to it first:\n{self.user.log}", ExitCode.BAD_DATA)
         for number in range(count):
             # Every fourth disk has room, but for one name too few: folder, model, state, lock and ballast are there.
             options = ["size=1m", "nr_inodes=6" if number % 4 == 3 else "nr_inodes=100"]
@@ -430,15 +426,18 @@ def push(root: Path, way: str, hub: HubServer, search: Search) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do it all and print the table."""
-    torch.set_num_threads(1)
     args = parse_arguments(argv)
+    torch.set_num_threads(1)
+    # Started in the background, this process ignores Ctrl-C, and so would those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))  # unmounts the disk
     problems: list[str] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, hub_with_people() as hub:
         root, search = Path(folder), Search()
         kills = Kills(root, args.steps, random.Random(args.seed), search)
         kills.go_on(args.kills)
-        disks = FullDisks(root, random.Random(args.seed), search)
+        disks = FullDisks(root / "disk", kills.straight, random.Random(args.seed))
         disks.go_on(args.full_disk)
         for way in list(WAYS)[: args.pushes]:
             problems += push(root, way, hub, search)

@@ -36,8 +36,6 @@ GENERATE = ["--mode", "generate", "--num_chars", "20"]
 PUSH = "push_to_huggingface.py"
 ENOUGH = 8 << 30  # bytes of address space for what must not take the machine's memory
 
-permissions_bind = pytest.mark.skipif(WITHOUT_POWERS is None, reason="root without setpriv may read everything")
-
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WarmClient]:
