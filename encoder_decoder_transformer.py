@@ -310,11 +310,11 @@ class Transformer(nn.Module):
             }.items()
             if number < 1
         ]
-        if not problems and (d_model % num_heads or d_model // num_heads % 2):
+        if min(d_model, num_heads) > 0 and (d_model % num_heads or d_model // num_heads % 2):
             problems.append(f"d_model / num_heads must be an even whole number, not {d_model} / {num_heads}")
         if not 0.0 <= dropout < 1.0:
             problems.append(f"dropout must be at least 0 and below 1, not {dropout}")
-        if not problems and not 0 <= start_id < vocab_size:
+        if not 0 <= start_id < max(1, vocab_size):
             problems.append(f"start_id must be an id below vocab_size, not {start_id}")
         if problems:
             raise ValueError("; ".join(problems))
@@ -429,7 +429,8 @@ class Transformer(nn.Module):
         """Write `num_tokens` tokens after the source, one at a time, in constant memory.
 
         When the decoder has written `target_length` tokens, the last `source_length` tokens of the text become
-        the next source. Only the last `source_length` tokens of a longer source are read.
+        the next source. Only the last `source_length` tokens of a longer source are read. The
+        model is left in eval mode.
 
         Args:
             source: ids, (batch, any length, 0 included).

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from charseq2seq.arguments import CommandLine, number
 from charseq2seq.console import log, run, write_result
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import SuiteError
 from charseq2seq.publishing.request import DEFAULT_REPO_NAME, MAIN, Outcome, PublishRequest
 
 DEFAULT_MODEL_PATH = Path("transformer_model.pth")
@@ -44,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         timeout=args.timeout,
         deadline=args.deadline,
     )
-    # So that what is told and cleaned up at an end is told and cleaned up at this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     # Not before the arguments are known to be right: these imports take a while.
     from charseq2seq.publishing.failures import PublishError, failure_as_json
 

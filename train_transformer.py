@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.arguments import CommandLine, number, one_of, whole
-from charseq2seq.console import log, log_error, log_to_file, run, write_result
+from charseq2seq.console import log, log_error, log_to_file, run, stopped_by, write_result
 from charseq2seq.errors import SuiteError
+from charseq2seq.run_lock import lock_path, resume_path
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.request import PublishRequest
@@ -48,6 +49,9 @@ def train(args: argparse.Namespace) -> int:
         log_error(error)
         report["message"] = str(error)
         code = error.exit_code
+    except KeyboardInterrupt as stop:  # while reading, preparing, writing the sample or pushing
+        code = stopped_by(stop)
+        report["outcome"] = "stopped"
     report |= {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
     write_result(json.dumps(report) + "\n")
     return code
@@ -83,7 +87,8 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
         show_outcome(args.model_path, outcome)
     if outcome.stopped_by is not None:
         report["outcome"] = "stopped"
-        log("stopped: everything is saved; the same command continues this run.")
+        goes_on = "the same command continues this run" if not outcome.complete else "the run itself was complete"
+        log(f"stopped: everything is saved; {goes_on}.")
         return outcome.stopped_by
     if request is None:
         log(f"next: python train_transformer.py --mode generate --model_path {args.model_path}")
@@ -243,9 +248,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def same_files(args: argparse.Namespace) -> list[str]:
     """A problem for each two arguments by which one file would be written over another."""
     names = ["log_file", "model_path", "data_path"]
-    paths = [(name, path.resolve()) for name in names if (path := getattr(args, name)) is not None]
+    paths = [(f"--{name}", path.resolve()) for name in names if (path := getattr(args, name)) is not None]
+    if args.mode == "train" and args.model_path.name:
+        beside = {"resume state": resume_path(args.model_path), "lock": lock_path(args.model_path)}
+        paths += [(f"the {name} of --model_path", path.resolve()) for name, path in beside.items()]
     return [
-        f"--{one} and --{other} name the same file, {path}; choose another for one of them"
+        f"{one} and {other} name the same file, {path}; choose another for one of them"
         for (one, path), (other, same) in itertools.combinations(paths, 2)
         if path == same
     ]

@@ -48,7 +48,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         SuiteError: the file cannot be written; what stood at `path` is untouched.
     """
-    path = Path(path)
+    path = _target(Path(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -87,7 +87,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 def sweep_stale_temporaries(path: str | Path) -> list[Path]:
     """Remove the temporaries of `path` whose writers are dead, and return them."""
-    path = Path(path)
+    path = _target(Path(path))
     swept: list[Path] = []
     with contextlib.suppress(OSError):
         for candidate in path.parent.iterdir():
@@ -96,6 +96,11 @@ def sweep_stale_temporaries(path: str | Path) -> list[Path]:
                 candidate.unlink()
                 swept.append(candidate)
     return swept
+
+
+def _target(path: Path) -> Path:
+    """The file itself where the path is a symbolic link: the link is to stay one."""
+    return path.resolve() if os.path.islink(path) else path  # noqa: PTH114 (no error where the path cannot be)
 
 
 def _is_alive(pid: int) -> bool:

@@ -98,11 +98,6 @@ class Checkpoint:
         return model.eval()
 
 
-def resume_path(model_path: Path) -> Path:
-    """Where the resume state of a model lies: transformer_model.pth -> transformer_model.resume.pth."""
-    return model_path.with_suffix(".resume" + (model_path.suffix or ".pth"))
-
-
 def library_versions() -> dict[str, str]:
     """Versions that decide what a run computes."""
     import numpy as np

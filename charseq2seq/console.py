@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 from charseq2seq.atomic_files import write_error
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, is_out_of_memory
 
 _log_files: list[logging.Handler] = []
 
@@ -98,9 +100,20 @@ def _fill_closed_descriptors() -> None:
         os.close(descriptor)
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError
+
+
+def stopped_by(stop: KeyboardInterrupt) -> ExitCode:
+    """Say that the program was stopped; returns the status to end with."""
+    log("terminated." if isinstance(stop, TerminatedError) else "interrupted.")
+    return ExitCode.TERMINATED if isinstance(stop, TerminatedError) else ExitCode.INTERRUPTED
+
+
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run an entry point and turn what can go wrong into one sentence and an exit code."""
     _fill_closed_descriptors()
+    signal.signal(signal.SIGTERM, _terminate)  # temporaries are removed and locks released on the way out
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
@@ -110,11 +123,15 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except SuiteError as error:
         log_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        log("interrupted.")
-        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return stopped_by(stop)
     except BrokenPipeError:
         return ExitCode.OUTPUT_CLOSED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log("error: out of memory; use a smaller model, text or --num_chars, or a machine with more.")
+        return ExitCode.OUT_OF_MEMORY
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:

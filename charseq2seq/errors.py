@@ -46,6 +46,15 @@ class SuiteError(Exception):
         self.exit_code = exit_code
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, where nothing finer watches for it: like Ctrl-C, no `except Exception` on its way may swallow it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; torch's own are RuntimeErrors, known by their text only."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+
+
 def join_problems(problems: list[str], exit_code: ExitCode = ExitCode.USAGE) -> None:
     """Raise one `SuiteError` that lists every problem found; return where there is none."""
     if len(problems) == 1:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
 
+_LARGEST_PROMPT = 100_000_000  # bytes
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next character is chosen.
@@ -37,10 +40,17 @@ def read_prompt(path: Path) -> str:
     """A prompt from a UTF-8 file; CRLF becomes LF, the file may be empty.
 
     Raises:
-        SuiteError: it cannot be read, or is not UTF-8.
+        SuiteError: it cannot be read, is not UTF-8, or is endless.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:  # a pipe will do, and /dev/zero must end
+            content = file.read(_LARGEST_PROMPT + 1)
+        if len(content) > _LARGEST_PROMPT:
+            raise SuiteError(
+                f"the prompt {path} has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that.",
+                ExitCode.BAD_DATA,
+            )
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise SuiteError(
             f"the prompt {path} is not UTF-8 (byte offset {error.start:,}); convert it.", ExitCode.BAD_DATA

@@ -1,4 +1,4 @@
-"""One run at a time for each model path.
+"""One run at a time for each model path, and the files that lie beside it.
 
 An advisory lock by the kept library `filelock` (flock on Linux and macOS, its like on Windows): the kernel releases it
 when the process dies, however it dies. The lock file stays and names the last holder.
@@ -17,6 +17,16 @@ from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError
 
 
+def resume_path(model_path: Path) -> Path:
+    """Where the resume state of a model lies: transformer_model.pth -> transformer_model.resume.pth."""
+    return model_path.with_suffix(".resume" + (model_path.suffix or ".pth"))
+
+
+def lock_path(model_path: Path) -> Path:
+    """Where the lock of a model lies: transformer_model.pth -> transformer_model.pth.lock."""
+    return model_path.with_name(model_path.name + ".lock")
+
+
 @contextlib.contextmanager
 def run_lock(model_path: Path) -> Iterator[None]:
     """Hold the lock of a model path.
@@ -27,7 +37,7 @@ def run_lock(model_path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     _check_name(model_path)
-    path = model_path.with_name(model_path.name + ".lock")
+    path = lock_path(model_path)
     try:
         lock = FileLock(path, timeout=0)
         lock.acquire()

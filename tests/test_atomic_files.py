@@ -278,3 +278,16 @@ def test_other_runtime_errors_are_not_taken_for_the_disk(path: Path) -> None:
     with pytest.raises(RuntimeError, match="a defect"), atomic_write(path):
         raise RuntimeError("a defect")
     only(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_link_stays_a_link_and_the_file_it_names_is_written(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "model.pth", tmp_path / "elsewhere" / "model.pth"
+    link.symlink_to(file)
+    for content in (b"the first", b"the second"):  # the file is not there yet, or is
+        atomic_write_bytes(link, content)
+        assert link.is_symlink() and file.read_bytes() == link.read_bytes() == content
+    stale = file.with_name(f"model.pth.{2**22 + 1}.tmp")
+    stale.touch()
+    assert sweep_stale_temporaries(link) == [stale] and list(file.parent.iterdir()) == [file]

@@ -284,6 +284,14 @@ WRONG_ARGUMENTS = {
     "the log over the model": wrong(
         "--log_file transformer_model.pth", r"--log_file and --model_path name the same file, .*; choose another"
     ),
+    "the log over the resume state": wrong(
+        "--log_file transformer_model.resume.pth",
+        r"--log_file and the resume state of --model_path name the same file, .*; choose another",
+    ),
+    "the text under the lock": wrong(
+        "--model_path text --data_path text.lock",
+        r"--data_path and the lock of --model_path name the same file, .*; choose another",
+    ),
     "more threads than anybody has": wrong(
         "--num_threads 4096", r"--num_threads must be a whole number from 1 to \d+, not"
     ),
@@ -569,6 +577,9 @@ GENERATIONS = {
     "a folder as prompt file": Generation(("--prompt_file", "."), NO_INPUT, r"cannot be read: Is a directory; check"),
     "a prompt file in Latin-1": Generation(
         ("--prompt_file", "latin.txt"), BAD_DATA, r"latin\.txt is not UTF-8 \(byte offset 1\); convert it"
+    ),
+    "an endless prompt file": Generation(
+        ("--prompt_file", "/dev/zero"), BAD_DATA, r"/dev/zero has more than 100,000,000 bytes; the model reads only"
     ),
     "an empty prompt file": Generation(("--prompt_file", "empty.txt"), OK),
     "a prompt file of CRLF": Generation(("--prompt_file", "crlf.txt"), OK, characters=20 + len("ALL:\n")),

@@ -241,21 +241,12 @@ def test_a_folder_that_may_not_be_written_is_refused_before_training(client: War
 # --- signals
 
 
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
-    (mask,) = re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return bool(int(mask, 16) >> (number - 1) & 1)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user: Trainee) -> None:
     assert client.train(user, *SHORT).code == 0
     model, resume = user.model.read_bytes(), user.resume.read_bytes()
     wide = ["--d_model", "256", "--d_ff", "1024", "--num_decoder_layers", "8", "--batch_size", "256"]
-    process = user.start(*LONG, *wide, "--precision", "fp32")  # many seconds a step
-    while not catches(process.pid, signal.SIGTERM):  # then it is in its first step
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = user.start(*LONG, *wide, "--precision", "fp32", "--log_interval", "1")  # many seconds a step
+    wait_for_step(process)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     for line in process.stderr:

@@ -72,7 +72,7 @@ def test_a_stopped_run_ends_as_the_one_never_stopped(
     command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN, "--precision", precision]
     for step in MOMENTS[number]:
         stopped = strike_at(trainee.start(*command), step, number)
-        if stopped.code == 0:
+        if stopped.code == 0 or "the run itself was complete" in stopped.log:
             break  # the signal came when the run was over
         assert stopped.code == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], stopped.log
         if number != signal.SIGKILL:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from charseq2seq.errors import ExitCode
 from tests.hub_client import READ, WRITE, hub_with_people
 from tests.hub_server import HubServer
 from tests.push_client import ALL_FILES, ROOT
@@ -29,7 +33,12 @@ def hub() -> Iterator[HubServer]:
 
 def way_1(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None = None) -> Done:
     """Train and push, with this token in the environment."""
-    process = subprocess.Popen(
+    return finish(start(hub, trainee, *arguments, token=token))
+
+
+def start(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None) -> subprocess.Popen[str]:
+    """Begin to train and push."""
+    return subprocess.Popen(
         [sys.executable, str(ROOT / "train_transformer.py"), *WAY_1, *QUICK, *arguments],
         env=hub.environment(trainee.home, token) | {"OMP_NUM_THREADS": "1"},
         cwd=trainee.home,
@@ -37,7 +46,6 @@ def way_1(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None =
         stderr=subprocess.PIPE,
         text=True,
     )
-    return finish(process)
 
 
 def test_one_command_trains_and_pushes(hub: HubServer, tmp_path: Path) -> None:
@@ -76,3 +84,29 @@ def test_a_push_that_fails_after_training_keeps_the_model(hub: HubServer, tmp_pa
     assert done.code == 79 and "the model is safe in transformer_model.pth" in done.log, done.log
     assert done.report["outcome"] == "finished, not pushed" and done.report["nats_per_char"] > 0
     assert trainee.model.exists() and hub.repo(REPO).private
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [
+        (("GET", "whoami"), signal.SIGTERM, ExitCode.TERMINATED),
+        (("GET", "whoami"), signal.SIGINT, ExitCode.INTERRUPTED),
+        (("POST", "/commit/"), signal.SIGTERM, ExitCode.TERMINATED),
+    ],
+)
+def test_a_signal_outside_training_ends_with_json_too(
+    moment: tuple[str, str], number: signal.Signals, code: ExitCode, hub: HubServer, tmp_path: Path
+) -> None:
+    trainee, started = Trainee(tmp_path / "user"), threading.Event()
+    process: list[subprocess.Popen[str]] = []
+
+    def stop() -> None:
+        started.wait()
+        process[0].send_signal(number)
+
+    hub.fail(*moment, call=stop, delay=math.inf)
+    process.append(start(hub, trainee, token=WRITE))
+    started.set()
+    done = finish(process[0])
+    assert (done.code, done.report["exit_code"], done.report["outcome"]) == (code, code, "stopped"), done.log
+    assert trainee.model.exists() == (moment[0] == "POST") and not list(trainee.home.glob("*.tmp"))

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charseq2seq.checkpoint import Checkpoint, library_versions, resume_path, save_checkpoint, save_resume_state
+from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.run_lock import resume_path
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.progress import Progress, format_duration
@@ -58,13 +59,15 @@ class Outcome:
     Attributes:
         evaluation: of the weights that were kept, on the whole validation split; None where the run was stopped
             and no model was written.
-        stopped_by: the exit code of the signal that stopped the run; None where its budget or its patience ended it.
+        complete: whether its budget or its patience ended the run.
+        stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
     """
 
     evaluation: Evaluation | None
     best_step: int
     steps: int
     seconds: float
+    complete: bool
     stopped_by: ExitCode | None
 
 
@@ -106,11 +109,9 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.learning_rate_scale = learning_rate_scale
         self.saved = False  # in this sitting
-        if state is not None:
-            self._restore(state)
         self.working = WorkingCopy(self.master, settings.precision)
         if state is not None:
-            self.working.scaler.load_state_dict(state.get("scaler", {}))
+            self._restore(state)
         self.forward = torch.compile(self.working.model) if settings.compile else self.working.model
 
     def train(self) -> Outcome:
@@ -249,7 +250,8 @@ class Trainer:
             best_step=self.best_step,
             steps=self.step,
             seconds=self.seconds,
-            stopped_by=None if complete else stop.exit_code,
+            complete=complete,
+            stopped_by=stop.exit_code,
         )
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
@@ -303,6 +305,8 @@ class Trainer:
             self.master.load_state_dict(state["weights"])
             for optimizer, earlier in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(earlier)
+            self.working.scaler.load_state_dict(state["scaler"])
+            self.working.refresh()
             self.sampler.restore(state["sampler"])
             restore_random_states(state["random"])
             self.step, self.seconds, self.train_loss = state["step"], state["seconds"], state["train_loss"]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.atomic_files import write_error
-from charseq2seq.checkpoint import load_resume_state, resume_path
+from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.run_lock import resume_path
 
 if TYPE_CHECKING:
     from charseq2seq.corpus import Corpus

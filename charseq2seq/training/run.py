@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any
 
 from charseq2seq.atomic_files import sweep_stale_temporaries
-from charseq2seq.checkpoint import load_resume_state, resume_path
+from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
-from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.run_lock import run_lock
+from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
+from charseq2seq.run_lock import resume_path, run_lock
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.resume import find_resume_state, run_identity
 from charseq2seq.training.settings import Settings
@@ -19,8 +19,9 @@ from charseq2seq.training.settings import Settings
 # What the learning rate of the second try is multiplied by.
 _RETRY_SCALE = 0.5
 
-# Master weight, gradient and momentum in float32, the working copy and its gradient, and the best weights so far.
-_BYTES_A_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4
+# Master weight, gradient and momentum in float32, the working copy and its gradient, the best weights so far, and what
+# Muon's step makes in passing: the update in float32, stacked and iterated in bfloat16.
+_BYTES_A_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 12
 
 
 def train(settings: Settings) -> Outcome:
@@ -41,8 +42,8 @@ def train(settings: Settings) -> Outcome:
             return trainer.train()
         except TrainingDivergedError as error:
             return _train_more_carefully(settings, corpus, state, error)
-        except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory errors are RuntimeErrors
-            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             raise SuiteError(
                 f"out of memory: batches of {settings.batch_size} windows do not fit with this model; choose a "

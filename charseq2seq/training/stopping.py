@@ -22,8 +22,10 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     @property
-    def exit_code(self) -> ExitCode:
-        """The status to end with after saving."""
+    def exit_code(self) -> ExitCode | None:
+        """The status to end with after saving; None where nobody asked."""
+        if self.signal is None:
+            return None
         return ExitCode.TERMINATED if self.signal == signal.SIGTERM else ExitCode.INTERRUPTED
 
     def handle(self, number: int, frame: FrameType | None) -> None:
