@@ -348,6 +348,11 @@ class Transformer(nn.Module):
                     bound = math.sqrt(3 / weight.shape[1])
                     nn.init.uniform_(weight, -bound, bound)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
     def encode(self, source: Tensor) -> Tensor:
         """Read the source.
 

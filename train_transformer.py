@@ -100,7 +100,7 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
 def show_outcome(model_path: Path, outcome: Outcome) -> None:
     """Print a sample of what the model writes, and how good it is."""
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.generation import Sampling, known_prompt, stream_text
+    from charseq2seq.generation import Sampling, fastest_writer, known_prompt, stream_text
 
     assert outcome.evaluation is not None
     use_threads(1)  # as --mode generate
@@ -108,7 +108,8 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, SAMPLE_PROMPT, "skip")
     write_result(prompt)
-    for text in stream_text(checkpoint.build_model(), vocabulary, prompt, SAMPLE_CHARACTERS, Sampling()):
+    writer = fastest_writer(checkpoint.build_model())
+    for text in stream_text(writer, vocabulary, prompt, SAMPLE_CHARACTERS, Sampling()):
         write_result(text)
     write_result("\n")
     facts = outcome.evaluation.facts()
@@ -173,7 +174,7 @@ def generate(args: argparse.Namespace) -> int:
     """Print text that the model writes, as it is written."""
     open_log_file(args)
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.generation import Sampling, known_prompt, read_prompt, stream_text
+    from charseq2seq.generation import Sampling, fastest_writer, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device
 
     # One row is too little to share: with a second thread it waits whenever anything else uses a core (LOG.md).
@@ -183,13 +184,13 @@ def generate(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
-    model = checkpoint.build_model().to(device)
+    writer = fastest_writer(checkpoint.build_model().to(device))
     for sample in range(args.num_samples):
         if sample:
             write_result(f"\n{'-' * 40}\n")
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed + sample)
         write_result(prompt)
-        for text in stream_text(model, vocabulary, prompt, args.num_chars, sampling):
+        for text in stream_text(writer, vocabulary, prompt, args.num_chars, sampling):
             write_result(text)
     write_result("\n")
     return 0

@@ -1,4 +1,7 @@
-"""A text file -> ids, split, and windows.
+"""A text -> ids, split, and windows.
+
+Ids have the smallest unsigned type that holds them. Those of a large text lie in a file beside it and are mapped into
+memory, so that a text may be larger than the memory; the file's name has the text's hash, and the next run finds it.
 
 The split is contiguous: the first 90 % of the characters train, the last 10 % validate. Training draws windows of
 `source_length + target_length` characters without replacement: one pass lays windows end to end from a random
@@ -7,8 +10,8 @@ offset, so that every character is a target exactly once, and shuffles them.
 
 from __future__ import annotations
 
-import codecs
-import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from charseq2seq.atomic_files import atomic_write, sweep_stale_temporaries
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.text_files import Text, read_through
 from charseq2seq.vocabulary import CharVocabulary
 
 if TYPE_CHECKING:
@@ -28,63 +34,10 @@ TRAIN_SHARE = 0.9
 # learns to go on from short and empty prompts (its price is in benchmarks/LOG.md).
 FULL_SOURCE_SHARE = 0.8
 
-Ids = npt.NDArray[np.int32]
+# Ids of so many bytes are made anew by every run: that takes less than half a second.
+_LARGE = 64 << 20
 
-
-@dataclass(frozen=True)
-class TextFile:
-    """A text as it was read: its characters, and the name and sha256 of the file they came from."""
-
-    name: str
-    text: str
-    sha256: str
-
-
-def read_text(path: Path) -> TextFile:
-    """Read a UTF-8 text; a byte order mark is dropped and CRLF becomes LF.
-
-    Raises:
-        SuiteError: missing, not a file, unreadable, empty, not UTF-8 (with the offset of the first wrong byte), or
-            with NUL bytes.
-    """
-    try:
-        if not path.exists():
-            raise SuiteError(f"the text {path} does not exist; check --data_path.", ExitCode.NO_INPUT)
-        if not path.is_file():
-            kind = "folder" if path.is_dir() else "pipe or device"
-            raise SuiteError(f"{path} is a {kind}, not a text file; name a file with --data_path.", ExitCode.NO_INPUT)
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SuiteError(
-            f"the text {path} cannot be read ({error.strerror}); check its permissions.", ExitCode.NO_INPUT
-        ) from error
-    text = _decode(path, raw)
-    if not text:
-        raise SuiteError(f"the text {path} is empty; give one with some thousands of characters.", ExitCode.BAD_DATA)
-    return TextFile(path.name, text, hashlib.sha256(raw).hexdigest())
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise SuiteError(
-            f"the text {path} is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8).", ExitCode.BAD_DATA
-        )
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The offset counts a byte order mark, as an editor would.
-        offset = error.start + (len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0)
-        raise SuiteError(
-            f"the text {path} is not UTF-8: byte 0x{raw[offset]:02X} at offset {offset:,}; "
-            "convert it (iconv -f LATIN1 -t UTF-8, say).",
-            ExitCode.BAD_DATA,
-        ) from error
-    if "\0" in text:
-        raise SuiteError(
-            f"the text {path} has a NUL byte at offset {raw.index(0):,}: it is binary or UTF-16; give plain UTF-8.",
-            ExitCode.BAD_DATA,
-        )
-    return text.replace("\r\n", "\n")
+Ids = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -127,15 +80,16 @@ def load_corpus(path: Path, window: int) -> Corpus:
         window: the length of a training window in characters; both splits must have something to give.
 
     Raises:
-        SuiteError: the text cannot be read (see `read_text`), or is too short or too uniform to train on.
+        SuiteError: the text cannot be read (see `read_through`), or is too short or too uniform to train on, or the
+            file for its ids cannot be written.
     """
-    file = read_text(path)
-    vocabulary = CharVocabulary.from_text(file.text)
-    num_train = int(len(file.text) * TRAIN_SHARE)
+    text = read_through(path)
+    vocabulary = CharVocabulary(text.alphabet)
+    num_train = int(text.characters * TRAIN_SHARE)
     if num_train < 2 * window:
         needed = int(2 * window / TRAIN_SHARE) + 2
         raise SuiteError(
-            f"the text {path} has {len(file.text):,} characters, training with these windows needs at least "
+            f"the text {path} has {text.characters:,} characters, training with these windows needs at least "
             f"{needed:,}; give a longer text or a smaller --source_length and --target_length.",
             ExitCode.BAD_DATA,
         )
@@ -143,7 +97,52 @@ def load_corpus(path: Path, window: int) -> Corpus:
         raise SuiteError(
             f"the text {path} consists of one character repeated; there is nothing to learn.", ExitCode.BAD_DATA
         )
-    return Corpus(file.name, file.sha256, vocabulary, vocabulary.encode(file.text), num_train)
+    return Corpus(path.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
+
+
+def encode(text: Text, vocabulary: CharVocabulary) -> Ids:
+    """The ids of a text, (characters,), without the characters that the vocabulary lacks."""
+    dtype = np.min_scalar_type(len(vocabulary) - 1)
+    pieces = (vocabulary.encode_known(piece).astype(dtype, copy=False) for piece in text.pieces())
+    if text.characters * dtype.itemsize <= _LARGE or text.alphabet != "".join(vocabulary.characters):
+        return np.concatenate(list(pieces))
+    path = cache_path(text)
+    if (ids := _cached(path, text, vocabulary)) is None:
+        log(f"ids: writing {path} ({text.characters * dtype.itemsize / 2**20:,.0f} MiB), for later runs too")
+        _write_cache(path, pieces, np.zeros(0, dtype), text.characters)
+        ids = np.load(path, mmap_mode="r")
+    return ids
+
+
+def cache_path(text: Text) -> Path:
+    """Where the ids of a large text lie: beside it, under its hash."""
+    folder = text.path.parent if text.path.exists() else text.files[0].parent  # the latter for a pattern
+    name = re.sub(r"[^\w.-]", "_", text.path.resolve().name)
+    return folder / f"{name}.{text.sha256[:16]}.ids.npy"
+
+
+def _cached(path: Path, text: Text, vocabulary: CharVocabulary) -> Ids | None:
+    """The ids that an earlier run left, or None where there are none or they are damaged."""
+    try:
+        ids: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = ids.shape == (text.characters,) and ids.dtype == np.min_scalar_type(len(vocabulary) - 1)
+    return ids if fits and 0 < ids.min() <= ids.max() < len(vocabulary) else None
+
+
+def _write_cache(path: Path, pieces: Iterator[Ids], like: Ids, length: int) -> None:
+    """Write ids as numpy does, a piece at a time; those of an earlier state of the text go."""
+    sweep_stale_temporaries(path)
+    header = np.lib.format.header_data_from_array_1_0(like) | {"shape": (length,)}
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(piece.tobytes())
+    name = path.name[: -len("0123456789abcdef.ids.npy")]
+    for other in path.parent.iterdir():
+        if other != path and re.fullmatch(re.escape(name) + r"[0-9a-f]{16}\.ids\.npy", other.name):
+            other.unlink(missing_ok=True)
 
 
 class WindowSampler:

@@ -20,8 +20,9 @@ FLOORS = [
     {"encoder_decoder_transformer", "errors", "arguments"},
     {"atomic_files"},
     {"vocabulary", "console", "run_lock"},
-    {"corpus", "checkpoint", "data"},
-    {"generation"},
+    {"text_files", "checkpoint", "data"},
+    {"corpus"},
+    {"numpy_decoder", "generation"},
     {"training", "publishing"},
     {"train_transformer", "push_to_huggingface"},
 ]

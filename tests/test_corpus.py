@@ -1,12 +1,8 @@
-"""Texts as they are found in the wild, the split, and windows that miss nothing and repeat nothing."""
+"""The split, ids kept on disk, and windows that miss nothing and repeat nothing."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charseq2seq.corpus import Corpus, Ids, WindowSampler, load_corpus, read_text
+from charseq2seq.corpus import Corpus, Ids, WindowSampler, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError
-from tests.push_client import ROOT
 
 PLAY = "ROMEO: But soft!\nJULIET: Ay me! é莎🎭\n"
 
@@ -27,104 +22,6 @@ def saved(folder: Path, content: bytes | str) -> Path:
     path = folder / "play.txt"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-# --- reading
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        PLAY.encode(),
-        codecs.BOM_UTF8 + PLAY.encode(),
-        PLAY.replace("\n", "\r\n").encode(),
-        codecs.BOM_UTF8 + PLAY.replace("\n", "\r\n").encode(),
-    ],
-)
-def test_a_text_is_read_whatever_wrote_it(content: bytes, tmp_path: Path) -> None:
-    file = read_text(saved(tmp_path, content))
-    assert (file.name, file.text) == ("play.txt", PLAY)
-    assert file.sha256 == hashlib.sha256(content).hexdigest(), "the file's, as sha256sum prints it"
-
-
-def test_only_line_ends_are_changed(tmp_path: Path) -> None:
-    text = "a\rb\n\rc\t\x0b\x0c\x1b\x85\u2028\ufeffd\r"
-    assert read_text(saved(tmp_path, text)).text == text
-
-
-LATIN = b"Ay me, caf\xe9 Juliet\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is empty"),
-        (codecs.BOM_UTF8, "is empty"),
-        (PLAY.encode("utf-16"), "UTF-16"),
-        (codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"), "UTF-16"),
-        ("ab".encode("utf-16-le"), "NUL byte at offset 1"),
-        (LATIN, "byte 0xE9 at offset 10"),
-        (codecs.BOM_UTF8 + LATIN, "byte 0xE9 at offset 13"),
-        (b"a" * 1_234_567 + b"\xff", "byte 0xFF at offset 1,234,567"),
-        (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
-        ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xED at offset 0"),
-        (b"\xc0\x80", "byte 0xC0 at offset 0"),
-        (PLAY.encode() + b"\0" + PLAY.encode(), f"NUL byte at offset {len(PLAY.encode())}"),
-        (codecs.BOM_UTF8 + b"a\0", "NUL byte at offset 4"),
-        (bytes(range(256)), "byte 0x80 at offset 128"),
-    ],
-)
-def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tmp_path: Path) -> None:
-    path = saved(tmp_path, content)
-    with pytest.raises(SuiteError, match=said) as refusal:
-        read_text(path)
-    assert refusal.value.exit_code == ExitCode.BAD_DATA
-    assert str(path) in str(refusal.value)
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "dangling").symlink_to("nowhere")
-    saved(tmp_path, PLAY)
-    for name, said in {
-        "missing": "does not exist",
-        "dangling": "does not exist",
-        "play.txt/part": "does not exist",
-        "folder": "is a folder",
-        "pipe": "is a pipe or device",
-        "x" * 300: "cannot be read",
-        "loop": "does not exist",
-    }.items():
-        with pytest.raises(SuiteError, match=said) as refusal:
-            read_text(tmp_path / name)
-        assert refusal.value.exit_code == ExitCode.NO_INPUT
-    with pytest.raises(SuiteError, match="is a pipe or device"):
-        read_text(Path("/dev/zero"))
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become a user without rights")
-def test_a_text_that_may_not_be_read(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    saved(folder, PLAY)
-    tmp_path.chmod(0o755)
-    script = (
-        "import os, sys; os.chdir(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from charseq2seq.corpus import SuiteError, read_text\n"
-        "read_text(Path('folder/play.txt')); os.setuid(65534)\n"  # from root to nobody
-        "try: print(read_text(Path('folder/play.txt')).name)\n"
-        "except SuiteError as error: print(int(error.exit_code), error)"
-    )
-    refused = "66 the text folder/play.txt cannot be read (Permission denied); check its permissions."
-    for folder_mode, file_mode, said in ((0o755, 0o644, "play.txt"), (0o755, 0, refused), (0, 0o644, refused)):
-        folder.chmod(folder_mode)
-        (folder / "play.txt").chmod(file_mode)
-        done = subprocess.run(
-            [sys.executable, "-c", script, tmp_path, ROOT], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == said + "\n"
 
 
 # --- the split

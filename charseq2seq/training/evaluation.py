@@ -17,8 +17,9 @@ import numpy as np
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import Ids, read_text
+from charseq2seq.corpus import Ids, encode
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.text_files import read_through
 from charseq2seq.training.settings import torch_dtype
 from charseq2seq.vocabulary import describe_character
 
@@ -76,7 +77,7 @@ def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = No
     import torch
 
     last = len(ids) if last is None else last
-    device = next(model.parameters()).device
+    device = model.device
     was_training = model.training
     model.eval()
     total = 0.0
@@ -109,26 +110,27 @@ def evaluate_file(
     Raises:
         SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
     """
-    file, vocabulary = read_text(path), checkpoint.vocabulary()
-    missing = vocabulary.unknown_characters(file.text)
+    text, vocabulary = read_through(path), checkpoint.vocabulary()
+    missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(
             f"note: {path.name} has characters that the model never saw; they are left out: "
             + ", ".join(describe_character(character) for character in missing)
         )
-    text = file.text.translate(dict.fromkeys(map(ord, missing))) if unknown == "skip" else file.text
-    ids = vocabulary.encode(text)
-    own = file.sha256 == checkpoint.corpus.get("sha256")
+    if unknown == "error":
+        vocabulary.encode(text.alphabet)  # lists them
+    ids = encode(text, vocabulary)
+    own = text.sha256 == checkpoint.corpus.get("sha256")
     first = int(checkpoint.corpus["train_characters"]) if own else 0
     if not first < len(ids):
         raise SuiteError(f"{path} has no character that this model knows; give another text.", ExitCode.BAD_DATA)
     model = checkpoint.build_model().set_precision(torch_dtype(precision)).to(device)
     return {
         **evaluate(model, ids, first).facts(),
-        "text": file.name,
-        "sha256": file.sha256,
+        "text": path.name,
+        "sha256": text.sha256,
         "split": "validation" if own else "all",
-        "skipped_characters": len(file.text) - len(text),
+        "skipped_characters": text.characters - len(ids),
     }
 
 

@@ -38,7 +38,7 @@ class WorkingCopy:
 
         self.master = master
         self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
-        device_type = next(master.parameters()).device.type
+        device_type = master.device.type
         self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
         self._masters = list(master.parameters())
         self._copies = list(self.model.parameters())

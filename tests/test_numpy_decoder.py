@@ -1,0 +1,62 @@
+"""The decoder in numpy says what the model says."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from charseq2seq.generation import Sampling, fastest_writer, generate_text
+from charseq2seq.numpy_decoder import NumpyDecoder
+from charseq2seq.vocabulary import CharVocabulary
+from encoder_decoder_transformer import Transformer
+
+SIZES = {"vocab_size": 11, "d_model": 24, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 2, "d_ff": 40}
+SIZES |= {"source_length": 7, "target_length": 9}
+
+
+def model(**sizes: Any) -> Transformer:
+    """A model none of whose weights are zero, or have a mean of zero."""
+    torch.manual_seed(3)
+    made = Transformer(**SIZES | sizes).eval()
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, mean=0.1, std=0.4)
+    return made
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+@pytest.mark.parametrize("sizes", [{}, {"bigram": False}, {"num_heads": 1}, {"num_encoder_layers": 2, "d_ff": 8}])
+def test_its_logits_are_the_models(sizes: dict[str, Any], length: int) -> None:
+    made = model(**sizes)
+    source, target = torch.randint(1, 11, (1, length)), torch.randint(1, 11, (1, 9))
+    expected = made(source, target)[0].detach().numpy()
+    decoder = NumpyDecoder(made)
+    for layer in decoder.layers:
+        layer.begin(made.encode(source)[0].detach().numpy())
+    inputs = made.shift_right(source, target)[0].tolist()
+    scores = [decoder.logits(token, length + place) for place, token in enumerate(inputs)]
+    np.testing.assert_allclose(np.stack(scores), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.3}])
+def test_the_same_seed_writes_the_same_text(sampling: dict[str, Any]) -> None:
+    made = model()
+    for length in (0, 3, 30):
+        source = torch.randint(1, 11, (1, length))
+        written = []
+        for writer in (made, NumpyDecoder(made)):
+            generator = torch.Generator().manual_seed(1)
+            written.append(torch.cat(list(writer.stream(source, 40, **sampling, generator=generator))).tolist())
+        assert written[0] == written[1] and len(written[1]) == 40, "through four windows"
+
+
+def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
+    made, vocabulary = model(), CharVocabulary("abcdefghij")
+    writer = fastest_writer(made)
+    assert isinstance(writer, NumpyDecoder)
+    text = generate_text(writer, vocabulary, "abc", 30, Sampling(top_k=5))
+    assert text == generate_text(made, vocabulary, "abc", 30, Sampling(top_k=5))
+    assert len(list(itertools.islice(writer.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
