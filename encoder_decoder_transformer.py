@@ -36,6 +36,9 @@ from torch import Tensor, nn
 # beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
 _WRITTEN_OUT_LENGTH = 512
 
+# Positions by which a key/value cache grows.
+_CACHE_ROOM = 64
+
 
 def normalize(x: Tensor) -> Tensor:
     """Bring the last dimension to mean 0 and variance 1; no parameters."""
@@ -134,7 +137,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     if query.device.type != "cpu" or max(length, context) > _WRITTEN_OUT_LENGTH:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     query, key, value = (x.reshape(batch * heads, -1, size) for x in (query, key, value))
-    if mask is None:
+    if length == 1:
+        scores = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2) * size**-0.5
+        scores = scores if mask is None else scores + mask
+    elif mask is None:
         scores = torch.bmm(query, key.transpose(1, 2)) * size**-0.5
     else:
         mask = mask.expand(batch * heads, length, context)
@@ -149,15 +155,12 @@ class KeyValueCache:
         attention: of the layer.
         memory: the encoder's output, (batch, source_length, d_model).
         table: rotary table of the source's positions.
-        num_tokens: how many positions will be added to it.
     """
 
-    def __init__(self, attention: Attention, memory: Tensor, table: Tensor, num_tokens: int) -> None:
-        batch, self.length, d_model = memory.shape
-        heads = attention.num_heads
-        self.keys = memory.new_empty(batch, heads, self.length + num_tokens, d_model // heads)
-        self.values = torch.empty_like(self.keys)
-        self.keys[:, :, : self.length], self.values[:, :, : self.length] = attention.keys_and_values(memory, table)
+    def __init__(self, attention: Attention, memory: Tensor, table: Tensor) -> None:
+        self.length = memory.shape[1]
+        self.keys, self.values = attention.keys_and_values(memory, table)
+        self.mask = memory.new_zeros(1, self.length)
         # One product instead of three: a single position is too little work for a CPU to be worth the calls.
         self.weight = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
 
@@ -166,10 +169,21 @@ class KeyValueCache:
         batch, heads, _, size = self.keys.shape
         query, key, value = F.linear(x, self.weight).view(batch, 3, heads, 1, size).unbind(1)
         query, key = _turn(normalize(torch.stack([query, key])), table[0], table[1], 1)
+        if self.length == self.mask.shape[1]:
+            self._grow()
         self.keys[:, :, self.length : self.length + 1] = key
         self.values[:, :, self.length : self.length + 1] = value
+        self.mask[:, self.length] = 0
         self.length += 1
-        return attend(query, self.keys[:, :, : self.length], self.values[:, :, : self.length], None).flatten(1)
+        return attend(query, self.keys, self.values, self.mask).flatten(1)
+
+    def _grow(self) -> None:
+        """Make room for further positions, hidden until they are filled.
+
+        Always used as a whole: of a part of it bf16 products would make a copy, and be compiled for every length.
+        """
+        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_ROOM)) for x in (self.keys, self.values))
+        self.mask = F.pad(self.mask, (0, _CACHE_ROOM), value=-math.inf)
 
 
 class Attention(nn.Module):
@@ -471,7 +485,7 @@ class Transformer(nn.Module):
         memory = self.encode(source)
         position = memory.shape[1]
         layers = cast("list[DecoderLayer]", list(self.decoder))
-        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, :position], num_tokens) for layer in layers]
+        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, :position]) for layer in layers]
         token = self.start_token(source)[:, 0]
         for place in range(position, position + num_tokens):
             x = normalize(self.embedding(token))
