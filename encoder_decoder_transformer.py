@@ -31,6 +31,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
 # beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
@@ -337,6 +338,7 @@ class Transformer(nn.Module):
         self.target_length = target_length
         self.start_id = start_id
         self.num_heads = num_heads
+        self.checkpoint_activations = False  # True trades time for memory: a layer's inside is computed twice
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.encoder = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_decoder_layers))
@@ -380,7 +382,7 @@ class Transformer(nn.Module):
         table = self.rotary[:, : source.shape[1]]
         if source.shape[1]:
             for layer in self.encoder:
-                x = layer(x, table)
+                x = self._run(layer, x, table)
         return normalize(x)
 
     def decode(self, memory: Tensor, decoder_input: Tensor) -> Tensor:
@@ -397,8 +399,13 @@ class Transformer(nn.Module):
         x = self.dropout(normalize(self.embedding(decoder_input)))
         mask = causal_mask(length, end, like=x)
         for layer in self.decoder:
-            x = layer(x, memory, self.rotary[:, :end], mask)
+            x = self._run(layer, x, memory, self.rotary[:, :end], mask)
         return self.logits(x, decoder_input)
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(layer, *inputs, use_reentrant=False))
+        return cast("Tensor", layer(*inputs))
 
     def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
         """Decoder output (batch, n, d_model) and the tokens it stands on -> float32 (batch, n, vocab_size)."""

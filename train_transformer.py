@@ -22,9 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.arguments import CommandLine, number, one_of, whole
-from charseq2seq.console import log, log_error, log_to_file, run, stopped_by, write_result
+from charseq2seq.console import (
+    leave_speaking_to_another,
+    log,
+    log_error,
+    log_to_file,
+    run,
+    stopped_by,
+    write_result,
+)
 from charseq2seq.errors import SuiteError
 from charseq2seq.run_lock import lock_path, resume_path
+from charseq2seq.training.parallel import is_follower
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.request import PublishRequest
@@ -67,12 +76,17 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    open_log_file(args)
+    if is_follower():  # of several processes one speaks, writes and pushes
+        leave_speaking_to_another()
+    else:
+        open_log_file(args)
     from charseq2seq.training.run import train as train_model
     from charseq2seq.training.settings import resolve_settings
     from data.prepare import DEFAULT_CORPUS, prepare
 
     settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
+    if is_follower():
+        return train_model(settings).stopped_by or 0
     request = publish_request(args) if args.push_to_hf else None
     if request is not None:
         from charseq2seq.publishing.publish import preflight
@@ -345,10 +359,19 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
             "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with --max_steps)",
         ),
         (run_group, "patience", whole(1), "end after so many evaluations without improvement (default: never)"),
-        (run_group, "batch_size", whole(1, 1_048_576), "windows a step (default: 16 on a CPU, 128 on a GPU)"),
+        (run_group, "batch_size", whole(1, 1_048_576), "windows a step, of all processes (16 on a CPU, 128 on a GPU)"),
         (run_group, "learning_rate", number(0, 1e36, above=True), "of Muon, at its highest (default: 0.04)"),
         (run_group, "eval_interval", whole(1), "steps between evaluations (default: twenty evaluations a run)"),
     ]
+    parser.add(
+        model,
+        "--size",
+        one_of("tiny", "small", "base", "large"),
+        metavar="SIZE",
+        help="tiny (2 million parameters), small (14), base (31) or large (252); weights, gradients and optimizer take "
+        "0.1, 0.4, 1 or 8 GiB in training, and activations come on top (default: tiny on a CPU, base on a GPU). The "
+        "flags below change parts of it",
+    )
     for group, name, convert, text in flags:
         parser.add(group, f"--{name}", convert, metavar="N", help=text)
     parser.add(
@@ -367,6 +390,19 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         metavar="N",
         help="steps between lines of a log that is not a terminal (default: %(default)s)",
     )
+    parser.add(
+        run_group,
+        "--accumulation_steps",
+        whole(1, 1_048_576),
+        default=1,
+        metavar="N",
+        help="pieces in which each process computes its share of a batch, to save memory (default: %(default)s)",
+    )
+    run_group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute activations a second time instead of keeping them: a third more time, a fraction of the memory",
+    )
     run_group.add_argument("--compile", action="store_true", help="torch.compile the model: slow start, faster steps")
     run_group.add_argument(
         "--resume",
@@ -374,7 +410,15 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         metavar="auto|never|FILE",
         help="auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
     )
-    return [name for _, name, _, _ in flags] + ["weight_decay", "log_interval", "compile", "resume"]
+    return [name for _, name, _, _ in flags] + [
+        "weight_decay",
+        "log_interval",
+        "size",
+        "accumulation_steps",
+        "gradient_checkpointing",
+        "compile",
+        "resume",
+    ]
 
 
 def add_publishing_arguments(parser: CommandLine) -> list[str]:

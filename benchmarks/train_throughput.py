@@ -55,7 +55,8 @@ def our_step(model: Transformer, precision: str) -> Step:
         set_learning_rates(optimizers, 1.0)
         logits = working.model(source, target)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        working.step(loss, optimizers)
+        working.backward(loss)
+        working.step(optimizers)
         return loss.item()
 
     return step

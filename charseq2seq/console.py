@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, is_out_of_memory
 
 _log_files: list[logging.Handler] = []
+_silent = threading.Event()
+
+
+def leave_speaking_to_another() -> None:
+    """From now on say nothing but errors: of several processes of one run, one speaks."""
+    _silent.set()
 
 
 def log_to_file(path: Path) -> None:
@@ -49,6 +56,11 @@ def is_terminal() -> bool:
 
 def log(message: str = "") -> None:
     """Write a message to the log, every line timed unless a person is reading."""
+    if not _silent.is_set():
+        _write(message)
+
+
+def _write(message: str) -> None:
     stamp = time.strftime("%Y-%m-%d %H:%M:%S ")
     timed = "\n".join((stamp + line).rstrip() for line in message.split("\n"))
     # A closed or full log must not stop training, nor a signal handler that logs while a line is being written.
@@ -61,7 +73,7 @@ def log(message: str = "") -> None:
 
 def log_error(error: SuiteError) -> None:
     """Write to the log why something was refused."""
-    log(str(error) if str(error).startswith("❌") else f"error: {error}")
+    _write(str(error) if str(error).startswith("❌") else f"error: {error}")
 
 
 def write_result(text: str) -> None:
@@ -71,7 +83,7 @@ def write_result(text: str) -> None:
         BrokenPipeError: its reader went away; `run` turns this into exit code 141.
         SuiteError: it cannot be written, e.g. because it is a file on a full disk.
     """
-    if sys.stdout is None:
+    if sys.stdout is None or _silent.is_set():
         return
     try:
         sys.stdout.write(text)

@@ -174,8 +174,11 @@ class WindowSampler:
         offset = int(generator.integers(min(self.target_length, len(self.ids) - window + 1)))
         return generator.permutation(np.arange(offset, len(self.ids) - window + 1, self.target_length))
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next windows: source ids (batch, 0 to source_length) and target ids (batch, target_length), int64."""
+    def next_batch(self, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
+        """The next windows: source ids (batch, 0 to source_length) and target ids (batch, target_length), int64.
+
+        Where `size` processes share a batch, the one called `rank` gets every `size`-th of its windows.
+        """
         import torch
 
         rows: list[npt.NDArray[np.int64]] = []
@@ -187,7 +190,7 @@ class WindowSampler:
             self.position += len(rows[-1])
             if self.position >= len(self._order):
                 self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        starts = np.concatenate(rows)
+        starts = np.concatenate(rows)[rank::size]
         windows = self.ids[starts[:, None] + np.arange(self.source_length + self.target_length)]
         length = self.source_length
         if generator.random() >= FULL_SOURCE_SHARE:

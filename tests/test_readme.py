@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
 
@@ -16,6 +18,7 @@ from charseq2seq.errors import ExitCode
 from tests.hub_server import HubServer
 from tests.push_client import ROOT
 from tests.train_client import TINY, tiny_text
+from train_transformer import parse_arguments
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md"))
 
@@ -56,8 +59,8 @@ def quickly(command: str) -> list[str]:
     """The command's words, with a model so small that it takes seconds, on a text that is there."""
     *_, command = command.split(" && ")  # the environment: the one that runs the tests was made by these words
     words = shlex.split(command)
-    assert words[0] in ("python", ".venv/bin/python"), command
-    words[0] = sys.executable
+    assert words[0] in ("python", ".venv/bin/python", "torchrun"), command
+    words[:1] = [sys.executable, *(["-m", "torch.distributed.run"] if words[0] == "torchrun" else [])]
     if "train_transformer.py" in words and "--help" not in words and "generate" not in words:
         words += [] if "--data_path" in words else ["--data_path", "small.txt"]
     if "train" in words or any(word.startswith("@") for word in words):
@@ -65,21 +68,41 @@ def quickly(command: str) -> list[str]:
     return words
 
 
+def on_machines(words: list[str]) -> list[list[str]]:
+    """The same words on as many machines as they name, all of them this one, with a single process each."""
+    if "--nnodes" not in words:
+        return [words]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = {"--rdzv_endpoint": f"127.0.0.1:{free.getsockname()[1]}", "--nproc_per_node": "1"}
+    words = [here.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    words[words.index("--nnodes") : words.index("--nnodes")] = ["--local_addr", "127.0.0.1"]
+    return [words] * int(words[words.index("--nnodes") + 1])
+
+
 @pytest.mark.parametrize("listed", [COMMANDS, CHINESE_COMMANDS], ids=["English", "Chinese"])
 def test_every_command_works(listed: list[str], folder: Path, hub: HubServer) -> None:
     for command in listed:
         if "pytest" in command:
             continue  # that one is being run right now, by .ci/run
-        done = subprocess.run(
-            quickly(command),
-            cwd=folder,
-            env=hub.environment(folder, TOKEN) | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        environment = hub.environment(folder, TOKEN) | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        processes = [
+            subprocess.Popen(words, cwd=folder, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
+            for words in on_machines(quickly(command))
+        ]
+        for process in processes:
+            _, log = process.communicate()
+            assert process.returncode == 0, f"{command}\n{log}"
     assert hub.repos == ["your_username/my-shakespeare-transformer"]
+
+
+def test_the_slurm_job_is_the_command_for_several_machines() -> None:
+    job = ROOT / "examples" / "cluster" / "train.sbatch"
+    assert subprocess.run(["bash", "-n", job], check=False).returncode == 0
+    (command,) = [command for command in COMMANDS if "--nnodes" in command]
+    of_job = set(re.findall(r"--\w+", job.read_text().partition("srun")[2]))
+    assert set(re.findall(r"--\w+", command)) <= of_job
+    assert parse_arguments(job.read_text().partition("train_transformer.py")[2].split()).size == "large"
 
 
 def test_ci_runs_the_test_command() -> None:

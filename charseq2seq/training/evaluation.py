@@ -7,6 +7,7 @@ only at the beginning of a text). The last window may be short. Nothing is sampl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from charseq2seq.console import log
 from charseq2seq.corpus import Ids, encode
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_files import read_through
+from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.settings import torch_dtype
 from charseq2seq.vocabulary import describe_character
 
@@ -67,12 +69,13 @@ def describe_protocol(source_length: int, target_length: int) -> str:
     )
 
 
-def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = None) -> Evaluation:
+def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = None, group: Group = ALONE) -> Evaluation:
     """Score the characters `first` to `last` (exclusive; None: the end) of a text.
 
     Args:
         model: in the precision it was trained in; its device is used, its training mode is kept.
         ids: the text, (characters,); what stands before `first` serves as context, unscored.
+        group: the processes that share the work; each has the model and the text, and all get the same result.
     """
     import torch
 
@@ -82,11 +85,12 @@ def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = No
     model.eval()
     total = 0.0
     with torch.inference_mode():
-        for source, target in _batches(ids, first, last, model.source_length, model.target_length):
+        batches = _batches(ids, first, last, model.source_length, model.target_length)
+        for source, target in itertools.islice(batches, group.rank, None, group.size):
             total += _summed_loss(model, source.to(device), target.to(device))
     model.train(was_training)
     return Evaluation(
-        nats_per_char=total / (last - first),
+        nats_per_char=group.sum(total)[0] / (last - first),
         characters=last - first,
         max_context=model.source_length + model.target_length,
         protocol=describe_protocol(model.source_length, model.target_length),

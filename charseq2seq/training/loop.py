@@ -6,6 +6,7 @@ the last save are the same lines as every other (the idea is nanochat's).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import resume_path
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
+from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.progress import Progress, format_duration
 from charseq2seq.training.resume import (
     random_states,
@@ -79,18 +81,26 @@ class Trainer:
         corpus: what to learn from.
         state: a resume state to continue from, or None.
         learning_rate_scale: what the learning rates are multiplied by, besides what the state says.
+        group: the processes that train together, each of which has its own trainer.
     """
 
     def __init__(
-        self, settings: Settings, corpus: Corpus, state: dict[str, Any] | None = None, learning_rate_scale: float = 1.0
+        self,
+        settings: Settings,
+        corpus: Corpus,
+        state: dict[str, Any] | None = None,
+        learning_rate_scale: float = 1.0,
+        group: Group = ALONE,
     ) -> None:
         self.settings = settings
         self.corpus = corpus
+        self.group = group
         seed_random_states(settings.seed)
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
         torch.set_flush_denormal(True)  # numbers too small to matter cost a CPU a hundredfold
         self.config = settings.model_config(len(corpus.vocabulary))
         self.master = Transformer(**self.config).to(settings.device)
+        self.master.checkpoint_activations = settings.gradient_checkpointing
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         self.sampler = WindowSampler(
             corpus.train_ids,
@@ -112,7 +122,8 @@ class Trainer:
         self.working = WorkingCopy(self.master, settings.precision)
         if state is not None:
             self._restore(state)
-        self.forward = torch.compile(self.working.model) if settings.compile else self.working.model
+        self.distributed = group.distribute(self.working.model)
+        self.forward = torch.compile(self.distributed) if settings.compile else self.distributed
 
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal; write the model.
@@ -146,11 +157,11 @@ class Trainer:
         saved_at = self.seconds
         evaluated = self._evaluations_due()
         while True:
-            self.seconds = time.perf_counter() - started
+            self.seconds, stopped = self.group.agree(time.perf_counter() - started, stop)
             due, complete = self._evaluations_due(), self.spent_share() >= 1
             if due > evaluated or complete:
                 self._evaluate(progress)
-            ends = stop.signal is not None or self.is_complete()
+            ends = stopped or self.is_complete()
             if due > evaluated or ends or self.seconds - saved_at >= _SAVE_SECONDS:
                 self.save_resume(finished=False)
                 saved_at = self.seconds
@@ -172,18 +183,39 @@ class Trainer:
         return self.step * self.settings.batch_size * self.master.target_length / max(self.seconds, 1e-9)
 
     def _train_step(self) -> None:
-        source, target = (self._to_device(ids) for ids in self.sampler.next_batch())
         # The middle of the step: with its beginning the first step would be lost to warm-up.
         half_a_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
         factor = learning_rate_factor(self.spent_share() + half_a_step)
         set_learning_rates(self.optimizers, factor * self.learning_rate_scale)
-        logits = self.forward(source, target)
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        self.working.step(loss, self.optimizers)
+        loss = self._accumulate_gradients()
+        self.working.step(self.optimizers)
         self.step += 1
         # Reading the loss waits for a GPU: there only as often as it is shown.
         if self.settings.device == "cpu" or self.step % self.settings.log_interval == 0:
-            self._note_loss(loss.item())
+            self._note_loss(self.group.sum(loss.item())[0])
+
+    def _accumulate_gradients(self) -> Tensor:
+        """Leave the gradients of a batch's mean loss; returns this process's part of that loss."""
+        size = self.group.size
+        if size > 1:  # every process drops other features, and a resumed one the same again
+            torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * size + self.group.rank)
+        source, target = (self._to_device(ids) for ids in self.sampler.next_batch(self.group.rank, size))
+        pieces = list(zip(*(ids.chunk(self.settings.accumulation_steps) for ids in (source, target)), strict=True))
+        characters = self.settings.batch_size * target.shape[1]
+        losses = []
+        for number, (source, target) in enumerate(pieces, start=1):
+            with self._local_gradients(wanted=number < len(pieces)):
+                logits = self.forward(source, target)
+                loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
+                self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _local_gradients(self, *, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Where wanted, keep DistributedDataParallel from averaging gradients to which more will be added."""
+        if wanted and isinstance(self.distributed, torch.nn.parallel.DistributedDataParallel):
+            return self.distributed.no_sync()
+        return contextlib.nullcontext()
 
     def _to_device(self, ids: Tensor) -> Tensor:
         if self.settings.device != "cuda":
@@ -206,7 +238,7 @@ class Trainer:
         """Two validation batches before the first step: what would fail later fails now (the idea is litgpt's)."""
         first = self.corpus.num_train
         characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
-        evaluate(self.working.model, self.corpus.ids, first, first + characters)
+        evaluate(self.working.model, self.corpus.ids, first, first + characters, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
         """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
@@ -215,7 +247,7 @@ class Trainer:
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
         last = first + min(half, _SELECTION_CHARACTERS)
-        loss = evaluate(self.working.model, self.corpus.ids, first, last).nats_per_char
+        loss = evaluate(self.working.model, self.corpus.ids, first, last, self.group).nats_per_char
         self._check_finite("validation", loss)
         self.history.append(
             {"step": self.step, "seconds": self.seconds, "train_nats_per_char": self.train_loss, "nats_per_char": loss}
@@ -234,15 +266,16 @@ class Trainer:
         """Write the model where the run is complete, or where it was stopped and none stands there yet."""
         complete = self.is_complete()
         evaluation = None
-        if complete or not self.settings.model_path.exists():
+        if self.group.from_leader(lambda: complete or not self.settings.model_path.exists()):
             if not self.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
             model = Transformer(**self.config).to(self.settings.device)
             model.load_state_dict(self.best_weights)
             best = WorkingCopy(model, self.settings.precision).model
-            evaluation = evaluate(best, self.corpus.ids, self.corpus.num_train)
+            evaluation = evaluate(best, self.corpus.ids, self.corpus.num_train, group=self.group)
             self._check_finite("validation", evaluation.nats_per_char)
-            save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
+            if self.group.is_leader:
+                save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
         if complete:
             self.save_resume(finished=True)
         return Outcome(
@@ -297,7 +330,8 @@ class Trainer:
             "stale_evaluations": self.stale_evaluations,
             "history": self.history,
         }
-        save_resume_state(resume_path(self.settings.model_path), state)
+        if self.group.is_leader:
+            save_resume_state(resume_path(self.settings.model_path), state)
         self.saved = True
 
     def _restore(self, state: dict[str, Any]) -> None:

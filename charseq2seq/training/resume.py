@@ -71,7 +71,7 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
 def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Text, architecture and the arguments that decide the weights of a run."""
     args = settings.training_args()
-    for irrelevant in ("data", "log_interval", "num_threads"):
+    for irrelevant in ("data", "log_interval", "num_threads", "accumulation_steps", "gradient_checkpointing"):
         del args[irrelevant]
     return {"corpus_sha256": corpus.sha256, **args}
 

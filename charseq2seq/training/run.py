@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from typing import Any
@@ -13,6 +14,7 @@ from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.run_lock import resume_path, run_lock
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
+from charseq2seq.training.parallel import Group, process_group
 from charseq2seq.training.resume import find_resume_state, run_identity
 from charseq2seq.training.settings import Settings
 
@@ -30,18 +32,28 @@ def train(settings: Settings) -> Outcome:
     Raises:
         SuiteError: see `load_corpus`, `run_lock`, `find_resume_state` and `Trainer.train`.
     """
-    with run_lock(settings.model_path):
-        for path in (settings.model_path, resume_path(settings.model_path)):
-            sweep_stale_temporaries(path)
-        corpus = load_corpus(settings.data_path, settings.model["source_length"] + settings.model["target_length"])
+    with process_group(settings.device) as group:
+        return _train(settings, group)  # in a call of its own: what it holds of the group goes before the group does
+
+
+def _train(settings: Settings, group: Group) -> Outcome:
+    with contextlib.ExitStack() as held:
+        group.from_leader(lambda: held.enter_context(run_lock(settings.model_path)))
+        if group.is_leader:
+            for path in (settings.model_path, resume_path(settings.model_path)):
+                sweep_stale_temporaries(path)
+        window = settings.model["source_length"] + settings.model["target_length"]
+        corpus = group.after_first(lambda: load_corpus(settings.data_path, window))
+        check_group(settings, corpus, group)
         check_memory(settings.model_config(len(corpus.vocabulary)))
-        state = find_resume_state(settings.resume, settings.model_path, run_identity(settings, corpus))
+        identity = run_identity(settings, corpus)
+        state = group.from_leader(lambda: find_resume_state(settings.resume, settings.model_path, identity))
         try:
-            trainer = Trainer(settings, corpus, state)
+            trainer = Trainer(settings, corpus, state, group=group)
             announce(trainer, resumed=state is not None)
             return trainer.train()
         except TrainingDivergedError as error:
-            return _train_more_carefully(settings, corpus, state, error)
+            return _train_more_carefully(trainer, state, error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -52,15 +64,14 @@ def train(settings: Settings) -> Outcome:
             ) from error
 
 
-def _train_more_carefully(
-    settings: Settings, corpus: Corpus, state: dict[str, Any] | None, error: TrainingDivergedError
-) -> Outcome:
+def _train_more_carefully(diverged: Trainer, state: dict[str, Any] | None, error: TrainingDivergedError) -> Outcome:
     """Go on from the last good state with a smaller learning rate; only once in a run."""
+    settings, corpus, group = diverged.settings, diverged.corpus, diverged.group
     if error.saved:
-        state = load_resume_state(resume_path(settings.model_path))
+        state = group.from_leader(lambda: load_resume_state(resume_path(settings.model_path)))
     if state is not None and state["learning_rate_scale"] < 1:
         raise error
-    trainer = Trainer(settings, corpus, state, _RETRY_SCALE)
+    trainer = Trainer(settings, corpus, state, _RETRY_SCALE, group)
     log(f"{error} Going on from step {trainer.step:,} with {_RETRY_SCALE:g} of the learning rate.")
     try:
         return trainer.train()
@@ -68,6 +79,26 @@ def _train_more_carefully(
         kept = resume_path(settings.model_path) if again.saved or error.saved else None
         where = f" The best weights so far are in {kept}." if kept else ""
         raise TrainingDivergedError(f"{again} It was the second try.{where}", ExitCode.DIVERGED) from again
+
+
+def check_group(settings: Settings, corpus: Corpus, group: Group) -> None:
+    """Refuse what a group of processes cannot do.
+
+    Raises:
+        SuiteError: a batch has too few windows for all of them, or they read different texts.
+    """
+    pieces = group.size * settings.accumulation_steps
+    if settings.batch_size < pieces:
+        raise SuiteError(
+            f"--batch_size {settings.batch_size} cannot be shared out into {pieces} pieces ({group.size} processes, "
+            f"--accumulation_steps {settings.accumulation_steps}); give at least {pieces}.",
+            ExitCode.USAGE,
+        )
+    if group.from_leader(lambda: corpus.sha256) != corpus.sha256:
+        raise SuiteError(
+            f"process {group.rank} reads another text than the first one; give all machines the same {corpus.name}.",
+            ExitCode.BAD_DATA,
+        )
 
 
 def check_memory(config: dict[str, Any]) -> None:
@@ -106,6 +137,9 @@ def announce(trainer: Trainer, *, resumed: bool) -> None:
         parts[name.partition(".")[0]] += weight.numel()
     budget = [f"{settings.max_steps:,} steps"] if settings.max_steps else []
     budget += [f"{settings.max_minutes:g} minutes"] if settings.max_minutes else []
+    shares = []
+    if trainer.group.size > 1 or settings.accumulation_steps > 1:
+        shares = [f"batches: shared by {trainer.group.size} processes, in {settings.accumulation_steps} pieces each"]
     resume = [f"resume: continuing the unfinished run at step {trainer.step:,}"] if resumed else []
     log(
         "\n".join(
@@ -118,6 +152,7 @@ def announce(trainer: Trainer, *, resumed: bool) -> None:
                 f"run: {' or '.join(budget)}, batches of {settings.batch_size} x {settings.model['target_length']} "
                 f"characters, learning rate {settings.learning_rate:g}, seed {settings.seed}",
                 f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
+                *shares,
                 *resume,
             ]
         )

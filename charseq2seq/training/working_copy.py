@@ -44,11 +44,14 @@ class WorkingCopy:
         self._copies = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
 
-    def step(self, loss: Tensor, optimizers: list[Optimizer]) -> None:
-        """Backward pass, optimizer steps on the master weights, and a fresh working copy."""
+    def backward(self, loss: Tensor) -> None:
+        """Add to the copy's gradients those of a loss."""
         import torch
 
         torch.autograd.backward(self.scaler.scale(loss))
+
+    def step(self, optimizers: list[Optimizer]) -> None:
+        """Optimizer steps on the master weights, by the copy's gradients, and a fresh working copy."""
         if self.model is not self.master:
             self._hand_over_gradients()
         for optimizer in optimizers:

@@ -1,0 +1,163 @@
+"""Several processes that train one model together, started by torchrun (PyTorch's own launcher).
+
+Every process has the whole model, takes its share of each batch, and gets the mean of all gradients from
+DistributedDataParallel (Li et al., 2020, arXiv:2006.15704); so all of them hold the same weights after every step.
+The first process, the leader, alone speaks, writes and publishes. A run that torchrun did not start is a group of one,
+for which nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from charseq2seq.training.stopping import StopRequest
+
+T = TypeVar("T")
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of a group."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def is_follower() -> bool:
+    """Whether this process leaves speaking and writing to another one."""
+    return started_by_torchrun() and os.environ["RANK"] != "0"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, as one of them sees it.
+
+    Attributes:
+        rank: this process, 0 to size - 1.
+        size: how many there are.
+        local_rank: this process among those of its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process writes, logs and publishes."""
+        return self.rank == 0
+
+    def sum(self, *numbers: float) -> list[float]:
+        """The sums of each number over all processes, the same everywhere."""
+        if self.size == 1:
+            return list(numbers)
+        import torch
+
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor)
+        return list(tensor.tolist())
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """What the leader makes, or the `SuiteError` it raises, everywhere."""
+        if self.size == 1:
+            return make()
+        import torch
+
+        box: list[Any] = [None, None]
+        if self.is_leader:
+            try:
+                box[0] = make()
+            except SuiteError as error:
+                box[1] = (str(error), error.exit_code)
+        torch.distributed.broadcast_object_list(box)
+        if box[1] is not None:
+            raise SuiteError(*box[1])
+        return cast("T", box[0])
+
+    def after_first(self, make: Callable[[], T]) -> T:
+        """What each process makes; the first of a machine makes it before the others, which may find its files."""
+        if self.local_rank == 0:
+            made = make()
+        self.sum(0.0)
+        return made if self.local_rank == 0 else make()
+
+    def agree(self, seconds: float, stop: StopRequest) -> tuple[float, bool]:
+        """The leader's time, and whether any process was asked to stop; the same everywhere.
+
+        A signal that comes after this is seen the next time: else one process would end and another wait for it.
+        """
+        if self.size == 1:
+            return seconds, stop.signal is not None
+        wishes = [float(stop.signal == number) for number in (signal.SIGINT, signal.SIGTERM)]
+        seconds, interrupted, terminated = self.sum(seconds if self.is_leader else 0.0, *wishes)
+        if interrupted or terminated:
+            stop.signal = signal.SIGTERM if terminated else signal.SIGINT
+        return seconds, bool(interrupted or terminated)
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """The model whose backward pass leaves the mean of all processes' gradients."""
+        if self.size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        # An empty source leaves the encoder without gradients, in all processes at once.
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+ALONE = Group()
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[Group]:
+    """Join the other processes of this run, if there are any, until the block ends.
+
+    Args:
+        device: "cuda" for one GPU a process and nccl, "cpu" for gloo.
+
+    Raises:
+        SuiteError: another process has gone; what torchrun started then ends, and may be started again.
+    """
+    if not started_by_torchrun():
+        yield ALONE
+        return
+    import torch
+    from torch.distributed.rendezvous import rendezvous
+
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    try:
+        store, _, _ = next(rendezvous("env://"))
+        # torchrun keeps the store when it starts the processes again (pytorch/pytorch issue 135712): without a part of
+        # their own there they would look for each other where the dead ones were.
+        store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
+            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
+        )
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+        try:
+            yield (group := Group(rank, size, local_rank))
+            group.sum(0.0)  # nobody leaves while another still speaks
+        finally:
+            torch.distributed.destroy_process_group()
+    except RuntimeError as error:
+        if not _is_about_a_peer(error):
+            raise
+        raise SuiteError(
+            f"process {rank} of {size} lost another one, whose own message says why; start them again to go on from "
+            "the last saved state (torchrun --max-restarts does so by itself).",
+            ExitCode.UNAVAILABLE,
+        ) from error
+
+
+def _is_about_a_peer(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

@@ -1,0 +1,161 @@
+"""Several processes that train one model, started by torchrun itself, talking over loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from charseq2seq.checkpoint import load_checkpoint
+from charseq2seq.errors import ExitCode
+from charseq2seq.generation import Sampling, generate_text
+from tests.hub_client import WRITE, hub_with_people
+from tests.test_resume import contents
+from tests.train_client import ROOT, TINY, Done, Trainee
+
+TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
+EVERY_STEP = ["--max_steps", "50", "--eval_interval", "1", "--precision", "fp32"]
+LONG = ["--max_steps", "100000", "--eval_interval", "20", "--log_interval", "1"]
+
+TWO = ["--standalone", "--nproc_per_node", "2"]
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc here")
+
+
+def torchrun(user: Trainee, launcher: list[str], *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a group of processes in a user's folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "train_transformer.py"), *arguments],
+        env=user.environment(GLOO_SOCKET_IFNAME="lo") | environment,
+        cwd=user.home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> Done:
+    """Wait for a group; torchrun tells of failures with tracebacks of its own, so those are no defect of ours."""
+    out, log = process.communicate()
+    return Done(process.returncode, out, log)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read the log until it has a text; returns what was read."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(seen)
+
+
+def curve(user: Trainee) -> list[float]:
+    """The validation losses of the last run here."""
+    return [point["nats_per_char"] for point in contents(user.resume)["history"]]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Trainee:
+    """A user with a text."""
+    return Trainee(tmp_path / "user")
+
+
+def test_two_processes_do_what_one_does(user: Trainee, tmp_path: Path) -> None:
+    done = ended(torchrun(user, TWO, *TRAIN, *EVERY_STEP))
+    assert done.code == 0 and "batches: shared by 2 processes, in 1 pieces each" in done.log, done.log
+    assert done.log.count("step 50: validation") == 1, "one speaks"
+    assert done.out.count('"outcome"') == 1 and done.report["outcome"] == "finished"
+    alone = Trainee(tmp_path / "alone")
+    assert alone.run(*TRAIN, *EVERY_STEP).code == 0
+    assert len(curve(user)) == 50 and curve(user) == pytest.approx(curve(alone), abs=2e-4)
+    ours, theirs = load_checkpoint(user.model), load_checkpoint(alone.model)
+    assert ours.metrics["nats_per_char"] == pytest.approx(theirs.metrics["nats_per_char"], abs=2e-4)
+    assert len(generate_text(ours.build_model(), ours.vocabulary(), "ALL:", 20, Sampling())) == 20
+
+
+@pytest.mark.parametrize("pieces", ["2", "3", "4"])
+def test_a_batch_in_pieces_is_the_batch(pieces: str, user: Trainee, tmp_path: Path) -> None:
+    arguments = ["--max_steps", "8", "--eval_interval", "1", "--precision", "fp32"]
+    assert user.run(*TRAIN, *arguments, "--accumulation_steps", pieces, "--gradient_checkpointing").code == 0
+    alone = Trainee(tmp_path / "alone")
+    assert alone.run(*TRAIN, *arguments).code == 0
+    assert curve(user) == pytest.approx(curve(alone), abs=1e-5)
+
+
+def test_two_processes_learn_in_bf16_with_dropout_and_pieces(user: Trainee) -> None:
+    arguments = ["--max_steps", "6", "--eval_interval", "1", "--precision", "bf16", "--accumulation_steps", "2"]
+    done = ended(torchrun(user, TWO, *TRAIN, *arguments, "--dropout", "0.1"))
+    assert done.code == 0 and curve(user)[-1] < curve(user)[0], done.log
+
+
+def test_a_batch_too_small_for_all_is_refused(user: Trainee) -> None:
+    done = user.run(*TRAIN, "--max_steps", "2", "--accumulation_steps", "5")
+    assert done.code == ExitCode.USAGE and not user.model.exists()
+    assert "--batch_size 4 cannot be shared out into 5 pieces (1 processes" in done.log
+
+
+def workers_of(launcher: int) -> list[int]:
+    """The processes that a torchrun has started, in order of rank."""
+    ranks = {}
+    for child in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
+        entries = Path(f"/proc/{child}/environ").read_text().split("\0")
+        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        if "RANK" in environment:
+            ranks[int(environment["RANK"])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_of_which_one_was_killed_starts_again_and_goes_on(rank: int, user: Trainee) -> None:
+    steps = ["--eval_interval", "20", "--log_interval", "1", "--max_steps", "400"]
+    process = torchrun(user, ["--max_restarts", "1", *TWO], *TRAIN, *steps)
+    wait_for(process, " step 60 (")
+    os.kill(workers_of(process.pid)[rank], signal.SIGKILL)
+    done = ended(process)
+    assert done.code == 0 and "resume: continuing the unfinished run at step " in done.log, done.log
+    assert contents(user.resume)["step"] == 400 and user.model.exists()
+
+
+@needs_proc
+def test_a_group_stops_at_a_signal_and_goes_on_with_another_number_of_processes(user: Trainee) -> None:
+    process = torchrun(user, TWO, *TRAIN, *LONG)
+    wait_for(process, " step 30 (")
+    os.kill(workers_of(process.pid)[1], signal.SIGTERM)  # whichever gets it, all of them stop
+    done = ended(process)
+    assert "stopped: everything is saved" in done.log and '"outcome": "stopped"' in done.out, done.log
+    stopped_at = contents(user.resume)["step"]
+    process = user.start(*TRAIN, *LONG)
+    log = wait_for(process, "resume: continuing")
+    process.kill()
+    process.communicate()
+    assert f"continuing the unfinished run at step {stopped_at}" in log
+
+
+def test_two_machines_train_one_model(user: Trainee) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "plays"]
+    launcher += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
+    agents = [torchrun(user, launcher, *TRAIN, "--max_steps", "6", "--eval_interval", "3") for _ in range(2)]
+    both = [ended(agent) for agent in agents]
+    assert [done.code for done in both] == [0, 0], both
+    assert sum('"outcome": "finished"' in done.out for done in both) == 1
+    assert "shared by 2 processes" in both[0].log + both[1].log
+
+
+def test_a_group_pushes_once(user: Trainee) -> None:
+    with hub_with_people() as hub:
+        arguments = ["--max_steps", "4", "--push_to_hf"]
+        done = ended(torchrun(user, TWO, *TRAIN, *arguments, **hub.environment(user.home, WRITE)))
+        assert done.code == 0 and done.report["outcome"] == "pushed", done.log
+        assert len(hub.calls("POST", "/commit/")) == 1
