@@ -294,9 +294,10 @@ def add_shared_arguments(parser: CommandLine) -> list[str]:
     group.add_argument(
         "--data_path",
         type=Path,
-        metavar="FILE",
-        help="a UTF-8 text (default: Shakespeare's plays, prepared on first use). evaluate scores the validation "
-        "split of the text that the model was trained on, and all of any other",
+        metavar="PATH",
+        help="a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: "
+        "Shakespeare's plays, prepared on first use). evaluate scores the validation split of the text that the model "
+        "was trained on, and all of any other",
     )
     parser.add(
         group,
@@ -392,6 +393,14 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
     )
     parser.add(
         run_group,
+        "--parallel",
+        one_of("ddp", "fsdp"),
+        default="ddp",
+        help="what processes started by torchrun do: ddp, each has the whole model, or fsdp, each has a part, so that "
+        "a model may be larger than a device (default: %(default)s)",
+    )
+    parser.add(
+        run_group,
         "--accumulation_steps",
         whole(1, 1_048_576),
         default=1,
@@ -414,6 +423,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         "weight_decay",
         "log_interval",
         "size",
+        "parallel",
         "accumulation_steps",
         "gradient_checkpointing",
         "compile",

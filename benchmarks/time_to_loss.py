@@ -205,7 +205,7 @@ def summary(system: str, rows: Sequence[Row]) -> str:
     cells = [f"{statistics.mean(row.figures[i] for row in rows):,.0f}" for i in (0, 1)]
     cells += [f"{statistics.mean(row.figures[2] for row in rows):,.1f}"]
     cells += [f"{statistics.mean(row.figures[3] for row in rows):,.1f}".replace("nan", "")]
-    spreads = [f"{statistics.mean(loss):.4f} ± {_deviation(loss):.4f}" for loss in losses]
+    spreads = [f"{statistics.mean(loss):.4f} ± {_deviation(loss):.4f}".replace(" ± nan", "") for loss in losses]
     return markdown_row([f"{system}, mean of {len(rows)}", "", "", *cells, *spreads])
 
 

@@ -97,7 +97,7 @@ def load_corpus(path: Path, window: int) -> Corpus:
         raise SuiteError(
             f"the text {path} consists of one character repeated; there is nothing to learn.", ExitCode.BAD_DATA
         )
-    return Corpus(path.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
+    return Corpus(text.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
 
 
 def encode(text: Text, vocabulary: CharVocabulary) -> Ids:

@@ -45,6 +45,11 @@ class Text:
     characters: int
     alphabet: str
 
+    @property
+    def name(self) -> str:
+        """What a model says that it was trained on: no path of a person's machine."""
+        return self.path.name or self.path.resolve().name
+
     def pieces(self) -> Iterator[str]:
         """The text once more, a piece at a time.
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charseq2seq.corpus import Corpus, Ids, WindowSampler, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError
+from tests.push_client import ROOT
 
 PLAY = "ROMEO: But soft!\nJULIET: Ay me! é莎🎭\n"
 
@@ -80,6 +84,82 @@ def test_thousands_of_distinct_characters_and_one_long_line(tmp_path: Path) -> N
     corpus: Corpus = load_corpus(saved(tmp_path, text), 100)
     assert len(corpus.vocabulary) == 5001
     assert corpus.vocabulary.decode(corpus.ids.tolist()) == text
+
+
+# --- ids kept on disk
+
+
+LARGE = 65 << 20  # characters; the ids of fewer are made anew by every run
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text whose ids are kept; tests put it back as it was."""
+    path = tmp_path_factory.mktemp("large") / "large.txt"
+    path.write_bytes((b"We sail, we sail!\n" * (LARGE // 18 + 1))[: LARGE - 2] + "é".encode())
+    return path
+
+
+def kept_beside(path: Path) -> list[Path]:
+    """The files of ids in a text's folder."""
+    return sorted(path.parent.glob("*.ids.npy"))
+
+
+def test_ids_of_a_large_text_are_kept_and_found_again(large: Path) -> None:
+    corpus = load_corpus(large, 100)
+    (kept,) = kept_beside(large)
+    assert kept.name == f"large.txt.{corpus.sha256[:16]}.ids.npy"
+    assert isinstance(corpus.ids, np.memmap) and corpus.ids.dtype == np.uint8 and len(corpus.ids) == LARGE - 1
+    text = large.read_text(encoding="utf-8")
+    assert corpus.vocabulary.decode(corpus.ids[-1000:].tolist()) == text[-1000:]
+    written = kept.stat().st_mtime_ns
+    assert np.array_equal(load_corpus(large, 100).ids, corpus.ids) and kept.stat().st_mtime_ns == written
+    source, target = WindowSampler(corpus.train_ids, 8, 16, 4, 0).next_batch()
+    assert source.dtype == target.dtype == torch.int64
+
+
+@pytest.mark.parametrize("damage", ["cut short", "not ids", "ids of no character", "empty"])
+def test_ids_that_are_damaged_are_made_anew(damage: str, large: Path) -> None:
+    expected = load_corpus(large, 100).ids[:100].copy()
+    (kept,) = kept_beside(large)
+    content = kept.read_bytes()
+    kept.write_bytes(
+        {
+            "cut short": content[:-5],
+            "not ids": b"x" * len(content),
+            "ids of no character": content[:-5] + b"\xff\xff\xff\xff\xff",
+            "empty": b"",
+        }[damage]
+    )
+    assert np.array_equal(load_corpus(large, 100).ids[:100], expected) and kept.read_bytes() == content
+
+
+def test_ids_of_a_text_that_has_changed_go(large: Path) -> None:
+    load_corpus(large, 100)
+    bystander = large.with_name("large.txt.notes.ids.npy")
+    bystander.touch()
+    (before,) = (path for path in kept_beside(large) if path != bystander)
+    content = large.read_bytes()
+    large.write_bytes(content.replace(b"sail", b"soil", 1))
+    load_corpus(large, 100)
+    assert bystander in kept_beside(large) and before not in kept_beside(large) and len(kept_beside(large)) == 2
+    large.write_bytes(content)
+    bystander.unlink()
+
+
+def test_two_runs_that_make_the_same_ids_at_once_get_the_same(large: Path) -> None:
+    for kept in kept_beside(large):
+        kept.unlink()
+    script = (
+        "import hashlib, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from charseq2seq.corpus import load_corpus\n"
+        "print(hashlib.sha256(load_corpus(Path(sys.argv[2]), 100).ids.tobytes()).hexdigest())"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), str(large)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [run.communicate()[0] for run in runs]
+    assert printed[0] == printed[1] == hashlib.sha256(load_corpus(large, 100).ids.tobytes()).hexdigest() + "\n"
+    assert len(list(large.parent.iterdir())) == 2, "the text and its ids"
 
 
 # --- windows

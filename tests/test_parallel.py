@@ -96,6 +96,33 @@ def test_two_processes_learn_in_bf16_with_dropout_and_pieces(user: Trainee) -> N
     assert done.code == 0 and curve(user)[-1] < curve(user)[0], done.log
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_in_parts_learns_what_a_whole_one_does(precision: str, user: Trainee, tmp_path: Path) -> None:
+    arguments = ["--max_steps", "12", "--eval_interval", "1", "--precision", precision]
+    done = ended(torchrun(user, TWO, *TRAIN, *arguments, "--parallel", "fsdp", "--accumulation_steps", "2"))
+    assert done.code == 0, done.log
+    alone = Trainee(tmp_path / "alone")
+    assert alone.run(*TRAIN, *arguments).code == 0
+    assert curve(user) == pytest.approx(curve(alone), abs=2e-4 if precision == "fp32" else 5e-2)
+    ours, theirs = contents(user.resume), contents(alone.resume)
+    assert ours["weights"].keys() == theirs["weights"].keys()
+    for name, weight in theirs["weights"].items():
+        assert ours["weights"][name].shape == weight.shape and ours["best_weights"][name].dtype == weight.dtype
+    longer = [*arguments, "--max_steps", "16", "--resume", user.resume.name]
+    whole = user.run(*TRAIN, *longer)
+    assert whole.code == 0 and "continuing the unfinished run at step 12" in whole.log, whole.log
+    longer = [*arguments, "--max_steps", "20", "--resume", user.resume.name]
+    again = ended(torchrun(user, TWO, *TRAIN, *longer, "--parallel", "fsdp"))
+    assert again.code == 0 and "continuing the unfinished run at step 16" in again.log, again.log
+    checkpoint = load_checkpoint(user.model)
+    assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "ALL:", 20, Sampling())) == 20
+
+
+def test_parts_need_several_processes(user: Trainee) -> None:
+    done = user.run(*TRAIN, "--max_steps", "2", "--parallel", "fsdp")
+    assert done.code == ExitCode.USAGE and "start it by torchrun" in done.log
+
+
 def test_a_batch_too_small_for_all_is_refused(user: Trainee) -> None:
     done = user.run(*TRAIN, "--max_steps", "2", "--accumulation_steps", "5")
     assert done.code == ExitCode.USAGE and not user.model.exists()

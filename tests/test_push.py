@@ -188,6 +188,18 @@ def test_branches_tags_and_pull_requests(alice: Publisher, hub: HubServer, folde
     assert set(repository.files("refs/pr/1")) > ALL_FILES and head_files(hub, "alice/m") == {"README.md"}
 
 
+@pytest.mark.parametrize("made", [{}, {"LICENSE": b"free"}, {"README.md": b"# Mine\n", "LICENSE": b"free"}])
+def test_a_repository_made_on_the_website_is_no_conflict(
+    made: dict[str, bytes], alice: Publisher, hub: HubServer, folder: Path
+) -> None:
+    hub.add_repo(REPO, made)
+    done = alice.push("--from_dir", str(folder), "--no_verify")
+    assert done.code == 0, done.log
+    files = hub.repo(REPO).files()
+    assert set(files) >= ALL_FILES | set(made) and files.get("LICENSE") == made.get("LICENSE")
+    assert made.get("README.md", b"") in files["README.md"]
+
+
 def test_only_a_better_model_is_pushed(alice: Publisher, hub: HubServer, folder: Path) -> None:
     push = ["--no_verify", "--only_if_better"]
     done = alice.push("--from_dir", str(folder), *push)

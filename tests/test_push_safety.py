@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,7 +139,13 @@ def test_a_push_killed_at_any_moment_leaves_the_old_head_or_the_new_one(
     moments = random.Random(4)
     for attempt in range(50):
         kill_at = moments.randrange(1, 30)
-        strike(hub, tmp_path, (folder, other)[attempt % 2], kill_at)
+        if attempt % 5:
+            strike(hub, tmp_path, (folder, other)[attempt % 2], kill_at)
+        else:  # the whole command, with its proofs, by the clock
+            whole = Publisher(hub, tmp_path / "user").start("--from_dir", str((folder, other)[attempt % 2]))
+            time.sleep(moments.uniform(0, 6))
+            whole.kill()
+            whole.communicate()
         if not hub.repos:
             continue
         repository = hub.repo(REPO)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ import torch
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.training.evaluation import evaluate
 from charseq2seq.training.optimization import learning_rate_factor
-from charseq2seq.training.settings import choose_precision
+from charseq2seq.training.settings import SIZES, choose_precision, resolve_settings
 from charseq2seq.vocabulary import CharVocabulary
+from encoder_decoder_transformer import Transformer
 from tests.train_client import TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+from train_transformer import parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +171,20 @@ def test_tiny_shakespeare_is_read_whole(tmp_path: Path) -> None:
     assert done.code == 0, done.log
     assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
     assert done.report["characters"] == 111_540
+
+
+def test_the_help_gives_the_number_of_parameters_of_every_size(tmp_path: Path) -> None:
+    told = " ".join(Trainee(tmp_path / "user").run("--help").out.split())
+    for size, shape in SIZES.items():
+        with torch.device("meta"):
+            config: dict[str, Any] = {"vocab_size": 70, **shape}
+            parameters = sum(weight.numel() for weight in Transformer(**config).parameters())
+        (millions,) = re.findall(rf"\b{size} \((\d+)", told)
+        assert int(millions) == int(parameters / 1e6), size
+
+
+def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
+    args = parse_arguments(["--size", "small", "--d_ff", "64", "--device", "cpu"])
+    settings = resolve_settings(args, tmp_path)
+    assert settings.model | SIZES["small"] | {"d_ff": 64} == settings.model
+    assert "size small: asked for, but for --d_ff" in settings.reasons

@@ -20,7 +20,7 @@ TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
 _DATASETS = {"86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed": "karpathy/tiny_shakespeare"}
 # What a checkpoint tells of its run that does not change the model, or is said by another flag.
 _NO_FLAGS = {"data", "device", "compile", "num_threads", "log_interval", "max_minutes"}
-_NO_FLAGS |= {"accumulation_steps", "gradient_checkpointing"}
+_NO_FLAGS |= {"parallel", "accumulation_steps", "gradient_checkpointing"}
 
 _PARTS = {
     "embedding": "characters to vectors, for both sides",

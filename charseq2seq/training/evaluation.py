@@ -80,11 +80,11 @@ def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = No
     import torch
 
     last = len(ids) if last is None else last
-    device = model.device
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     total = 0.0
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: FSDP keeps the buffers that it makes here
         batches = _batches(ids, first, last, model.source_length, model.target_length)
         for source, target in itertools.islice(batches, group.rank, None, group.size):
             total += _summed_loss(model, source.to(device), target.to(device))
@@ -118,7 +118,7 @@ def evaluate_file(
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(
-            f"note: {path.name} has characters that the model never saw; they are left out: "
+            f"note: {text.name} has characters that the model never saw; they are left out: "
             + ", ".join(describe_character(character) for character in missing)
         )
     if unknown == "error":
@@ -131,7 +131,7 @@ def evaluate_file(
     model = checkpoint.build_model().set_precision(torch_dtype(precision)).to(device)
     return {
         **evaluate(model, ids, first).facts(),
-        "text": path.name,
+        "text": text.name,
         "sha256": text.sha256,
         "split": "validation" if own else "all",
         "skipped_characters": text.characters - len(ids),

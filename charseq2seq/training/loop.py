@@ -31,6 +31,13 @@ from charseq2seq.training.resume import (
     seed_random_states,
 )
 from charseq2seq.training.settings import Settings, describe_hardware
+from charseq2seq.training.sharding import (
+    load_whole_optimizer_state,
+    load_whole_weights,
+    shard,
+    whole_optimizer_state,
+    whole_weights,
+)
 from charseq2seq.training.stopping import StopRequest, stop_signals
 from charseq2seq.training.working_copy import WorkingCopy
 from encoder_decoder_transformer import Transformer
@@ -101,6 +108,10 @@ class Trainer:
         self.config = settings.model_config(len(corpus.vocabulary))
         self.master = Transformer(**self.config).to(settings.device)
         self.master.checkpoint_activations = settings.gradient_checkpointing
+        self.sharded = settings.parallel == "fsdp"
+        if self.sharded:
+            shard(self.master, settings.device, group.size, settings.precision)
+        self.evaluators = ALONE if self.sharded else group  # all of them put every layer together at the same time
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         self.sampler = WindowSampler(
             corpus.train_ids,
@@ -119,10 +130,10 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.learning_rate_scale = learning_rate_scale
         self.saved = False  # in this sitting
-        self.working = WorkingCopy(self.master, settings.precision)
+        self.working = WorkingCopy(self.master, "fp32" if self.sharded else settings.precision)
         if state is not None:
             self._restore(state)
-        self.distributed = group.distribute(self.working.model)
+        self.distributed = self.working.model if self.sharded else group.distribute(self.working.model)
         self.forward = torch.compile(self.distributed) if settings.compile else self.distributed
 
     def train(self) -> Outcome:
@@ -238,7 +249,7 @@ class Trainer:
         """Two validation batches before the first step: what would fail later fails now (the idea is litgpt's)."""
         first = self.corpus.num_train
         characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
-        evaluate(self.working.model, self.corpus.ids, first, first + characters, self.group)
+        evaluate(self.working.model, self.corpus.ids, first, first + characters, self.evaluators)
 
     def _evaluate(self, progress: Progress) -> None:
         """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
@@ -247,7 +258,7 @@ class Trainer:
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
         last = first + min(half, _SELECTION_CHARACTERS)
-        loss = evaluate(self.working.model, self.corpus.ids, first, last, self.group).nats_per_char
+        loss = evaluate(self.working.model, self.corpus.ids, first, last, self.evaluators).nats_per_char
         self._check_finite("validation", loss)
         self.history.append(
             {"step": self.step, "seconds": self.seconds, "train_nats_per_char": self.train_loss, "nats_per_char": loss}
@@ -256,7 +267,7 @@ class Trainer:
         self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         if best:
             self.best_loss, self.best_step = loss, self.step
-            self.best_weights = _cpu_copy(self.master.state_dict())
+            self.best_weights = whole_weights(self.master)
         progress.write(
             f"step {self.step:,}: validation {loss:.4f} nats/char, training {self.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(self.seconds)} spent"
@@ -269,10 +280,7 @@ class Trainer:
         if self.group.from_leader(lambda: complete or not self.settings.model_path.exists()):
             if not self.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
-            model = Transformer(**self.config).to(self.settings.device)
-            model.load_state_dict(self.best_weights)
-            best = WorkingCopy(model, self.settings.precision).model
-            evaluation = evaluate(best, self.corpus.ids, self.corpus.num_train, group=self.group)
+            evaluation = self._evaluate_best()
             self._check_finite("validation", evaluation.nats_per_char)
             if self.group.is_leader:
                 save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
@@ -286,6 +294,16 @@ class Trainer:
             complete=complete,
             stopped_by=stop.exit_code,
         )
+
+    def _evaluate_best(self) -> Evaluation:
+        """Measure the best weights on the whole validation split; the last ones then stand where they stood."""
+        last = whole_weights(self.master)
+        for weights in (self.best_weights, last):
+            load_whole_weights(self.master, weights)
+            self.working.refresh()
+            if weights is self.best_weights:
+                evaluation = evaluate(self.working.model, self.corpus.ids, self.corpus.num_train, group=self.evaluators)
+        return evaluation
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
         return Checkpoint(
@@ -319,8 +337,8 @@ class Trainer:
             "seconds": self.seconds,
             "train_loss": self.train_loss,
             "learning_rate_scale": self.learning_rate_scale,
-            "weights": self.master.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "weights": whole_weights(self.master),
+            "optimizers": [whole_optimizer_state(optimizer) for optimizer in self.optimizers],
             "scaler": self.working.state(),
             "sampler": self.sampler.state(),
             "random": random_states(),
@@ -336,9 +354,9 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            self.master.load_state_dict(state["weights"])
+            load_whole_weights(self.master, state["weights"])
             for optimizer, earlier in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(earlier)
+                load_whole_optimizer_state(optimizer, earlier)
             self.working.scaler.load_state_dict(state["scaler"])
             self.working.refresh()
             self.sampler.restore(state["sampler"])
@@ -358,7 +376,3 @@ class Trainer:
                 f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
                 ExitCode.BAD_DATA,
             ) from error
-
-
-def _cpu_copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}

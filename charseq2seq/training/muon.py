@@ -16,28 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charseq2seq.training.sharding import part, split_like, whole_of_part
+
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (its arguments, state and results) with batched Newton-Schulz iterations."""
+    """`torch.optim.Muon` (its arguments, state and results) with batched Newton-Schulz iterations.
+
+    Weights may be split over several processes: each puts the updates together and takes its part of the moves.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Move every parameter that has a gradient; there is no `closure` here."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            gradients = [weight.grad for weight in weights]
+            gradients = [part(weight.grad) for weight in weights]
             for weight in weights:
                 if "momentum_buffer" not in self.state[weight]:
                     self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-            momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+            momenta = [part(self.state[weight]["momentum_buffer"]) for weight in weights]
             if not weights:
                 continue
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            for batch in _by_shape(updates):
+            torch._foreach_mul_([part(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
+            for batch in _by_shape(weights):
                 moves = orthogonalize(
-                    torch.stack([_wide(updates[index]) for index in batch]),
+                    torch.stack([_wide(whole_of_part(updates[index], weights[index])) for index in batch]),
                     group["ns_coefficients"],
                     group["ns_steps"],
                     group["eps"],
@@ -45,7 +50,8 @@ class BatchedMuon(torch.optim.Muon):
                 for index, move in zip(batch, moves, strict=True):
                     rows, columns = weights[index].shape
                     step = group["lr"] * math.sqrt(max(1, rows / columns))
-                    weights[index].add_(move.T if rows > columns else move, alpha=-step)
+                    mine = part(split_like(move.T if rows > columns else move, weights[index]))
+                    part(weights[index]).add_(mine, alpha=-step)
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -56,7 +56,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         lr=learning_rate * ADAMW_SHARE,
         betas=(0.9, 0.95),
         weight_decay=0.0,
-        fused=others[0].device.type in {"cpu", "cuda", "mps"},
+        fused=others[0].device.type in {"cpu", "cuda", "mps"} and type(others[0]) is torch.nn.Parameter,
     )
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:

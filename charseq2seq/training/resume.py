@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from charseq2seq.corpus import Corpus
     from charseq2seq.training.settings import Settings
 
+# What changes a result by rounding only.
+_IRRELEVANT = ("data", "log_interval", "num_threads", "parallel", "accumulation_steps", "gradient_checkpointing")
+
 # What may differ when a finished run is extended by --resume PATH.
 _BUDGET = ("max_steps ", "max_minutes ", "patience ")
 
@@ -71,7 +74,7 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
 def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Text, architecture and the arguments that decide the weights of a run."""
     args = settings.training_args()
-    for irrelevant in ("data", "log_interval", "num_threads", "accumulation_steps", "gradient_checkpointing"):
+    for irrelevant in _IRRELEVANT:
         del args[irrelevant]
     return {"corpus_sha256": corpus.sha256, **args}
 

@@ -45,7 +45,8 @@ def _train(settings: Settings, group: Group) -> Outcome:
         window = settings.model["source_length"] + settings.model["target_length"]
         corpus = group.after_first(lambda: load_corpus(settings.data_path, window))
         check_group(settings, corpus, group)
-        check_memory(settings.model_config(len(corpus.vocabulary)))
+        if settings.parallel != "fsdp":
+            check_memory(settings.model_config(len(corpus.vocabulary)))
         identity = run_identity(settings, corpus)
         state = group.from_leader(lambda: find_resume_state(settings.resume, settings.model_path, identity))
         try:
@@ -92,6 +93,12 @@ def check_group(settings: Settings, corpus: Corpus, group: Group) -> None:
         raise SuiteError(
             f"--batch_size {settings.batch_size} cannot be shared out into {pieces} pieces ({group.size} processes, "
             f"--accumulation_steps {settings.accumulation_steps}); give at least {pieces}.",
+            ExitCode.USAGE,
+        )
+    if settings.parallel == "fsdp" and (group.size == 1 or settings.precision == "fp16"):
+        raise SuiteError(
+            f"--parallel fsdp splits a model over several processes in fp32 or bf16, here are {group.size} in "
+            f"{settings.precision}; start it by torchrun, or leave the flag out.",
             ExitCode.USAGE,
         )
     if group.from_leader(lambda: corpus.sha256) != corpus.sha256:

@@ -67,6 +67,7 @@ class Settings:
         eval_interval: steps from one evaluation to the next; None: twenty evaluations a run.
         device: "cpu", "cuda" or "mps".
         precision: "fp32", "bf16" or "fp16": of the forward and backward pass; the optimizers always work in fp32.
+        parallel: what several processes do: "ddp", each has the whole model, or "fsdp", each has a part of it.
         reasons: why device, precision and size are what they are, for the user.
     """
 
@@ -85,6 +86,7 @@ class Settings:
     device: str
     precision: str
     compile: bool
+    parallel: str
     accumulation_steps: int
     gradient_checkpointing: bool
     num_threads: int
@@ -107,6 +109,7 @@ class Settings:
             "device": self.device,
             "precision": self.precision,
             "compile": self.compile,
+            "parallel": self.parallel,
             "accumulation_steps": self.accumulation_steps,
             "gradient_checkpointing": self.gradient_checkpointing,
             "num_threads": self.num_threads,
@@ -165,6 +168,7 @@ def resolve_settings(args: argparse.Namespace, data_path: Path) -> Settings:
         device=device,
         precision=precision,
         compile=args.compile,
+        parallel=args.parallel,
         accumulation_steps=args.accumulation_steps,
         gradient_checkpointing=args.gradient_checkpointing,
         num_threads=torch.get_num_threads(),

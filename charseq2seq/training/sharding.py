@@ -1,0 +1,106 @@
+"""Models that are larger than one device's memory: every process keeps a part of each weight (FSDP2).
+
+`torch.distributed.fsdp.fully_shard` splits weights, gradients and with them the optimizers' state over the processes of
+a group, and puts a layer's weights together while it computes (Zhao et al., 2023, arXiv:2304.11277). A tensor of which
+each process holds a part is a `DTensor`; the functions here also take plain tensors, their own whole and part.
+
+Files hold wholes: a model or resume state is the same whatever number of processes wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from charseq2seq.training.settings import torch_dtype
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from encoder_decoder_transformer import Transformer
+
+
+def shard(model: Transformer, device: str, processes: int, precision: str) -> None:
+    """Split a model's weights over all processes; its layers compute in `precision`, embedding and head in float32."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device, (processes,))
+    policy = MixedPrecisionPolicy(param_dtype=torch_dtype(precision), reduce_dtype=torch.float32)
+    for layer in [*model.encoder, *model.decoder]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor; changing it changes the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_of_part(mine: Tensor, like: Tensor) -> Tensor:
+    """All of a tensor that is split like another one, from every process's part."""
+    if not isinstance(like, DTensor):
+        return mine
+    split = DTensor.from_local(mine, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return split.full_tensor()
+
+
+def split_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, split like another one."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # No process needs to send anything: every one takes its part of what it has.
+    return distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_weights(model: Transformer) -> dict[str, Tensor]:
+    """Copies of all weights on the CPU."""
+    return {name: whole(weight.detach()).to("cpu", copy=True) for name, weight in model.state_dict().items()}
+
+
+def load_whole_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Set all weights.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    own = model.state_dict()
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise RuntimeError("its weights are those of another model")
+    with torch.no_grad():
+        for name, weight in own.items():
+            part(weight).copy_(part(split_like(weights[name].to(weight.device), weight)))
+
+
+def whole_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()` of an optimizer of whole weights."""
+    state = optimizer.state_dict()
+    entries = {
+        number: {name: whole(value).cpu() if isinstance(value, DTensor) else value for name, value in one.items()}
+        for number, one in state["state"].items()
+    }
+    return {**state, "state": entries}
+
+
+def load_whole_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """The opposite of `whole_optimizer_state`."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    entries = {
+        number: {
+            name: split_like(value.to(weights[number].device), weights[number])
+            if isinstance(value, Tensor) and value.shape == weights[number].shape
+            else value
+            for name, value in one.items()
+        }
+        for number, one in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": entries})
