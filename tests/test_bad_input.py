@@ -103,7 +103,7 @@ def unreadable(path: Path) -> None:
 CJK = "".join(chr(0x4E00 + (number * 17) % 5000) for number in range(6000))
 UNUSABLE_TEXTS = {
     "missing": Text(lambda path: None, NO_INPUT, r"the text text\.txt does not exist; check --data_path\."),
-    "a folder": Text(Path.mkdir, NO_INPUT, r"text\.txt is a folder, not a text file; name a file with --data_path\."),
+    "a folder": Text(Path.mkdir, NO_INPUT, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another"),
     "a pipe": Text(os.mkfifo, NO_INPUT, r"text\.txt is a pipe or device, not a text file; name a file"),
     "a device": Text(
         lambda path: path.symlink_to("/dev/zero"), NO_INPUT, r"text\.txt is a pipe or device, not a text file"

@@ -9,6 +9,7 @@ for which nothing here does anything.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -146,6 +147,9 @@ def process_group(device: str) -> Iterator[Group]:
             yield (group := Group(rank, size, local_rank))
             group.sum(0.0)  # nobody leaves while another still speaks
         finally:
+            # What still refers to the group in circles (DistributedDataParallel does) must not outlive it: the group's
+            # threads would then end with the interpreter, by an abort.
+            gc.collect()
             torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_about_a_peer(error):

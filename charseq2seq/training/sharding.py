@@ -10,15 +10,15 @@ Files hold wholes: a model or resume state is the same whatever number of proces
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from charseq2seq.training.settings import torch_dtype
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
     from torch.optim import Optimizer
 
     from encoder_decoder_transformer import Transformer
@@ -36,28 +36,39 @@ def shard(model: Transformer, device: str, processes: int, precision: str) -> No
     fully_shard(model, mesh=mesh)
 
 
+def _is_split(value: Any) -> bool:
+    """Whether it is a `DTensor`; told without importing that module, which takes longer than to start training."""
+    return hasattr(value, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if _is_split(tensor) else tensor
 
 
 def part(tensor: Tensor) -> Tensor:
     """What this process has of a tensor; changing it changes the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor).to_local() if _is_split(tensor) else tensor
 
 
 def whole_of_part(mine: Tensor, like: Tensor) -> Tensor:
     """All of a tensor that is split like another one, from every process's part."""
-    if not isinstance(like, DTensor):
+    if not _is_split(like):
         return mine
+    from torch.distributed.tensor import DTensor
+
+    like = cast("DTensor", like)
     split = DTensor.from_local(mine, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
     return split.full_tensor()
 
 
 def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, split like another one."""
-    if not isinstance(like, DTensor):
+    if not _is_split(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    like = cast("DTensor", like)
     # No process needs to send anything: every one takes its part of what it has.
     return distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
@@ -85,7 +96,7 @@ def whole_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """`optimizer.state_dict()` of an optimizer of whole weights."""
     state = optimizer.state_dict()
     entries = {
-        number: {name: whole(value).cpu() if isinstance(value, DTensor) else value for name, value in one.items()}
+        number: {name: whole(value).cpu() if _is_split(value) else value for name, value in one.items()}
         for number, one in state["state"].items()
     }
     return {**state, "state": entries}
