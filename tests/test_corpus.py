@@ -109,6 +109,7 @@ def test_ids_of_a_large_text_are_kept_and_found_again(large: Path) -> None:
     corpus = load_corpus(large, 100)
     (kept,) = kept_beside(large)
     assert kept.name == f"large.txt.{corpus.sha256[:16]}.ids.npy"
+    assert len(corpus.ids) - corpus.num_train == 1_000_000, "scoring a tenth of it would take longer than training"
     assert isinstance(corpus.ids, np.memmap) and corpus.ids.dtype == np.uint8 and len(corpus.ids) == LARGE - 1
     text = large.read_text(encoding="utf-8")
     assert corpus.vocabulary.decode(corpus.ids[-1000:].tolist()) == text[-1000:]

@@ -180,9 +180,10 @@ def test_two_machines_train_one_model(user: Trainee) -> None:
     assert "shared by 2 processes" in both[0].log + both[1].log
 
 
-def test_a_group_pushes_once(user: Trainee) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_group_pushes_once(parallel: str, user: Trainee) -> None:
     with hub_with_people() as hub:
-        arguments = ["--max_steps", "4", "--push_to_hf"]
+        arguments = ["--max_steps", "4", "--push_to_hf", "--parallel", parallel]
         done = ended(torchrun(user, TWO, *TRAIN, *arguments, **hub.environment(user.home, WRITE)))
         assert done.code == 0 and done.report["outcome"] == "pushed", done.log
         assert len(hub.calls("POST", "/commit/")) == 1
