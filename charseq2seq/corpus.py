@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAIN_SHARE = 0.9
-LONGEST_VALIDATION = 1_000_000  # characters: scoring them takes half a minute on two cores, and is exact to some thousandths
+LONGEST_VALIDATION = 1_000_000  # characters: half a minute on two cores, and exact to some thousandths
 
 # A batch reads its full source with this probability, else any length from none to full, so that the model also
 # learns to go on from short and empty prompts (its price is in benchmarks/LOG.md).
