@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.vocabulary import code_points_of
 
 _PIECE = 1 << 17  # bytes: fits into a core's cache, and most pieces of a Western text are pure ASCII, which is faster
 
@@ -76,20 +73,17 @@ def read_through(path: Path) -> Text:
             byte), or with NUL bytes.
     """
     files = find_files(path)
-    digest, characters, present = hashlib.sha256(), 0, np.zeros(0x110000, dtype=bool)
-    known = b""  # the ASCII characters met so far; what is left of a piece without them is new
+    digest, characters, alphabet = hashlib.sha256(), 0, set[str]()
+    known = b""  # the ASCII characters met so far; what is left of a piece without them is new or not ASCII
     for file in files:
         for piece in _pieces_of(file, digest):
             characters += len(piece)
-            if piece.isascii():
-                if new := piece.encode("ascii").translate(None, known):
-                    known += bytes(set(new))
-            else:
-                present[code_points_of(piece)] = True
+            if left := piece.encode().translate(None, known):
+                alphabet.update(left.decode())
+                known = "".join(filter(str.isascii, alphabet)).encode()
     if not characters:
         raise SuiteError(f"the text {path} is empty; give one with some thousands of characters.", ExitCode.BAD_DATA)
-    present[list(known)] = True
-    return Text(path, files, digest.hexdigest(), characters, "".join(map(chr, np.flatnonzero(present))))
+    return Text(path, files, digest.hexdigest(), characters, "".join(sorted(alphabet)))
 
 
 def find_files(path: Path) -> tuple[Path, ...]:

@@ -21,7 +21,6 @@ START_TOKEN = "<start>"
 START_ID = 0
 
 _NUM_CODE_POINTS = 0x110000
-_UNKNOWN = -1
 
 
 class CharVocabulary:
@@ -43,11 +42,11 @@ class CharVocabulary:
         if any(a >= b for a, b in zip(self.characters, self.characters[1:], strict=False)):
             raise SuiteError("the vocabulary's characters are not distinct and sorted.", ExitCode.BAD_DATA)
         code_points = np.array([ord(c) for c in self.characters], dtype=np.int64)
-        self._id_of_code_point = np.full(code_points[-1] + 1, _UNKNOWN, dtype=np.int32)
-        self._id_of_code_point[code_points] = np.arange(1, len(self.characters) + 1, dtype=np.int32)
+        # The unknown have the id of the start token, which no character has. Pages of zeros cost nothing until used.
+        self._id_of_code_point = np.zeros(_NUM_CODE_POINTS, dtype=np.min_scalar_type(len(self.characters)))
+        self._id_of_code_point[code_points] = np.arange(1, len(self.characters) + 1)
         # ASCII comes first, so its ids fit into a byte; `bytes.translate` is the fastest of all lookups.
-        ascii_ids = self._id_of_code_point[:128].astype(np.uint8)  # the unknown become 255
-        self._ascii = np.append(ascii_ids, np.full(256 - len(ascii_ids), 255, dtype=np.uint8)).tobytes()
+        self._ascii = self._id_of_code_point[:128].astype(np.uint8).tobytes() + bytes(128)
 
     @classmethod
     def from_text(cls, text: str) -> CharVocabulary:
@@ -72,8 +71,8 @@ class CharVocabulary:
         Raises:
             SuiteError: the text has characters that the vocabulary lacks; the message lists them all.
         """
-        ids = self._lookup(text)
-        if (ids == _UNKNOWN).any():
+        ids = self._lookup(text).astype(np.int32)
+        if not ids.all():
             missing = self.unknown_characters(text)
             raise SuiteError(
                 f"{len(missing)} character{'s' * (len(missing) != 1)} not in the vocabulary: "
@@ -82,18 +81,17 @@ class CharVocabulary:
             )
         return ids
 
-    def encode_known(self, text: str) -> npt.NDArray[np.uint8 | np.int32]:
+    def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Ids of those characters of a text that the vocabulary has; fast where the text is ASCII."""
         if text.isascii():
-            ids = text.encode("ascii").translate(self._ascii)
-            return np.frombuffer(ids if b"\xff" not in ids else ids.replace(b"\xff", b""), dtype=np.uint8)
-        found = self._lookup(text)
-        return found[found != _UNKNOWN]
+            return np.frombuffer(text.encode("ascii").translate(self._ascii).replace(b"\0", b""), dtype=np.uint8)
+        ids = self._lookup(text)
+        return ids if ids.all() else ids[ids != START_ID]
 
     def unknown_characters(self, text: str) -> list[str]:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         points = code_points_of(text)
-        return [chr(i) for i in np.unique(points[self._lookup(text) == _UNKNOWN])]
+        return [chr(i) for i in np.unique(points[self._lookup(text) == START_ID])]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; the start token stands for no character."""
@@ -122,11 +120,8 @@ class CharVocabulary:
             raise SuiteError("the vocabulary's indices are not 0, 1, 2, … in order.", ExitCode.BAD_DATA)
         return vocabulary
 
-    def _lookup(self, text: str) -> npt.NDArray[np.int32]:
-        points = code_points_of(text)
-        within = np.minimum(points, len(self._id_of_code_point) - 1)
-        ids: npt.NDArray[np.int32] = self._id_of_code_point[within]
-        ids[points >= len(self._id_of_code_point)] = _UNKNOWN
+    def _lookup(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+        ids: npt.NDArray[np.unsignedinteger[Any]] = self._id_of_code_point[code_points_of(text)]
         return ids
 
 
