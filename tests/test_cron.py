@@ -247,6 +247,7 @@ def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user:
     wide = ["--d_model", "256", "--d_ff", "1024", "--num_decoder_layers", "8", "--batch_size", "256"]
     process = user.start(*LONG, *wide, "--precision", "fp32", "--log_interval", "1")  # many seconds a step
     wait_for_step(process)
+    time.sleep(0.5)  # between two steps one signal would be enough
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     for line in process.stderr:
