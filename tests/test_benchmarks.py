@@ -178,3 +178,13 @@ def test_arguments_after_two_dashes_are_passed_on() -> None:
     args = parse_arguments(["--seeds", "1", "2", "--", "--d_model", "256"])
     assert args.seeds == [1, 2] and args.arguments == ["--d_model", "256"]
     assert parse_arguments(["--seeds", "1"]).arguments == []
+
+
+def test_scaling(tmp_path: Path) -> None:
+    arguments = ["--megabytes", "0.2", "--rounds", "1", "--steps", "2", "--batch_size", "4", "--"]
+    printed = benchmark("scaling.py", *arguments, *TINY, home=tmp_path)
+    assert float(row(printed, "1 process")[2]) == 1.0 and float(row(printed, "2 processes, same batch")[2]) > 0
+    losses = [float(row(printed, name)[3]) for name in ("1 process", "2 processes, same batch")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01), "the same windows, shared or not"
+    assert "GB/s (2 processes, gloo, loopback)" in printed and "512 GPUs, 64 nodes" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"], "its texts and models go when it ends"
