@@ -232,7 +232,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandLine(description=__doc__, usage="%(prog)s [--mode MODE] [options] [@file]")
     of_mode = {
         "evaluate": add_shared_arguments(parser),
-        "train": add_training_arguments(parser) + add_publishing_arguments(parser),
+        "train": add_training_arguments(parser) + add_device_arguments(parser) + add_publishing_arguments(parser),
         "generate": add_generation_arguments(parser),
     }
     args = parser.parse_args(argv)
@@ -391,8 +391,20 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         metavar="N",
         help="steps between lines of a log that is not a terminal (default: %(default)s)",
     )
+    run_group.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|FILE",
+        help="auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
+    )
+    return [name for _, name, _, _ in flags] + ["size", "weight_decay", "log_interval", "resume"]
+
+
+def add_device_arguments(parser: CommandLine) -> list[str]:
+    """Arguments for models and batches that are large for a device; returns their names."""
+    group = parser.add_argument_group("memory and processes (train)")
     parser.add(
-        run_group,
+        group,
         "--parallel",
         one_of("ddp", "fsdp"),
         default="ddp",
@@ -400,35 +412,20 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         "a model may be larger than a device (default: %(default)s)",
     )
     parser.add(
-        run_group,
+        group,
         "--accumulation_steps",
         whole(1, 1_048_576),
         default=1,
         metavar="N",
         help="pieces in which each process computes its share of a batch, to save memory (default: %(default)s)",
     )
-    run_group.add_argument(
+    group.add_argument(
         "--gradient_checkpointing",
         action="store_true",
         help="compute activations a second time instead of keeping them: a third more time, a fraction of the memory",
     )
-    run_group.add_argument("--compile", action="store_true", help="torch.compile the model: slow start, faster steps")
-    run_group.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|never|FILE",
-        help="auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
-    )
-    return [name for _, name, _, _ in flags] + [
-        "weight_decay",
-        "log_interval",
-        "size",
-        "parallel",
-        "accumulation_steps",
-        "gradient_checkpointing",
-        "compile",
-        "resume",
-    ]
+    group.add_argument("--compile", action="store_true", help="torch.compile the model: slow start, faster steps")
+    return ["parallel", "accumulation_steps", "gradient_checkpointing", "compile"]
 
 
 def add_publishing_arguments(parser: CommandLine) -> list[str]:
