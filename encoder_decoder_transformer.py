@@ -25,7 +25,7 @@ Shapes are written in comments as `(batch, length, d_model)`. Token ids are int6
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -36,6 +36,9 @@ from torch.utils.checkpoint import checkpoint
 # Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
 # beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
 _WRITTEN_OUT_LENGTH = 512
+
+# Logits (batch, vocab_size) of what follows the tokens (batch,) at a position; positions come one after the other.
+Score = Callable[[Tensor, int], Tensor]
 
 # Positions by which a key/value cache grows.
 _CACHE_ROOM = 64
@@ -451,12 +454,13 @@ class Transformer(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
+        begin: Callable[[Tensor], Score] | None = None,
     ) -> Iterator[Tensor]:
         """Write `num_tokens` tokens after the source, one at a time, in constant memory.
 
         When the decoder has written `target_length` tokens, the last `source_length` tokens of the text become
-        the next source. Only the last `source_length` tokens of a longer source are read. The
-        model is left in eval mode.
+        the next source. Only the last `source_length` tokens of a longer source are read. The model is left in eval
+        mode.
 
         Args:
             source: ids, (batch, any length, 0 included).
@@ -465,6 +469,7 @@ class Transformer(nn.Module):
             top_k: choose among the k likeliest tokens only.
             top_p: choose among the fewest tokens that together have this probability (after temperature).
             generator: the source of randomness; its device must be the model's.
+            begin: reads a source and returns its `Score`, where something else than this module computes it.
 
         Yields:
             The next token of every row, (batch,).
@@ -472,37 +477,31 @@ class Transformer(nn.Module):
         self.eval()
         text = source[:, -self.source_length :]
         while num_tokens > 0:
+            score = (begin or self._begin)(text)
+            token = self.start_token(text)[:, 0]
             written = []
-            for token in self._write(text, min(num_tokens, self.target_length), temperature, top_k, top_p, generator):
+            for place in range(text.shape[1], text.shape[1] + min(num_tokens, self.target_length)):
+                logits = score(token, place)
+                logits[:, self.start_id] = -math.inf  # it is never written
+                token = sample(logits, temperature, top_k, top_p, generator)
                 written.append(token[:, None])
                 yield token
             num_tokens -= len(written)
             text = torch.cat([text, *written], dim=1)[:, -self.source_length :]
 
-    def _write(
-        self,
-        source: Tensor,
-        num_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        generator: torch.Generator | None,
-    ) -> Iterator[Tensor]:
-        """Write up to `target_length` tokens after one source, with a key/value cache per decoder layer."""
+    def _begin(self, source: Tensor) -> Score:
+        """Read a source; the result scores what follows each next token, with a key/value cache per decoder layer."""
         memory = self.encode(source)
-        position = memory.shape[1]
         layers = cast("list[DecoderLayer]", list(self.decoder))
-        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, :position]) for layer in layers]
-        token = self.start_token(source)[:, 0]
-        for place in range(position, position + num_tokens):
+        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, : memory.shape[1]]) for layer in layers]
+
+        def score(token: Tensor, place: int) -> Tensor:
             x = normalize(self.embedding(token))
-            table = self.rotary[:, place : place + 1]
             for layer, cache in zip(layers, caches, strict=True):
-                x = layer.step(x, table, cache)
-            logits = self.logits(x, token)
-            logits[:, self.start_id] = -math.inf  # it is never written
-            token = sample(logits, temperature, top_k, top_p, generator)
-            yield token
+                x = layer.step(x, self.rotary[:, place : place + 1], cache)
+            return self.logits(x, token)
+
+        return score
 
     def generate(
         self,

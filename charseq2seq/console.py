@@ -142,7 +142,8 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        log("error: out of memory; use a smaller model, text or --num_chars, or a machine with more.")
+        sentence = "out of memory; use a smaller model or text, or a machine with more."
+        log_error(SuiteError(sentence, ExitCode.OUT_OF_MEMORY))
         return ExitCode.OUT_OF_MEMORY
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from encoder_decoder_transformer import Attention, DecoderLayer, Transformer
+    from encoder_decoder_transformer import Attention, DecoderLayer, Score, Transformer
 
 Array = npt.NDArray[np.float32]
 
@@ -49,38 +48,17 @@ class NumpyDecoder:
         layers = cast("list[DecoderLayer]", list(model.decoder))
         self.layers = [_Layer(layer, capacity, self.turns) for layer in layers]
 
-    def stream(
-        self,
-        source: Tensor,
-        num_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Tensor]:
+    def stream(self, source: Tensor, num_tokens: int, **sampling: Any) -> Iterator[Tensor]:
         """The tokens of `Transformer.stream` (which see) for a batch of one: ids, (1,)."""
+        return self.model.stream(source, num_tokens, begin=self._begin, **sampling)
+
+    def _begin(self, source: Tensor) -> Score:
         import torch
 
-        from encoder_decoder_transformer import sample
-
-        model = self.model
-        text = source[:, -model.source_length :]
-        while num_tokens > 0:
-            with torch.inference_mode():
-                memory = _array(model.encode(text)[0])
-            for layer in self.layers:
-                layer.begin(memory)
-            token = model.start_token(text)[:, 0]
-            written = []
-            for position in range(len(memory), len(memory) + min(num_tokens, model.target_length)):
-                logits = torch.from_numpy(self.logits(int(token), position))[None]
-                logits[:, model.start_id] = -math.inf
-                token = sample(logits, temperature, top_k, top_p, generator)
-                written.append(token[:, None])
-                yield token
-            num_tokens -= len(written)
-            text = torch.cat([text, *written], dim=1)[:, -model.source_length :]
+        memory = _array(self.model.encode(source)[0])
+        for layer in self.layers:
+            layer.begin(memory)
+        return lambda token, place: torch.from_numpy(self.logits(int(token), place))[None]
 
     def logits(self, token: int, position: int) -> Array:
         """Scores of what follows `token` at `position`, (vocab_size,); positions come one after the other."""
