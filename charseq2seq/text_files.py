@@ -147,7 +147,7 @@ def _pieces_of(path: Path, digest: Any) -> Iterator[str]:
         offset += len(raw)
         piece = held + piece
         held = "\r" if raw and piece.endswith("\r") else ""  # its LF may come with the next piece
-        yield piece.removesuffix(held).replace("\r\n", "\n")
+        yield piece.removesuffix(held).replace("\r\n", "\n") if "\r" in piece else piece  # most have none
 
 
 def _bytes_of(path: Path) -> Iterator[bytes]:

@@ -45,8 +45,8 @@ class CharVocabulary:
         # The unknown have the id of the start token, which no character has. Pages of zeros cost nothing until used.
         self._id_of_code_point = np.zeros(_NUM_CODE_POINTS, dtype=np.min_scalar_type(len(self.characters)))
         self._id_of_code_point[code_points] = np.arange(1, len(self.characters) + 1)
-        # ASCII comes first, so its ids fit into a byte; `bytes.translate` is the fastest of all lookups.
-        self._ascii = self._id_of_code_point[:128].astype(np.uint8).tobytes() + bytes(128)
+        # Latin-1 comes first, so its ids fit into a byte (NUL is no text); `bytes.translate` is the fastest lookup.
+        self._latin1 = self._id_of_code_point[:256].astype(np.uint8).tobytes()
 
     @classmethod
     def from_text(cls, text: str) -> CharVocabulary:
@@ -82,11 +82,12 @@ class CharVocabulary:
         return ids
 
     def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of those characters of a text that the vocabulary has; fast where the text is ASCII."""
-        if text.isascii():
-            return np.frombuffer(text.encode("ascii").translate(self._ascii).replace(b"\0", b""), dtype=np.uint8)
-        ids = self._lookup(text)
-        return ids if ids.all() else ids[ids != START_ID]
+        """Ids of those characters of a text that the vocabulary has; fast where the text is Latin-1."""
+        try:
+            return np.frombuffer(text.encode("latin-1").translate(self._latin1).replace(b"\0", b""), dtype=np.uint8)
+        except UnicodeEncodeError:
+            ids = self._lookup(text)
+            return ids if ids.all() else ids[ids != START_ID]
 
     def unknown_characters(self, text: str) -> list[str]:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
