@@ -33,8 +33,10 @@ from charseq2seq.training.resume import (
 from charseq2seq.training.settings import Settings, describe_hardware
 from charseq2seq.training.sharding import (
     load_whole_optimizer_state,
-    load_whole_weights,
+    own_weights,
+    set_own_weights,
     shard,
+    split_weights,
     whole_optimizer_state,
     whole_weights,
 )
@@ -106,13 +108,15 @@ class Trainer:
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
         torch.set_flush_denormal(True)  # numbers too small to matter cost a CPU a hundredfold
         self.config = settings.model_config(len(corpus.vocabulary))
-        self.master = Transformer(**self.config).to(settings.device)
+        self.master = Transformer(**self.config)
         self.master.checkpoint_activations = settings.gradient_checkpointing
         self.sharded = settings.parallel == "fsdp"
-        if self.sharded:
+        if self.sharded:  # which moves a layer at a time to the device: all of it may be more than that can hold
             shard(self.master, settings.device, group.size, settings.precision)
+        else:
+            self.master.to(settings.device)
         self.evaluators = ALONE if self.sharded else group  # all of them put every layer together at the same time
-        self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
+        self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay, group)
         self.sampler = WindowSampler(
             corpus.train_ids,
             self.master.source_length,
@@ -267,7 +271,7 @@ class Trainer:
         self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         if best:
             self.best_loss, self.best_step = loss, self.step
-            self.best_weights = whole_weights(self.master)
+            self.best_weights = own_weights(self.master)
         progress.write(
             f"step {self.step:,}: validation {loss:.4f} nats/char, training {self.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(self.seconds)} spent"
@@ -282,8 +286,9 @@ class Trainer:
                 self._evaluate(progress)
             evaluation = self._evaluate_best()
             self._check_finite("validation", evaluation.nats_per_char)
+            weights = whole_weights(self.master, self.best_weights, keep=self.group.is_leader)
             if self.group.is_leader:
-                save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
+                save_checkpoint(self.settings.model_path, self._checkpoint(weights, evaluation))
         if complete:
             self.save_resume(finished=True)
         return Outcome(
@@ -297,17 +302,17 @@ class Trainer:
 
     def _evaluate_best(self) -> Evaluation:
         """Measure the best weights on the whole validation split; the last ones then stand where they stood."""
-        last = whole_weights(self.master)
+        last = own_weights(self.master)
         for weights in (self.best_weights, last):
-            load_whole_weights(self.master, weights)
+            set_own_weights(self.master, weights)
             self.working.refresh()
             if weights is self.best_weights:
                 evaluation = evaluate(self.working.model, self.corpus.ids, self.corpus.num_train, group=self.evaluators)
         return evaluation
 
-    def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
+    def _checkpoint(self, weights: dict[str, Tensor], evaluation: Evaluation) -> Checkpoint:
         return Checkpoint(
-            model_state_dict=self.best_weights,
+            model_state_dict=weights,
             config=self.config,
             vocab=self.corpus.vocabulary.index_of_token(),
             training_args=self.settings.training_args(),
@@ -330,6 +335,7 @@ class Trainer:
         Raises:
             SuiteError: it cannot be written; an earlier state is untouched.
         """
+        keep = self.group.is_leader
         state = {
             "identity": run_identity(self.settings, self.corpus),
             "finished": finished,
@@ -337,24 +343,24 @@ class Trainer:
             "seconds": self.seconds,
             "train_loss": self.train_loss,
             "learning_rate_scale": self.learning_rate_scale,
-            "weights": whole_weights(self.master),
-            "optimizers": [whole_optimizer_state(optimizer) for optimizer in self.optimizers],
+            "weights": whole_weights(self.master, own_weights(self.master), keep=keep),
+            "optimizers": [whole_optimizer_state(optimizer, keep=keep) for optimizer in self.optimizers],
             "scaler": self.working.state(),
             "sampler": self.sampler.state(),
             "random": random_states(),
             "best_loss": self.best_loss,
             "best_step": self.best_step,
-            "best_weights": self.best_weights,
+            "best_weights": whole_weights(self.master, self.best_weights, keep=keep) if self.best_weights else {},
             "stale_evaluations": self.stale_evaluations,
             "history": self.history,
         }
-        if self.group.is_leader:
+        if keep:
             save_resume_state(resume_path(self.settings.model_path), state)
         self.saved = True
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            load_whole_weights(self.master, state["weights"])
+            set_own_weights(self.master, split_weights(self.master, state["weights"]))
             for optimizer, earlier in zip(self.optimizers, state["optimizers"], strict=True):
                 load_whole_optimizer_state(optimizer, earlier)
             self.working.scaler.load_state_dict(state["scaler"])
@@ -363,13 +369,13 @@ class Trainer:
             restore_random_states(state["random"])
             self.step, self.seconds, self.train_loss = state["step"], state["seconds"], state["train_loss"]
             self.best_loss, self.best_step = state["best_loss"], state["best_step"]
-            self.best_weights, self.history = state["best_weights"], state["history"]
+            self.history = state["history"]
             self.stale_evaluations = state["stale_evaluations"]
             self.learning_rate_scale *= state["learning_rate_scale"]
             if not all(isinstance(number, int | float) for number in (self.step, self.seconds, self.best_loss)):
                 raise TypeError("its counters are not numbers")
-            if self.best_weights:  # there are none before the first evaluation
-                self.best_weights = {name: self.best_weights[name].float() for name in self.master.state_dict()}
+            if state["best_weights"]:  # there are none before the first evaluation
+                self.best_weights = split_weights(self.master, state["best_weights"])
             self.history = [dict(point) for point in self.history]
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise SuiteError(

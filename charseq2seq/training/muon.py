@@ -3,27 +3,37 @@
 Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves every direction of a matrix equally far: the
 momentum is brought close to the nearest orthogonal matrix by a few Newton-Schulz iterations. A small Transformer has
 many small matrices, and thirty loops of small products keep two cores half busy; stacked, they take less than half
-of the time (benchmarks/LOG.md).
+of the time. Processes that train together share the stacks out (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.sharding import part, split_like, whole_of_part
+
+# Entries of matrices that are stacked at most: what a stack takes in passing, some 14 bytes each, stays below a GiB.
+_LARGEST_STACK = 1 << 26
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (its arguments, state and results) with batched Newton-Schulz iterations.
+    """`torch.optim.Muon` (its further arguments, state and results) with batched Newton-Schulz iterations.
 
-    Weights may be split over several processes: each puts the updates together and takes its part of the moves.
+    Args:
+        weights: to optimise; may be split over the group (see `sharding`).
+        group: the processes that make the same step, each of which orthogonalises its share of the matrices.
     """
+
+    def __init__(self, weights: Sequence[Tensor], group: Group = ALONE, **arguments: Any) -> None:
+        super().__init__(weights, **arguments)
+        self.group = group
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -40,18 +50,22 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
             torch._foreach_mul_([part(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
-            for batch in _by_shape(weights):
-                moves = orthogonalize(
-                    torch.stack([_wide(whole_of_part(updates[index], weights[index])) for index in batch]),
-                    group["ns_coefficients"],
-                    group["ns_steps"],
-                    group["eps"],
-                )
-                for index, move in zip(batch, moves, strict=True):
+            for stack in _stacks(weights):
+                wide = [_wide(whole_of_part(updates[index], weights[index])) for index in stack]
+                for index, move in zip(stack, self._orthogonalize(wide, group), strict=True):
                     rows, columns = weights[index].shape
                     step = group["lr"] * math.sqrt(max(1, rows / columns))
                     mine = part(split_like(move.T if rows > columns else move, weights[index]))
                     part(weights[index]).add_(mine, alpha=-step)
+
+    def _orthogonalize(self, matrices: list[Tensor], options: dict[str, Any]) -> Tensor:
+        """All of them, (matrices, rows, columns), a share by each process."""
+        share = -(-len(matrices) // self.group.size)
+        first = self.group.rank * share
+        # The last ones, which may have too few, repeat a matrix: every share must have the same shape.
+        mine = [matrices[min(index, len(matrices) - 1)] for index in range(first, first + share)]
+        moves = orthogonalize(torch.stack(mine), options["ns_coefficients"], options["ns_steps"], options["eps"])
+        return self.group.join(moves)[: len(matrices)]
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -69,9 +83,11 @@ def _wide(matrix: Tensor) -> Tensor:
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
-def _by_shape(matrices: Sequence[Tensor]) -> list[list[int]]:
+def _stacks(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
     """Indices of the matrices that can be stacked once they lie wide."""
-    batches: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    same: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        batches[tuple(sorted(matrix.shape))].append(index)
-    return list(batches.values())
+        same[tuple(sorted(matrix.shape))].append(index)
+    for (rows, columns), indices in same.items():
+        most = max(1, _LARGEST_STACK // (rows * columns))
+        yield from (indices[first : first + most] for first in range(0, len(indices), most))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from charseq2seq.training.parallel import ALONE, Group
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -35,13 +37,16 @@ def learning_rate_factor(progress: float) -> float:
     return max(0.0, min(progress / WARMUP_SHARE, (1.0 - progress) / (1.0 - WARMUP_SHARE)))
 
 
-def build_optimizers(model: Transformer, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+def build_optimizers(
+    model: Transformer, learning_rate: float, weight_decay: float, group: Group = ALONE
+) -> list[Optimizer]:
     """Muon for the hidden matrices and AdamW for everything else.
 
     Args:
         model: float32 parameters, on their device.
         learning_rate: of Muon; AdamW's is `ADAMW_SHARE` of it.
         weight_decay: of the hidden matrices, per unit of learning rate.
+        group: the processes that make the same steps.
     """
     import torch
 
@@ -50,7 +55,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
     hidden = [p for layers in (model.encoder, model.decoder) for p in layers.parameters()]
     in_hidden = {id(p) for p in hidden}
     others = [p for p in model.parameters() if id(p) not in in_hidden]
-    muon = BatchedMuon(hidden, lr=learning_rate, momentum=0.95, weight_decay=weight_decay)
+    muon = BatchedMuon(hidden, group, lr=learning_rate, momentum=0.95, weight_decay=weight_decay)
     adamw = torch.optim.AdamW(
         others,
         lr=learning_rate * ADAMW_SHARE,
@@ -59,8 +64,8 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         fused=others[0].device.type in {"cpu", "cuda", "mps"} and type(others[0]) is torch.nn.Parameter,
     )
     for optimizer in (muon, adamw):
-        for group in optimizer.param_groups:
-            group["full_lr"] = group["lr"]
+        for options in optimizer.param_groups:
+            options["full_lr"] = options["lr"]
     return [muon, adamw]
 
 

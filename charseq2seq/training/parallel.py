@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from charseq2seq.errors import ExitCode, SuiteError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from charseq2seq.training.stopping import StopRequest
 
@@ -64,6 +64,16 @@ class Group:
         tensor = torch.tensor(numbers, dtype=torch.float64)
         torch.distributed.all_reduce(tensor)
         return list(tensor.tolist())
+
+    def join(self, mine: Tensor) -> Tensor:
+        """Every process's tensor, all of one shape, one after the other along the first dimension."""
+        if self.size == 1:
+            return mine
+        import torch
+
+        joined = mine.new_empty(self.size * len(mine), *mine.shape[1:])
+        torch.distributed.all_gather_into_tensor(joined, mine)
+        return joined
 
     def from_leader(self, make: Callable[[], T]) -> T:
         """What the leader makes, or the `SuiteError` it raises, everywhere."""

@@ -73,32 +73,53 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_weights(model: Transformer) -> dict[str, Tensor]:
-    """Copies of all weights on the CPU."""
-    return {name: whole(weight.detach()).to("cpu", copy=True) for name, weight in model.state_dict().items()}
+def own_weights(model: Transformer) -> dict[str, Tensor]:
+    """Copies on the CPU of what this process has of each weight."""
+    return {name: part(weight.detach()).to("cpu", copy=True) for name, weight in model.state_dict().items()}
 
 
-def load_whole_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Set all weights.
+def set_own_weights(model: Transformer, own: Mapping[str, Tensor]) -> None:
+    """Set what this process has of each weight."""
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            part(weight).copy_(own[name])
+
+
+def split_weights(model: Transformer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of whole weights is this process's own.
 
     Raises:
-        RuntimeError: names or shapes differ.
+        RuntimeError: the model has other names or shapes.
     """
-    own = model.state_dict()
-    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+    state = model.state_dict()
+    if state.keys() != weights.keys() or any(state[name].shape != weights[name].shape for name in state):
         raise RuntimeError("its weights are those of another model")
-    with torch.no_grad():
-        for name, weight in own.items():
-            part(weight).copy_(part(split_like(weights[name].to(weight.device), weight)))
+    return {name: part(split_like(weights[name].to(like), like)).cpu() for name, like in state.items()}
 
 
-def whole_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` of an optimizer of whole weights."""
+def whole_weights(model: Transformer, own: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """All of the weights of which every process has its own, on the CPU.
+
+    Args:
+        model: what they are weights of.
+        own: as `own_weights` gives them.
+        keep: where it is false, this process only helps the others and gets none: they may be more than it can hold.
+    """
+    kept = {}
+    for name, weight in model.state_dict().items():
+        tensor = whole_of_part(own[name].to(weight.device), weight).cpu()
+        if keep:
+            kept[name] = tensor
+    return kept
+
+
+def whole_optimizer_state(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]:
+    """`optimizer.state_dict()` of an optimizer of whole weights; see `whole_weights` for `keep`."""
     state = optimizer.state_dict()
-    entries = {
-        number: {name: whole(value).cpu() if _is_split(value) else value for name, value in one.items()}
-        for number, one in state["state"].items()
-    }
+    entries: dict[int, dict[str, Any]] = {}
+    for number, one in state["state"].items():
+        wholes = {name: whole(value).cpu() if _is_split(value) else value for name, value in one.items()}
+        entries[number] = wholes if keep else {}
     return {**state, "state": entries}
 
 
