@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from encoder_decoder_transformer import Transformer, attend, rotary_table, rotate, sample
+from encoder_decoder_transformer import Dropout, Transformer, attend, rotary_table, rotate, sample
 
 SIZES: dict[str, Any] = {"vocab_size": 11, "d_model": 24, "num_heads": 3, "num_encoder_layers": 2}
 SIZES |= {"num_decoder_layers": 2, "d_ff": 40, "source_length": 6, "target_length": 5}
@@ -247,6 +247,15 @@ def test_a_fresh_model_knows_nothing() -> None:
     assert not logits.any(), "uniform: every loss begins at ln(vocab_size)"
     weights = model.state_dict()
     assert set(weights) == {name for name, _ in model.named_parameters()}, "nothing computed is part of the weights"
+
+
+def test_what_a_sequence_loses_it_loses_at_all_positions() -> None:
+    torch.manual_seed(1)
+    kept = Dropout(0.25)(torch.ones(4, 7, 2000))
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert kept.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    assert not torch.equal(kept[0], kept[1]), "each sequence loses others"
+    assert float(kept.mean()) == pytest.approx(1, abs=0.03), "what stays makes up for what goes"
 
 
 def test_dropout_drops_in_training_only() -> None:

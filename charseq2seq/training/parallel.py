@@ -72,7 +72,7 @@ class Group:
         import torch
 
         joined = mine.new_empty(self.size * len(mine), *mine.shape[1:])
-        torch.distributed.all_gather_into_tensor(joined, mine)
+        torch.distributed.all_gather_single(joined, mine)
         return joined
 
     def from_leader(self, make: Callable[[], T]) -> T:
