@@ -245,14 +245,23 @@ class Dropout(nn.Module):
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.share = share
+        self.kept: Tensor
+        self.register_buffer(
+            "kept", torch.ones(()), persistent=False
+        )  # a compiled model takes its changes as they come
+        self.set_share(share)
+
+    def set_share(self, share: float) -> None:
+        """Drop another share from now on."""
+        self.drops = share > 0
+        self.kept.fill_(1 - share)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        if not self.training or self.share == 0:
+        if not (self.training and self.drops):
             return x
-        kept = 1 - self.share
-        return x * x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(kept).div_(kept)
+        kept = self.kept.to(x.dtype).expand(x.shape[0], 1, x.shape[2])
+        return x * (torch.bernoulli(kept) / kept)
 
 
 class EncoderLayer(nn.Module):
@@ -387,6 +396,12 @@ class Transformer(nn.Module):
                 else:  # uniform with variance 1 / inputs: a normalised input stays normalised
                     bound = math.sqrt(3 / weight.shape[1])
                     nn.init.uniform_(weight, -bound, bound)
+
+    def set_dropout(self, share: float) -> None:
+        """Drop another share of features from now on."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.set_share(share)
 
     @property
     def device(self) -> torch.device:

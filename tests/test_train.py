@@ -13,7 +13,6 @@ import torch
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.optimization import learning_rate_factor
 from charseq2seq.training.settings import SIZES, choose_precision, resolve_settings
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
@@ -145,12 +144,6 @@ def test_help_and_argument_errors_need_no_torch(tmp_path: Path) -> None:
     assert shown.code == 0 and "--num_encoder_layers" in shown.out and "--push_to_hf" in shown.out
     wrong = trainee.run("--max_steps", "-1", "--dropout", "1.0", "--hf_private", "--bogus", **shadowed)
     assert wrong.code == 2 and "was imported" not in wrong.log
-
-
-def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
-    assert learning_rate_factor(0.0) == learning_rate_factor(1.0) == learning_rate_factor(1.5) == 0.0
-    assert learning_rate_factor(0.01) == pytest.approx(0.5) and learning_rate_factor(0.02) == pytest.approx(1.0)
-    assert learning_rate_factor(0.51) == pytest.approx(0.5)
 
 
 def test_a_large_vocabulary_has_no_bigram_table(tmp_path: Path) -> None:

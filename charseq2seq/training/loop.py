@@ -21,7 +21,12 @@ from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import resume_path
 from charseq2seq.training.evaluation import Evaluation, evaluate
-from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
+from charseq2seq.training.optimization import (
+    build_optimizers,
+    dropout_share,
+    learning_rate_factor,
+    set_learning_rates,
+)
 from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.progress import Progress, format_duration
 from charseq2seq.training.resume import (
@@ -202,6 +207,7 @@ class Trainer:
         half_a_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
         factor = learning_rate_factor(self.spent_share() + half_a_step)
         set_learning_rates(self.optimizers, factor * self.learning_rate_scale)
+        self.working.model.set_dropout(dropout_share(self.sampler.passes, self.settings.model["dropout"]))
         loss = self._accumulate_gradients()
         self.working.step(self.optimizers)
         self.step += 1

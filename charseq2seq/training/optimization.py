@@ -24,6 +24,9 @@ ADAMW_SHARE = 0.15
 
 WARMUP_SHARE = 0.02
 
+# By how much dropout grows with every pass over the text: what is read for the first time cannot be learnt by heart.
+DROPOUT_A_PASS = 0.02
+
 
 def learning_rate_factor(progress: float) -> float:
     """The schedule: a short warm-up, then a straight line to zero at the end of the budget.
@@ -35,6 +38,11 @@ def learning_rate_factor(progress: float) -> float:
         What the learning rates are multiplied by, 0 to 1.
     """
     return max(0.0, min(progress / WARMUP_SHARE, (1.0 - progress) / (1.0 - WARMUP_SHARE)))
+
+
+def dropout_share(passes: float, highest: float) -> float:
+    """The share of features to drop: none at first, and more with every pass over the text, up to the highest."""
+    return min(highest, DROPOUT_A_PASS * passes)
 
 
 def build_optimizers(
