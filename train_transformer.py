@@ -349,7 +349,13 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         (model, "num_encoder_layers", whole(1, 1024), "layers that read the source"),
         (model, "num_decoder_layers", whole(1, 1024), "layers that write the target"),
         (model, "d_ff", whole(1, 1_048_576), "features inside a feed-forward block"),
-        (model, "dropout", number(0, 1, below=True), "share of features dropped in training, 0 to below 1"),
+        (
+            model,
+            "dropout",
+            number(0, 1, below=True),
+            "highest share of features dropped in training; it grows to that by 0.01 with every pass over the text "
+            "(default: 0.1)",
+        ),
         (model, "source_length", whole(1, 16_384), "characters that the encoder reads"),
         (model, "target_length", whole(1, 16_384), "characters that the decoder writes"),
         (run_group, "max_steps", whole(1), "end after so many optimizer steps (default: no limit)"),

@@ -25,7 +25,7 @@ ADAMW_SHARE = 0.15
 WARMUP_SHARE = 0.02
 
 # By how much dropout grows with every pass over the text: what is read for the first time cannot be learnt by heart.
-DROPOUT_A_PASS = 0.02
+DROPOUT_A_PASS = 0.01
 
 
 def learning_rate_factor(progress: float) -> float:
