@@ -22,8 +22,8 @@ from charseq2seq.training.settings import Settings
 _RETRY_SCALE = 0.5
 
 # Master weight, gradient and momentum in float32, the working copy and its gradient, the best weights so far, and what
-# Muon's step makes in passing: the update in float32, stacked and iterated in bfloat16.
-_BYTES_A_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 12
+# comes and goes: Muon's update in a step, the copy that is saved.
+_BYTES_A_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 4
 
 
 def train(settings: Settings) -> Outcome:
