@@ -353,8 +353,8 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
             model,
             "dropout",
             number(0, 1, below=True),
-            "highest share of features dropped in training; it grows to that by 0.01 with every pass over the text "
-            "(default: 0.1)",
+            "highest share of features dropped in training; it grows to that with the passes over the text (default: "
+            "0.1)",
         ),
         (model, "source_length", whole(1, 16_384), "characters that the encoder reads"),
         (model, "target_length", whole(1, 16_384), "characters that the decoder writes"),

@@ -43,6 +43,7 @@ def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
 
 
 def test_dropout_grows_with_what_was_read_before() -> None:
-    shares = [dropout_share(passes, 0.1) for passes in (0, 1, 2.5, 100)]
+    shares = [dropout_share(10 * progress, progress, 0.1) for progress in (0, 0.1, 0.25, 1)]
     assert shares[0] == 0 and 0 < shares[1] < shares[2] < 0.1 == shares[3]
-    assert dropout_share(100, 0) == 0
+    assert dropout_share(1, 0.5, 0.1) < shares[1], "a run of two passes needs less"
+    assert dropout_share(100, 1, 0) == 0

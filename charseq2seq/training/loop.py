@@ -207,7 +207,8 @@ class Trainer:
         half_a_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
         factor = learning_rate_factor(self.spent_share() + half_a_step)
         set_learning_rates(self.optimizers, factor * self.learning_rate_scale)
-        self.working.model.set_dropout(dropout_share(self.sampler.passes, self.settings.model["dropout"]))
+        highest = self.settings.model["dropout"]
+        self.working.model.set_dropout(dropout_share(self.sampler.passes, self.spent_share(), highest))
         loss = self._accumulate_gradients()
         self.working.step(self.optimizers)
         self.step += 1

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 _CPU_DEFAULTS: dict[str, Any] = {
-    "dropout": 0.1,  # reached after ten passes over the text: a short run has little of it
+    "dropout": 0.1,  # reached only by runs of many passes over the text: a short one has little of it
     "source_length": 64,
     "target_length": 192,
     "batch_size": 16,
