@@ -25,7 +25,7 @@ ADAMW_SHARE = 0.15
 WARMUP_SHARE = 0.02
 
 # By how much dropout grows with a pass over the text, for every pass of the whole run. What is read for the first time
-# cannot be learnt by heart, and a run of few passes loses more to dropout than to memory. Measured in benchmarks/LOG.md.
+# cannot be learnt by heart, and a run of few passes loses more to dropout than to memory (benchmarks/LOG.md).
 DROPOUT_GROWTH = 0.002
 
 
