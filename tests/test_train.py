@@ -66,6 +66,17 @@ def test_the_model_has_learnt_something(trained: tuple[Trainee, Done]) -> None:
     assert done.report["bits_per_char"] == pytest.approx(done.report["nats_per_char"] / math.log(2))
 
 
+def test_dropout_grows_in_the_course_of_a_run(tmp_path: Path) -> None:
+    losses = {}
+    for share in ("0", "0.9"):
+        trainee = Trainee(tmp_path / share)
+        done = trainee.train("--max_steps", "1200", "--eval_interval", "10", "--dropout", share)
+        assert done.code == 0, done.log
+        losses[share] = [point["train_nats_per_char"] for point in load_checkpoint(trainee.model).metrics["history"]]
+    assert losses["0.9"][1] == pytest.approx(losses["0"][1], abs=0.05), "hardly any in the first pass"
+    assert losses["0.9"][-1] > losses["0"][-1] + 0.1, "much after sixteen"
+
+
 def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trainee, Done]) -> None:
     trainee, done = trained
     checkpoint = load_checkpoint(trainee.model)
