@@ -107,7 +107,7 @@ def whole_weights(model: Transformer, own: Mapping[str, Tensor], *, keep: bool) 
     """
     kept = {}
     for name, weight in model.state_dict().items():
-        tensor = whole_of_part(own[name].to(weight.device), weight).cpu()
+        tensor = whole_of_part(own[name].to(weight.device), weight).cpu() if _is_split(weight) else own[name]
         if keep:
             kept[name] = tensor
     return kept
