@@ -12,7 +12,7 @@ arXiv:1706.03762) with what has proved itself since, each for a measured reason 
   queries and keys (Henry et al., 2020, arXiv:2010.04245);
 - squared ReLU in the feed-forward blocks (Primer: So et al., 2021, arXiv:2109.08668);
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
-  in this way too), which generalises better here than a draw for every position, and costs next to no random numbers;
+  in this way too), which needs far fewer random numbers than a draw for every position;
 - output projections that start at zero, so that every block starts as the identity;
 - a bigram table: what usually follows the previous token is looked up and added to the logits, which leaves
   the layers to learn the rest.
@@ -245,10 +245,8 @@ class Dropout(nn.Module):
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.kept: Tensor
-        self.register_buffer(
-            "kept", torch.ones(()), persistent=False
-        )  # a compiled model takes its changes as they come
+        self.kept: Tensor  # not a number: what it is may change without a compiled model being compiled again
+        self.register_buffer("kept", torch.ones(()), persistent=False)
         self.set_share(share)
 
     def set_share(self, share: float) -> None:

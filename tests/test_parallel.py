@@ -82,6 +82,15 @@ def test_two_processes_do_what_one_does(user: Trainee, tmp_path: Path) -> None:
     assert len(generate_text(ours.build_model(), ours.vocabulary(), "ALL:", 20, Sampling())) == 20
 
 
+def test_three_processes_share_what_three_does_not_divide(user: Trainee, tmp_path: Path) -> None:
+    """Eight square matrices and four wide ones for Muon, and batches of four windows."""
+    arguments = ["--max_steps", "12", "--eval_interval", "1", "--precision", "fp32"]
+    done = ended(torchrun(user, ["--standalone", "--nproc_per_node", "3"], *TRAIN, *arguments))
+    alone = Trainee(tmp_path / "alone")
+    assert done.code == 0 and alone.run(*TRAIN, *arguments).code == 0, done.log
+    assert curve(user) == pytest.approx(curve(alone), abs=2e-4)
+
+
 @pytest.mark.parametrize("pieces", ["2", "3", "4"])
 def test_a_batch_in_pieces_is_the_batch(pieces: str, user: Trainee, tmp_path: Path) -> None:
     arguments = ["--max_steps", "8", "--eval_interval", "1", "--precision", "fp32"]
