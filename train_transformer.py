@@ -31,7 +31,7 @@ from charseq2seq.console import (
     stopped_by,
     write_result,
 )
-from charseq2seq.errors import SuiteError
+from charseq2seq.errors import SuiteError, as_refusal
 from charseq2seq.run_lock import lock_path, resume_path
 from charseq2seq.training.parallel import is_follower
 
@@ -54,10 +54,11 @@ def train(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"outcome": "failed"}
     try:
         code = train_and_publish(args, report)
-    except SuiteError as error:
-        log_error(error)
-        report["message"] = str(error)
-        code = error.exit_code
+    except (SuiteError, MemoryError, RuntimeError) as error:
+        refusal = as_refusal(error)
+        log_error(refusal)
+        report["message"] = str(refusal)
+        code = refusal.exit_code
     except KeyboardInterrupt as stop:  # while reading, preparing, writing the sample or pushing
         code = stopped_by(stop)
         report["outcome"] = "stopped"

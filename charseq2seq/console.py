@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TextIO
 
 from charseq2seq.atomic_files import write_error
-from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, is_out_of_memory
+from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, as_refusal
 
 _log_files: list[logging.Handler] = []
 _silent = threading.Event()
@@ -132,19 +132,14 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         return main(argv)
-    except SuiteError as error:
-        log_error(error)
-        return error.exit_code
+    except (SuiteError, MemoryError, RuntimeError) as error:
+        refusal = as_refusal(error)
+        log_error(refusal)
+        return refusal.exit_code
     except KeyboardInterrupt as stop:
         return stopped_by(stop)
     except BrokenPipeError:
         return ExitCode.OUTPUT_CLOSED
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sentence = "out of memory; use a smaller model or text, or a machine with more."
-        log_error(SuiteError(sentence, ExitCode.OUT_OF_MEMORY))
-        return ExitCode.OUT_OF_MEMORY
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -55,6 +55,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
 
 
+def as_refusal(error: BaseException) -> SuiteError:
+    """What the user is told of an exception: a `SuiteError` itself, one sentence where memory ran out.
+
+    Raises:
+        BaseException: `error` itself, where it is something else, a defect.
+    """
+    if isinstance(error, SuiteError):
+        return error
+    if not is_out_of_memory(error):
+        raise error
+    return SuiteError("out of memory; use a smaller model or text, or a machine with more.", ExitCode.OUT_OF_MEMORY)
+
+
 def join_problems(problems: list[str], exit_code: ExitCode = ExitCode.USAGE) -> None:
     """Raise one `SuiteError` that lists every problem found; return where there is none."""
     if len(problems) == 1:

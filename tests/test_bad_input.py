@@ -328,6 +328,15 @@ WRONG_ARGUMENTS |= {
 }
 
 
+def test_a_text_larger_than_the_memory_is_refused(client: WarmClient, user: Trainee) -> None:
+    text = user.home / "large.txt"
+    text.write_text("To be or not to be,\n" * 2_000_000)
+    before = user.model.read_bytes()
+    done = client.run(user.home, "--data_path", "large.txt", *TINY, memory=client.size + (8 << 20))
+    see_refused(done, OUT_OF_MEMORY, "out of memory; use a smaller model or text")
+    assert user.model.read_bytes() == before
+
+
 @pytest.mark.parametrize("case", WRONG_ARGUMENTS)
 def test_a_wrong_argument_is_refused(case: str, client: WarmClient, user: Trainee) -> None:
     row = WRONG_ARGUMENTS[case]

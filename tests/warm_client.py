@@ -81,6 +81,12 @@ class WarmClient:
         assert "Traceback" not in done.log, done.log
         return done
 
+    @property
+    def size(self) -> int:
+        """Bytes of address space that a command has before it begins."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmSize:"))
+
     def train(self, trainee: Trainee, *arguments: str) -> Done:
         """Train a tiny model on text.txt."""
         return self.run(trainee.home, "--mode", "train", "--data_path", "text.txt", *TINY, *arguments)
