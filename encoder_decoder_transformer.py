@@ -245,20 +245,13 @@ class Dropout(nn.Module):
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.kept: Tensor  # not a number: what it is may change without a compiled model being compiled again
-        self.register_buffer("kept", torch.ones(()), persistent=False)
-        self.set_share(share)
-
-    def set_share(self, share: float) -> None:
-        """Drop another share from now on."""
-        self.drops = share > 0
-        self.kept.fill_(1 - share)
+        self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        if not (self.training and self.drops):
+        if not (self.training and self.share):
             return x
-        kept = self.kept.to(x.dtype).expand(x.shape[0], 1, x.shape[2])
+        kept = x.new_full((x.shape[0], 1, x.shape[2]), 1 - self.share)
         return x * (torch.bernoulli(kept) / kept)
 
 
@@ -394,12 +387,6 @@ class Transformer(nn.Module):
                 else:  # uniform with variance 1 / inputs: a normalised input stays normalised
                     bound = math.sqrt(3 / weight.shape[1])
                     nn.init.uniform_(weight, -bound, bound)
-
-    def set_dropout(self, share: float) -> None:
-        """Drop another share of features from now on."""
-        for module in self.modules():
-            if isinstance(module, Dropout):
-                module.set_share(share)
 
     @property
     def device(self) -> torch.device:

@@ -354,8 +354,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
             model,
             "dropout",
             number(0, 1, below=True),
-            "highest share of features dropped in training; it grows to that with the passes over the text (default: "
-            "0.1)",
+            "share of features dropped in training (default: 0)",
         ),
         (model, "source_length", whole(1, 16_384), "characters that the encoder reads"),
         (model, "target_length", whole(1, 16_384), "characters that the decoder writes"),
@@ -386,9 +385,9 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         run_group,
         "--weight_decay",
         number(0, math.inf),
-        default=0.0,
         metavar="X",
-        help="of hidden matrices, per unit of learning rate (default: %(default)g)",
+        help="share of the hidden matrices that a step takes off, per unit of learning rate (default: what leaves a "
+        "quarter of a weight after a pass over the text)",
     )
     parser.add(
         run_group,

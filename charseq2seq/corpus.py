@@ -200,11 +200,6 @@ class WindowSampler:
         source = tensor[:, self.source_length - length : self.source_length]
         return source, tensor[:, self.source_length :]
 
-    @property
-    def passes(self) -> float:
-        """How often the text was read so far."""
-        return self.epoch + self.position * self.target_length / len(self.ids)
-
     def state(self) -> dict[str, int]:
         """Where the sampler stands; plain numbers."""
         return {"epoch": self.epoch, "position": self.position}

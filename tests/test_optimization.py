@@ -10,7 +10,7 @@ import torch
 
 from charseq2seq.training import muon
 from charseq2seq.training.muon import BatchedMuon
-from charseq2seq.training.optimization import dropout_share, learning_rate_factor
+from charseq2seq.training.optimization import learning_rate_factor, suitable_weight_decay
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (8, 8), (8, 24), (8, 8)]
 OPTIONS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
@@ -42,8 +42,12 @@ def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
     assert learning_rate_factor(0.51) == pytest.approx(0.5)
 
 
-def test_dropout_grows_with_what_was_read_before() -> None:
-    shares = [dropout_share(10 * progress, progress, 0.1) for progress in (0, 0.1, 0.25, 1)]
-    assert shares[0] == 0 and 0 < shares[1] < shares[2] < 0.1 == shares[3]
-    assert dropout_share(1, 0.5, 0.1) < shares[1], "a run of two passes needs less"
-    assert dropout_share(100, 1, 0) == 0
+@pytest.mark.parametrize(("learning_rate", "steps_a_pass"), [(0.04, 327), (0.04, 100), (0.001, 1e6)])
+def test_a_pass_over_the_text_leaves_a_quarter_of_a_weight(learning_rate: float, steps_a_pass: float) -> None:
+    decay = suitable_weight_decay(learning_rate, steps_a_pass)
+    assert (1 - learning_rate * decay) ** steps_a_pass == pytest.approx(0.27, abs=0.01)
+    assert decay == float(f"{decay:.3g}"), "what is shown is what is done"
+
+
+def test_no_step_decays_a_weight_by_much() -> None:
+    assert suitable_weight_decay(0.04, 0.1) == suitable_weight_decay(0.04, 10) == 0.5

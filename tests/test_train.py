@@ -13,6 +13,7 @@ import torch
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.training.evaluation import evaluate
+from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.settings import SIZES, choose_precision, resolve_settings
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
@@ -66,15 +67,20 @@ def test_the_model_has_learnt_something(trained: tuple[Trainee, Done]) -> None:
     assert done.report["bits_per_char"] == pytest.approx(done.report["nats_per_char"] / math.log(2))
 
 
-def test_dropout_grows_in_the_course_of_a_run(tmp_path: Path) -> None:
-    losses = {}
-    for share in ("0", "0.9"):
-        trainee = Trainee(tmp_path / share)
-        done = trainee.train("--max_steps", "1200", "--eval_interval", "10", "--dropout", share)
-        assert done.code == 0, done.log
-        losses[share] = [point["train_nats_per_char"] for point in load_checkpoint(trainee.model).metrics["history"]]
-    assert losses["0.9"][1] == pytest.approx(losses["0"][1], abs=0.05), "hardly any in the first pass"
-    assert losses["0.9"][-1] > losses["0"][-1] + 0.1, "much after sixteen"
+def test_weight_decay_suits_the_text_unless_it_is_asked_for(trained: tuple[Trainee, Done], tmp_path: Path) -> None:
+    trainee, done = trained
+    args = load_checkpoint(trainee.model).training_args
+    characters_a_step = args["batch_size"] * args["target_length"]
+    suitable = suitable_weight_decay(args["learning_rate"], int(len(tiny_text()) * 0.9) / characters_a_step)
+    assert args["weight_decay"] == suitable and f"weight decay {suitable:g}, seed" in done.log
+    norms = {}
+    for decay in ("0", "1"):
+        other = Trainee(tmp_path / decay)
+        done = other.train("--max_steps", "60", "--weight_decay", decay)
+        assert f"weight decay {decay}, seed" in done.log
+        weights = load_checkpoint(other.model).model_state_dict
+        norms[decay] = sum(float(weights[name].norm()) for name in weights if name.endswith("query.weight"))
+    assert norms["1"] < 0.5 * norms["0"]
 
 
 def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trainee, Done]) -> None:

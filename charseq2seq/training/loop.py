@@ -23,7 +23,6 @@ from charseq2seq.run_lock import resume_path
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import (
     build_optimizers,
-    dropout_share,
     learning_rate_factor,
     set_learning_rates,
 )
@@ -121,6 +120,7 @@ class Trainer:
         else:
             self.master.to(settings.device)
         self.evaluators = ALONE if self.sharded else group  # all of them put every layer together at the same time
+        assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay, group)
         self.sampler = WindowSampler(
             corpus.train_ids,
@@ -207,8 +207,6 @@ class Trainer:
         half_a_step = 0.5 / self.settings.max_steps if self.settings.max_steps else 0.0
         factor = learning_rate_factor(self.spent_share() + half_a_step)
         set_learning_rates(self.optimizers, factor * self.learning_rate_scale)
-        highest = self.settings.model["dropout"]
-        self.working.model.set_dropout(dropout_share(self.sampler.passes, self.spent_share(), highest))
         loss = self._accumulate_gradients()
         self.working.step(self.optimizers)
         self.step += 1

@@ -24,9 +24,11 @@ ADAMW_SHARE = 0.15
 
 WARMUP_SHARE = 0.02
 
-# By how much dropout grows with a pass over the text, for every pass of the whole run. What is read for the first time
-# cannot be learnt by heart, and a run of few passes loses more to dropout than to memory (benchmarks/LOG.md).
-DROPOUT_GROWTH = 0.002
+# A pass over the text leaves exp(-1.3) of a hidden matrix, were nothing added to it. So much for each pass, not for
+# each step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was learnt from a character
+# should have faded before the character comes again (benchmarks/LOG.md).
+DECAY_A_PASS = 1.3
+_MOST_DECAY_A_STEP = 0.02
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -41,16 +43,12 @@ def learning_rate_factor(progress: float) -> float:
     return max(0.0, min(progress / WARMUP_SHARE, (1.0 - progress) / (1.0 - WARMUP_SHARE)))
 
 
-def dropout_share(passes: float, progress: float, highest: float) -> float:
-    """The share of features to drop: none at first, more with every pass over the text, the faster the more will come.
+def suitable_weight_decay(learning_rate: float, steps_a_pass: float) -> float:
+    """The weight decay, per unit of learning rate, for a text that is read once in so many steps.
 
-    Args:
-        passes: over the text, so far.
-        progress: share of the budget that they took.
-        highest: what is never exceeded.
+    Rounded to three digits, as it is shown.
     """
-    all_passes = passes / progress if progress else 0.0
-    return min(highest, DROPOUT_GROWTH * all_passes * passes)
+    return float(f"{min(DECAY_A_PASS / steps_a_pass, _MOST_DECAY_A_STEP) / learning_rate:.3g}")
 
 
 def build_optimizers(

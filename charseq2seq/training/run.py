@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from charseq2seq.atomic_files import sweep_stale_temporaries
@@ -14,6 +15,7 @@ from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.run_lock import resume_path, run_lock
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
+from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.parallel import Group, process_group
 from charseq2seq.training.resume import find_resume_state, run_identity
 from charseq2seq.training.settings import Settings
@@ -44,6 +46,7 @@ def _train(settings: Settings, group: Group) -> Outcome:
                 sweep_stale_temporaries(path)
         window = settings.model["source_length"] + settings.model["target_length"]
         corpus = group.after_first(lambda: load_corpus(settings.data_path, window))
+        settings = suited_to(corpus, settings)
         check_group(settings, corpus, group)
         if settings.parallel != "fsdp":
             check_memory(settings.model_config(len(corpus.vocabulary)))
@@ -80,6 +83,14 @@ def _train_more_carefully(diverged: Trainer, state: dict[str, Any] | None, error
         kept = resume_path(settings.model_path) if again.saved or error.saved else None
         where = f" The best weights so far are in {kept}." if kept else ""
         raise TrainingDivergedError(f"{again} It was the second try.{where}", ExitCode.DIVERGED) from again
+
+
+def suited_to(corpus: Corpus, settings: Settings) -> Settings:
+    """The settings, with what depends on the text and was not asked for."""
+    if settings.weight_decay is not None:
+        return settings
+    steps_a_pass = corpus.num_train / (settings.batch_size * settings.model["target_length"])
+    return replace(settings, weight_decay=suitable_weight_decay(settings.learning_rate, steps_a_pass))
 
 
 def check_group(settings: Settings, corpus: Corpus, group: Group) -> None:
@@ -157,7 +168,8 @@ def announce(trainer: Trainer, *, resumed: bool) -> None:
                 f"model: {parts.total():,} parameters (" + ", ".join(f"{n} {c:,}" for n, c in parts.items()) + ")",
                 *settings.reasons,
                 f"run: {' or '.join(budget)}, batches of {settings.batch_size} x {settings.model['target_length']} "
-                f"characters, learning rate {settings.learning_rate:g}, seed {settings.seed}",
+                f"characters, learning rate {settings.learning_rate:g}, weight decay {settings.weight_decay:g}, "
+                f"seed {settings.seed}",
                 f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
                 *shares,
                 *resume,

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 _CPU_DEFAULTS: dict[str, Any] = {
-    "dropout": 0.1,  # reached only by runs of many passes over the text: a short one has little of it
+    "dropout": 0.0,  # weight decay does its work, and better (benchmarks/LOG.md)
     "source_length": 64,
     "target_length": 192,
     "batch_size": 16,
@@ -61,6 +61,7 @@ class Settings:
         model: keyword arguments of `Transformer`, but for those that the corpus decides.
         max_steps: end after so many optimizer steps; None: no such limit.
         max_minutes: end after so much training time; None: no such limit. The first limit reached ends the run.
+        weight_decay: of the hidden matrices, per unit of learning rate; None: what suits the text.
         patience: end after so many evaluations without improvement; None: never.
         eval_interval: steps from one evaluation to the next; None: twenty evaluations a run.
         device: "cpu", "cuda" or "mps".
@@ -77,7 +78,7 @@ class Settings:
     patience: int | None
     batch_size: int
     learning_rate: float
-    weight_decay: float
+    weight_decay: float | None
     seed: int
     eval_interval: int | None
     log_interval: int
