@@ -18,8 +18,7 @@ from tests.hub_client import WRITE, hub_with_people
 from tests.test_resume import contents
 from tests.train_client import ROOT, TINY, Done, Trainee
 
-# Without dropout, which every process draws for itself, several processes do exactly what one does.
-TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu", "--dropout", "0"]
+TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
 EVERY_STEP = ["--max_steps", "50", "--eval_interval", "1", "--precision", "fp32"]
 LONG = ["--max_steps", "100000", "--eval_interval", "20", "--log_interval", "1"]
 

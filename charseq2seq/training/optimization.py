@@ -24,9 +24,9 @@ ADAMW_SHARE = 0.15
 
 WARMUP_SHARE = 0.02
 
-# A pass over the text leaves exp(-1.3) of a hidden matrix, were nothing added to it. So much for each pass, not for
-# each step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was learnt from a character
-# should have faded before the character comes again (benchmarks/LOG.md).
+# A pass over the text at the full learning rate leaves exp(-1.3) of a hidden matrix, were nothing added to it. So much
+# for each pass, not for each step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was
+# learnt from a character should have faded before the character comes again (benchmarks/LOG.md).
 DECAY_A_PASS = 1.3
 _MOST_DECAY_A_STEP = 0.02
 
