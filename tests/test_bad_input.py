@@ -34,6 +34,7 @@ TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "2"
 EVALUATE = ["--mode", "evaluate", "--data_path", "text.txt"]
 GENERATE = ["--mode", "generate", "--num_chars", "20"]
 PUSH = "push_to_huggingface.py"
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 ENOUGH = 8 << 30  # bytes of address space for what must not take the machine's memory
 
 
@@ -328,6 +329,7 @@ WRONG_ARGUMENTS |= {
 }
 
 
+@needs_proc
 def test_a_text_larger_than_the_memory_is_refused(client: WarmClient, user: Trainee) -> None:
     text = user.home / "large.txt"
     text.write_text("To be or not to be,\n" * 2_000_000)
@@ -638,7 +640,7 @@ def resident_kilobytes(pid: int) -> int:
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+@needs_proc
 def test_ten_million_characters_stream_in_constant_memory_until_nobody_reads(user: Trainee) -> None:
     process = user.start("--mode", "generate", "--num_chars", "10000000")
     assert process.stdout is not None and process.stderr is not None

@@ -21,11 +21,7 @@ from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import resume_path
 from charseq2seq.training.evaluation import Evaluation, evaluate
-from charseq2seq.training.optimization import (
-    build_optimizers,
-    learning_rate_factor,
-    set_learning_rates,
-)
+from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.progress import Progress, format_duration
 from charseq2seq.training.resume import (

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 _CPU_DEFAULTS: dict[str, Any] = {
-    "dropout": 0.0,  # weight decay does its work, and better (benchmarks/LOG.md)
+    "dropout": 0.0,  # weight decay does its work, and better but for tiny texts (benchmarks/LOG.md)
     "source_length": 64,
     "target_length": 192,
     "batch_size": 16,
