@@ -51,3 +51,4 @@ def test_a_pass_over_the_text_leaves_a_quarter_of_a_weight(learning_rate: float,
 
 def test_no_step_decays_a_weight_by_much() -> None:
     assert suitable_weight_decay(0.04, 0.1) == suitable_weight_decay(0.04, 10) == 0.5
+    assert 5e-324 * suitable_weight_decay(5e-324, 10) <= 0.02

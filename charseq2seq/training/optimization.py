@@ -48,7 +48,8 @@ def suitable_weight_decay(learning_rate: float, steps_a_pass: float) -> float:
 
     Rounded to three digits, as it is shown.
     """
-    return float(f"{min(DECAY_A_PASS / steps_a_pass, _MOST_DECAY_A_STEP) / learning_rate:.3g}")
+    decay_a_step = min(DECAY_A_PASS / steps_a_pass, _MOST_DECAY_A_STEP)
+    return float(f"{decay_a_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
 
 
 def build_optimizers(
