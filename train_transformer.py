@@ -375,7 +375,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         "--size",
         one_of("tiny", "small", "base", "large"),
         metavar="SIZE",
-        help="tiny (2 million parameters), small (14), base (32) or large (252); weights, gradients and optimizer take "
+        help="tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take "
         "0.1, 0.4, 1 or 8 GiB in training, and activations come on top (default: tiny on a CPU, base on a GPU). The "
         "flags below change parts of it",
     )

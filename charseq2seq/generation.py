@@ -111,7 +111,7 @@ def stream_text(
         generator=generator,
     )
     for token in tokens:
-        yield vocabulary.decode(token.tolist())
+        yield vocabulary.decode([int(token)])
 
 
 def generate_text(

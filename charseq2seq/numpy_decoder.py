@@ -1,31 +1,36 @@
-"""One stream of text from a CPU, four times as fast as by PyTorch: the decoder's step in numpy.
+"""One stream of text from a CPU, several times as fast as by PyTorch: the decoder's step in numpy.
 
 A step for a single character is some hundred operations on 192 numbers. PyTorch takes two to five microseconds to
 start each, numpy less than one, and its matrix-vector products are faster too (benchmarks/LOG.md). What is computed is
-what `Transformer.stream` computes, but for rounding, with two identities that save passes over the data:
+what `Transformer.stream` computes, but for rounding, with identities that save passes over the data:
 
 - Every reader of the residual stream normalises it, so its mean never matters; the weights that write into it are
-  centred once, its mean stays zero, and `normalize` is one product and one scaling. The same with queries and keys.
-- A rotary pair (a, b) that turns by an angle is the complex number a + ib times exp(i * angle).
+  centred once, its mean stays zero, and to normalise is one product and one scaling. The same with queries and keys.
+- A rotary pair (a, b) that turns by an angle is the complex number a + ib times exp(i * angle). The table of these has
+  the lengths of queries and keys in it, and the attention's 1 / sqrt(head_size).
+- A column of ones beside the values gives the sum of the weights that the softmax divides by.
+
+All results go into arrays that are made once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
-    from encoder_decoder_transformer import Attention, DecoderLayer, Score, Transformer
+    from encoder_decoder_transformer import Attention, DecoderLayer, Transformer
 
 Array = npt.NDArray[np.float32]
 
 _EPSILON = 1e-5  # of torch.nn.functional.layer_norm
+_ZERO = np.float32(0)
 
 
 class NumpyDecoder:
@@ -38,89 +43,165 @@ class NumpyDecoder:
     def __init__(self, model: Transformer) -> None:
         self.model = model.eval()
         self.device = model.device
-        self.embedding = _normalized(_array(model.embedding.weight))
+        embedding = _centred(_array(model.embedding.weight), axis=1)
+        self.embedding = embedding / np.sqrt(_power(embedding)[:, None])
         self.head = _array(model.head.weight)
-        self.bigram = np.zeros((1, 1), np.float32) if model.bigram is None else _array(model.bigram.weight)
-        cos, signed_sin = _array(model.rotary)
-        half = cos.shape[1] // 2
-        self.turns = (cos[:, :half] + 1j * signed_sin[:, half:]).astype(np.complex64)  # (positions, head_size / 2)
+        self.bias = np.zeros((len(self.head), len(self.head)), np.float32)  # what the previous token adds to the scores
+        if model.bigram is not None:
+            self.bias += _array(model.bigram.weight)
+        self.bias[:, model.start_id] = -math.inf  # it is never written
         capacity = model.source_length + model.target_length
-        layers = cast("list[DecoderLayer]", list(model.decoder))
-        self.layers = [_Layer(layer, capacity, self.turns) for layer in layers]
+        turns = _turns(model)
+        self.layers = [_Layer(layer, capacity, turns) for layer in cast("list[DecoderLayer]", list(model.decoder))]
+        self.x, self.normalized = np.empty_like(self.embedding[0]), np.empty_like(self.embedding[0])
+        self.scores = np.empty_like(self.bias[0])
 
-    def stream(self, source: Tensor, num_tokens: int, **sampling: Any) -> Iterator[Tensor]:
-        """The tokens of `Transformer.stream` (which see) for a batch of one: ids, (1,)."""
-        return self.model.stream(source, num_tokens, begin=self._begin, **sampling)
-
-    def _begin(self, source: Tensor) -> Score:
+    def stream(
+        self,
+        source: Tensor,
+        num_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: Generator | None = None,
+    ) -> Iterator[int]:
+        """The tokens of `Transformer.stream` (which see) for a batch of one, as numbers."""
         import torch
 
-        memory = _array(self.model.encode(source)[0])
+        text = source[0, -self.model.source_length :].tolist()
+        while num_tokens > 0:
+            count = min(num_tokens, self.model.target_length)
+            self.begin(torch.tensor([text], dtype=torch.long))
+            token = text[-1] if text else self.model.start_id
+            for place, draw in enumerate(torch.rand(count, generator=generator).tolist(), len(text)):
+                token = _choose(self.logits(token, place), draw, temperature, top_k, top_p)
+                text.append(token)
+                yield token
+            num_tokens -= count
+            text = text[-self.model.source_length :]
+
+    def begin(self, source: Tensor) -> None:
+        """Read a source, (1, up to source_length), and forget everything else."""
+        import torch
+
+        with torch.inference_mode():
+            memory = _array(self.model.encode(source)[0])
         for layer in self.layers:
             layer.begin(memory)
-        return lambda token, place: torch.from_numpy(self.logits(int(token), place))[None]
 
     def logits(self, token: int, position: int) -> Array:
-        """Scores of what follows `token` at `position`, (vocab_size,); positions come one after the other."""
-        x = self.embedding[token].copy()
+        """Scores of what follows `token` at `position`, (vocab_size,), until the next call.
+
+        Positions come one after the other. The start token's score is minus infinity.
+        """
+        x, scores = self.x, self.scores
+        x[:] = self.embedding[token]
         for layer in self.layers:
             layer.step(x, position)
-        scores: Array = self.head.dot(_scaled(x))
-        return scores if self.model.bigram is None else scores + self.bigram[token]
+        self.head.dot(_normalize(x, self.normalized), scores)
+        scores += self.bias[token]
+        return scores
 
 
 class _Layer:
-    """A decoder layer's weights and what it has seen: keys and values, (heads, positions, head_size)."""
+    """A decoder layer's weights, what it has seen, and room for what it computes.
+
+    Attributes:
+        keys: (positions, head_size).
+        values: (positions, head_size + 1); the last column is ones.
+    """
 
     def __init__(self, layer: DecoderLayer, capacity: int, turns: npt.NDArray[np.complex64]) -> None:
         attention: Attention = layer.attention
-        self.heads, self.turns = attention.num_heads, turns
-        query, key = (self._by_pairs(_array(part.weight)) for part in (attention.query, attention.key))
-        self.inward = np.concatenate([query, key, _array(attention.value.weight)])
+        heads, half = attention.num_heads, turns.shape[2]
+        size, d_model = 2 * half, heads * 2 * half
+        query, key = (_by_pairs(_array(part.weight), half) for part in (attention.query, attention.key))
+        self.key_and_value = np.concatenate([key, _array(attention.value.weight)])
+        self.inward = np.concatenate([query, self.key_and_value])
         self.outward = _centred(_array(attention.output.weight), axis=0)
         self.up, self.down = _array(layer.feed_forward.up.weight), _centred(_array(layer.feed_forward.down.weight), 0)
-        self.keys = np.empty((self.heads, capacity, len(query) // self.heads), np.float32)
-        self.values = np.empty_like(self.keys)
-
-    def _by_pairs(self, weight: Array) -> Array:
-        """Rows of each head centred, and so ordered that the two features of a rotary pair are neighbours."""
-        d_model = weight.shape[1]
-        per_head = _centred(weight.reshape(self.heads, 2, -1, d_model), axis=(1, 2))
-        return per_head.transpose(0, 2, 1, 3).reshape(d_model, d_model)
+        self.turns, self.epsilon = turns, np.float32(size * _EPSILON)
+        self.keys, self.values = np.empty((capacity, size), np.float32), np.ones((capacity, size + 1), np.float32)
+        self.looked = np.empty(len(self.inward), np.float32)
+        self.to_turn, self.value = self.looked[:-size].reshape(heads + 1, size), self.looked[-size:]
+        self.turned, self.lengths = np.empty_like(self.to_turn), np.empty((heads + 1, 1), np.float32)
+        self.taken, self.wide = np.empty((heads, size), np.float32), np.empty(len(self.up), np.float32)
+        self.normalized, self.change = np.empty(d_model, np.float32), np.empty(d_model, np.float32)
 
     def begin(self, memory: Array) -> None:
         """Look at a source, (source_length, d_model), and at nothing else."""
-        length, d_model = memory.shape
-        split = (length, 2, self.heads, d_model // self.heads)
-        keys, values = (memory @ self.inward[d_model:].T).reshape(split).transpose(1, 2, 0, 3)
-        self.keys[:, :length] = self._turned(np.ascontiguousarray(keys), self.turns[:length])
-        self.values[:, :length] = values
+        length, size = len(memory), self.keys.shape[1]
+        keys, self.values[:length, :-1] = np.split(memory @ self.key_and_value.T, [size], axis=1)
+        keys = np.divide(keys, np.sqrt(size * _power(keys)[:, None]), order="C")
+        self.keys[:length] = (keys.view(np.complex64) * self.turns[:length, -1]).view(np.float32)
 
     def step(self, x: Array, position: int) -> None:
         """Add to the residual stream `x`, (d_model,), what this layer has to say at a position."""
-        heads, d_model, end = self.heads, len(x), position + 1
-        inward = self.inward.dot(_scaled(x))
-        turned = self._turned(inward[: 2 * d_model].reshape(2 * heads, -1), self.turns[position])
-        query, self.keys[:, position] = turned[:heads], turned[heads:]
-        self.values[:, position] = inward[2 * d_model :].reshape(heads, -1)
-        scores = np.matmul(self.keys[:, :end], query[:, :, None])[:, :, 0]
+        x += self._attend(_normalize(x, self.normalized), position, position + 1)
+        x += self._feed_forward(_normalize(x, self.normalized))
+
+    def _attend(self, x: Array, position: int, end: int) -> Array:
+        turned, lengths, taken = self.turned, self.lengths, self.taken
+        self.inward.dot(x, self.looked)
+        np.vecdot(self.to_turn, self.to_turn, out=lengths[:, 0])
+        lengths += self.epsilon
+        np.sqrt(lengths, out=lengths)
+        np.divide(self.to_turn, lengths, out=turned)
+        pairs = turned.view(np.complex64)
+        np.multiply(pairs, self.turns[position], out=pairs)
+        self.keys[position] = turned[-1]
+        self.values[position, :-1] = self.value
         # Normalised queries and keys have bounded products: no maximum needs to be taken off before the exponential
         # while a head is smaller than 7,000 features.
-        weights = np.exp(scores * np.float32(query.shape[1] ** -0.5))
-        weights /= np.add.reduce(weights, axis=1, keepdims=True)
-        x += self.outward.dot(np.matmul(weights[:, None], self.values[:, :end]).reshape(-1))
-        wide = self.up.dot(_scaled(x))
-        np.maximum(wide, 0, out=wide)
-        wide *= wide
-        x += self.down.dot(wide)
+        weights = turned.dot(self.keys[:end].T)  # the key's row is of no use, but four rows take less time than three
+        np.exp(weights[:-1], out=weights[:-1])
+        sums = weights.dot(self.values[:end])
+        np.divide(sums[:-1, :-1], sums[:-1, -1:], out=taken)
+        return self.outward.dot(taken.reshape(-1), self.change)
 
-    @staticmethod
-    def _turned(features: Array, turns: npt.NDArray[np.complex64]) -> Array:
-        """Features (..., head_size) normalised and turned."""
-        squares = np.add.reduce(features * features, axis=-1, keepdims=True)
-        scaled = features / np.sqrt(squares / np.float32(features.shape[-1]) + np.float32(_EPSILON))
-        turned: Array = (scaled.view(np.complex64) * turns).view(np.float32)
-        return turned
+    def _feed_forward(self, x: Array) -> Array:
+        wide = self.wide
+        self.up.dot(x, wide)
+        np.maximum(wide, _ZERO, out=wide)
+        np.multiply(wide, wide, out=wide)
+        return self.down.dot(wide, self.change)
+
+
+def _choose(scores: Array, draw: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
+    """What `sample` chooses; only the usual case is faster here."""
+    if top_k is not None or top_p is not None or temperature < 1e-30:
+        import torch
+
+        from encoder_decoder_transformer import sample
+
+        return int(sample(torch.from_numpy(scores)[None], torch.tensor([draw]), temperature, top_k, top_p))
+    scores -= scores.max()
+    scores *= np.float32(1 / min(temperature, 1e30))
+    running = np.exp(scores, out=scores).cumsum()
+    chosen = int(running.searchsorted(np.float32(draw) * running[-1], side="right"))
+    return min(chosen, len(scores) - 1)  # of a model whose numbers overflow, nothing can be chosen
+
+
+def _normalize(x: Array, out: Array) -> Array:
+    """`normalize` of a vector whose mean is zero."""
+    return np.multiply(x, np.float32(1 / math.sqrt(float(x.dot(x)) / len(x) + _EPSILON)), out=out)
+
+
+def _turns(model: Transformer) -> npt.NDArray[np.complex64]:
+    """What turns the queries of all heads, and the key after them, (positions, heads + 1, head_size / 2)."""
+    cos, signed_sin = _array(model.rotary)
+    half = cos.shape[1] // 2
+    key = (cos[:, None, :half] + 1j * signed_sin[:, None, half:]).astype(np.complex64)
+    # What is turned has length 1. A key's is to be sqrt(head_size), as is a query's, but that attention divides by it.
+    return np.concatenate([key] * model.num_heads + [key * np.float32((2 * half) ** 0.5)], axis=1)
+
+
+def _by_pairs(weight: Array, half: int) -> Array:
+    """Rows of each head centred, and so ordered that the two features of a rotary pair are neighbours."""
+    d_model = weight.shape[1]
+    per_head = _centred(weight.reshape(-1, 2, half, d_model), axis=(1, 2))
+    return per_head.transpose(0, 2, 1, 3).reshape(-1, d_model)
 
 
 def _array(weight: Tensor) -> Array:
@@ -133,13 +214,7 @@ def _centred(weight: Array, axis: int | tuple[int, ...]) -> Array:
     return np.ascontiguousarray(centred)
 
 
-def _normalized(rows: Array) -> Array:
-    rows = _centred(rows, 1)
-    normalized: Array = rows / np.sqrt((rows * rows).mean(axis=1, keepdims=True) + np.float32(_EPSILON))
-    return normalized
-
-
-def _scaled(x: Array) -> Array:
-    """`normalize` of a vector whose mean is zero."""
-    scaled: Array = x * np.float32(1 / math.sqrt(x.dot(x) / len(x) + _EPSILON))
-    return scaled
+def _power(rows: Array) -> Array:
+    """The variance, and an epsilon, of rows whose mean is zero."""
+    power: Array = np.vecdot(rows, rows) / np.float32(rows.shape[1]) + np.float32(_EPSILON)
+    return power

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from encoder_decoder_transformer import Dropout, Transformer, attend, rotary_table, rotate, sample
+from encoder_decoder_transformer import Dropout, Transformer, attend, causal_mask, rotary_table, rotate, sample
 
 SIZES: dict[str, Any] = {"vocab_size": 11, "d_model": 24, "num_heads": 3, "num_encoder_layers": 2}
 SIZES |= {"num_decoder_layers": 2, "d_ff": 40, "source_length": 6, "target_length": 5}
@@ -93,18 +93,18 @@ class Reference:
     def attention(self, layer: str, x: Tensor, context: Tensor, positions: range, visible: list[range]) -> Tensor:
         """Every row of `x`, at its position, looks at those rows of the context that it may see."""
         query, key, value = (
-            (rows @ self.weights[f"{layer}.attention.{name}.weight"].T).chunk(self.heads, dim=-1)
+            rows @ self.weights[f"{layer}.attention.{name}.weight"].T
             for name, rows in (("query", x), ("key", context), ("value", context))
         )
+        turned_keys = [self.turn(self.norm(row), place) for place, row in enumerate(key)]
         heads = []
-        for head in range(self.heads):
-            turned_keys = [self.turn(self.norm(row), place) for place, row in enumerate(key[head])]
+        for of_head in query.chunk(self.heads, dim=-1):
             taken = []
-            for row, place, seen in zip(query[head], positions, visible, strict=True):
+            for row, place, seen in zip(of_head, positions, visible, strict=True):
                 turned = self.turn(self.norm(row), place)
                 scores = torch.stack([turned @ turned_keys[i] for i in seen]) / math.sqrt(len(row))
                 shares = scores.exp() / scores.exp().sum()
-                taken.append(sum(share * value[head][i] for share, i in zip(shares, seen, strict=True)))
+                taken.append(sum(share * value[i] for share, i in zip(shares, seen, strict=True)))
             heads.append(torch.stack(taken))
         return torch.cat(heads, dim=-1) @ self.weights[f"{layer}.attention.output.weight"].T
 
@@ -151,38 +151,45 @@ def test_gradients_are_those_of_the_reference() -> None:
 # --- attention and positions
 
 
-def naive_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """One query at a time."""
+def naive_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+    """One query at a time; `hidden` is (length, context)."""
     result = torch.empty_like(query)
-    for b, h, i in itertools.product(*map(range, query.shape[:3])):
-        scores = [float(query[b, h, i] @ key[b, h, j]) / math.sqrt(query.shape[3]) for j in range(key.shape[2])]
-        if mask is not None:
-            scores = [score + float(mask[i, j]) for j, score in enumerate(scores)]
-        exponentials = [math.exp(score) for score in scores]
-        result[b, h, i] = sum(e / sum(exponentials) * value[b, h, j] for j, e in enumerate(exponentials))
+    for b, i, h in itertools.product(*map(range, query.shape[:3])):
+        seen = [j for j in range(key.shape[1]) if hidden is None or not hidden[i, j]]
+        exponentials = [math.exp(float(query[b, i, h] @ key[b, j]) / math.sqrt(query.shape[3])) for j in seen]
+        result[b, i, h] = sum(e / sum(exponentials) * value[b, j] for e, j in zip(exponentials, seen, strict=True))
     return result
 
 
+def future(length: int, context: int) -> Tensor:
+    """True where a query would look ahead, (length, context)."""
+    return torch.ones(length, context, dtype=torch.bool).triu(context - length + 1)
+
+
 @pytest.mark.parametrize(("length", "context"), [(4, 4), (3, 7), (1, 5), (1, 1)])
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_in_three_ways(length: int, context: int, masked: bool) -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_three_ways(length: int, context: int, causal: bool) -> None:
     torch.manual_seed(0)
-    query = torch.randn(2, 3, length, 8)
-    key, value = torch.randn(2, 2, 3, context, 8)
-    mask = torch.full((length, context), -math.inf).triu(context - length + 1) if masked else None
-    taken = attend(query, key, value, mask)
-    torch.testing.assert_close(taken, naive_attention(query, key, value, mask), rtol=1e-5, atol=1e-5)
-    library = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    torch.testing.assert_close(taken, library, rtol=1e-5, atol=1e-5)
+    query = torch.randn(2, length, 3, 8)
+    key, value = torch.randn(2, 2, context, 8)
+    hidden = future(length, context) if causal else None
+    taken = attend(query, key, value, causal_mask(length, context, 3, like=query) if causal else None)
+    torch.testing.assert_close(taken, naive_attention(query, key, value, hidden), rtol=1e-5, atol=1e-5)
+    library = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key[:, None], value[:, None], None if hidden is None else ~hidden, enable_gqa=True
+    )
+    torch.testing.assert_close(taken, library.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_attention_of_a_long_text_is_the_same() -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 700, 4)
-    mask = torch.full((700, 700), -math.inf).triu(1)
-    taken = attend(query, key, value, mask)
-    torch.testing.assert_close(taken, F.scaled_dot_product_attention(query, key, value, is_causal=True))
-    torch.testing.assert_close(taken[:, :, :5], attend(query[:, :, :5], key[:, :, :5], value[:, :, :5], mask[:5, :5]))
+    query, (key, value) = torch.randn(1, 700, 2, 4), torch.randn(2, 1, 700, 4)
+    taken = attend(query, key, value, causal_mask(700, 700, 2, like=query))
+    keys, values = (x[:, None].expand(1, 2, 700, 4) for x in (key, value))
+    library = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, is_causal=True)
+    torch.testing.assert_close(taken, library.transpose(1, 2))
+    beginning = attend(query[:, :5], key[:, :5], value[:, :5], causal_mask(5, 5, 2, like=query))
+    torch.testing.assert_close(taken[:, :5], beginning)
 
 
 def test_rotary_positions_are_relative() -> None:
@@ -330,7 +337,11 @@ def test_cached_writing_is_uncached_writing(source_length: int, num_tokens: int)
 def test_cached_probabilities_are_uncached_probabilities(options: dict[str, Any]) -> None:
     model, source = random_model(4), random_ids(3, 4)
     generator = torch.Generator().manual_seed(7)  # the same draws are the same tokens if the probabilities are alike
-    expected = without_cache(model, source, 40, lambda logits: sample(logits, generator=generator, **options))
+
+    def choose(logits: Tensor) -> Tensor:
+        return sample(logits, torch.rand(3, generator=generator), **options)
+
+    expected = without_cache(model, source, 40, choose)
     written = model.generate(source, 40, generator=torch.Generator().manual_seed(7), **options)
     assert written.tolist() == expected
     assert len({token for row in expected for token in row}) > 3, "a test of more than one likeliest token"
@@ -386,9 +397,9 @@ PROBABILITIES = torch.tensor([0.02, 0.3, 0.05, 0.4, 0.2, 0.03])
 
 def draws(count: int = 20_000, seed: int = 0, **options: Any) -> Tensor:
     """How often each token of `PROBABILITIES` is chosen."""
-    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(seed))
     logits = PROBABILITIES.log().expand(count, -1) + 5.0  # a constant changes nothing
-    return sample(logits, generator=generator, **options).bincount(minlength=len(PROBABILITIES))
+    return sample(logits, uniform, **options).bincount(minlength=len(PROBABILITIES))
 
 
 def expected_shares(temperature: float = 1.0, top_k: int = 6, top_p: float = 1.0) -> list[float]:
@@ -450,7 +461,8 @@ def test_what_is_chosen_is_among_the_likeliest(
     logits: list[float], temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     rows = torch.tensor(logits).expand(4, -1)
-    chosen = sample(rows, temperature, top_k, top_p, torch.Generator().manual_seed(0)).tolist()
+    draw = torch.tensor([0.0, 0.3, 0.7, 1 - 2**-24])  # the largest below 1
+    chosen = sample(rows, draw, temperature, top_k, top_p).tolist()
     ordered = sorted(logits, reverse=True)
     lowest = ordered[min(top_k or len(logits), len(logits)) - 1]
     assert all(0 <= token < len(logits) and logits[token] >= lowest for token in chosen)
@@ -459,8 +471,8 @@ def test_what_is_chosen_is_among_the_likeliest(
 
 
 def test_a_token_without_probability_is_never_chosen() -> None:
-    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0]).expand(2000, -1)
-    assert set(sample(logits, generator=torch.Generator().manual_seed(0)).tolist()) == {1, 3}
+    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf]).expand(2000, -1)
+    assert sample(logits, torch.linspace(0, 1 - 2**-24, 2000)).tolist() == [1] * 1000 + [3] * 1000
 
 
 # --- learning
