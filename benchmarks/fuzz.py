@@ -228,7 +228,7 @@ class ModelFiles:
         self.whole = path.read_bytes()
         path.unlink()
         self.parts = read_parts(self.whole)
-        self.content = {"format": "charseq2seq model", "format_version": 1} | {
+        self.content = {"format": "charseq2seq model", "format_version": 2} | {
             field.name: getattr(self.checkpoint, field.name) for field in dataclasses.fields(Checkpoint)
         }
         if kind == "resume":

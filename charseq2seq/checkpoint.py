@@ -28,7 +28,7 @@ from charseq2seq.vocabulary import CharVocabulary
 if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: of a model with a key and a value for every head
 MEMORY_ALLOWANCE = 256 << 20  # bytes that reading may take beyond four times the file
 
 _MODEL = "charseq2seq model"
@@ -295,10 +295,13 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise _unusable(path, f"it is not a {kind} file")
     version = content.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         found = version if type(version) is int else "not given"
+        older = type(version) is int and 1 <= version < FORMAT_VERSION
         raise _unusable(
-            path, f"its format version is {found}, this suite reads up to {FORMAT_VERSION}; update the suite"
+            path,
+            f"its format version is {found}, this suite reads {FORMAT_VERSION}; "
+            + ("use the version of the suite that wrote it" if older else "update the suite"),
         )
     return content
 
