@@ -376,7 +376,7 @@ def add_training_arguments(parser: CommandLine) -> list[str]:
         one_of("tiny", "small", "base", "large"),
         metavar="SIZE",
         help="tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take "
-        "0.1, 0.4, 1 or 8 GiB in training, and activations come on top (default: tiny on a CPU, base on a GPU). The "
+        "0.1, 0.4, 1 or 7 GiB in training, and activations come on top (default: tiny on a CPU, base on a GPU). The "
         "flags below change parts of it",
     )
     for group, name, convert, text in flags:

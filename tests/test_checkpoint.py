@@ -332,7 +332,7 @@ def test_model_and_resume_state_are_not_taken_for_each_other(path: Path) -> None
 
 
 @pytest.mark.parametrize("version", [3, 10**6, 0, -1, True, 2.0, "2", None, torch.ones(1), [2]])
-def test_a_newer_format_is_refused(version: Any, path: Path) -> None:
+def test_an_unknown_format_is_refused(version: Any, path: Path) -> None:
     torch.save(content_of(path) | {"format_version": version}, path)
     with pytest.raises(SuiteError, match=r"its format version is .*, this suite reads 2; update the suite; restore"):
         load_checkpoint(path)

@@ -173,7 +173,7 @@ def test_attention_in_three_ways(length: int, context: int, causal: bool) -> Non
     query = torch.randn(2, length, 3, 8)
     key, value = torch.randn(2, 2, context, 8)
     hidden = future(length, context) if causal else None
-    taken = attend(query, key, value, causal_mask(length, context, 3, like=query) if causal else None)
+    taken = attend(query, key, value, causal_mask(length, context, like=query) if causal else None)
     torch.testing.assert_close(taken, naive_attention(query, key, value, hidden), rtol=1e-5, atol=1e-5)
     library = F.scaled_dot_product_attention(
         query.transpose(1, 2), key[:, None], value[:, None], None if hidden is None else ~hidden, enable_gqa=True
@@ -184,11 +184,11 @@ def test_attention_in_three_ways(length: int, context: int, causal: bool) -> Non
 def test_attention_of_a_long_text_is_the_same() -> None:
     torch.manual_seed(0)
     query, (key, value) = torch.randn(1, 700, 2, 4), torch.randn(2, 1, 700, 4)
-    taken = attend(query, key, value, causal_mask(700, 700, 2, like=query))
+    taken = attend(query, key, value, causal_mask(700, 700, like=query))
     keys, values = (x[:, None].expand(1, 2, 700, 4) for x in (key, value))
     library = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, is_causal=True)
     torch.testing.assert_close(taken, library.transpose(1, 2))
-    beginning = attend(query[:, :5], key[:, :5], value[:, :5], causal_mask(5, 5, 2, like=query))
+    beginning = attend(query[:, :5], key[:, :5], value[:, :5], causal_mask(5, 5, like=query))
     torch.testing.assert_close(taken[:, :5], beginning)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from charseq2seq.generation import Sampling, fastest_writer, generate_text
-from charseq2seq.numpy_decoder import NumpyDecoder
+from charseq2seq.numpy_decoder import NumpyDecoder, choose
 from charseq2seq.vocabulary import CharVocabulary
-from encoder_decoder_transformer import Transformer
+from encoder_decoder_transformer import Transformer, sample
 
 SIZES = {"vocab_size": 11, "d_model": 24, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 2, "d_ff": 40}
 SIZES |= {"source_length": 7, "target_length": 9}
@@ -51,6 +52,45 @@ def test_the_same_seed_writes_the_same_text(sampling: dict[str, Any]) -> None:
             generator = torch.Generator().manual_seed(1)
             written.append([int(token) for token in writer.stream(source, 40, **sampling, generator=generator)])
         assert written[0] == written[1] and len(written[1]) == 40, "through four windows"
+
+
+DRAWS = [0.0, 1e-9, 0.3, 0.5, 0.99, 1 - 2**-24]
+EDGES = [
+    [-math.inf, 1.0, 1.0, -math.inf],
+    [-math.inf, 1e10, 1.0, 2.0],
+    [-math.inf, -1e4, -1e4, 5.0],
+    [-math.inf, math.inf, 1.0, 2.0],
+    [-math.inf, 0.0, math.nan, 0.0],
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3, 1.0, 1e9, 1e38])
+@pytest.mark.parametrize("scores", EDGES)
+def test_it_chooses_as_the_model_does(scores: list[float], temperature: float) -> None:
+    rows = torch.tensor(scores).expand(len(DRAWS), -1)
+    expected = sample(rows, torch.tensor(DRAWS), temperature).tolist()
+    with np.errstate(all="ignore"):
+        chosen = [choose(np.array(scores, np.float32), draw, temperature, None, None) for draw in DRAWS]
+    assert chosen == expected
+    assert all(scores[token] > -math.inf for token in chosen) or not all(score < math.inf for score in scores)
+
+
+def test_a_model_whose_numbers_overflow_writes_the_same_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    made = model()
+    with torch.no_grad():
+        made.head.weight.mul_(1e38)
+    written = [
+        [int(token) for token in writer.stream(torch.ones(1, 3).long(), 5)] for writer in (made, NumpyDecoder(made))
+    ]
+    assert written[0] == written[1]
+    assert not recwarn.list
+
+
+def test_dropout_is_off() -> None:
+    made = model(dropout=0.5)
+    decoder, source = NumpyDecoder(made), torch.ones(1, 7).long()
+    texts = [list(decoder.stream(source, 9, temperature=0.0)) for _ in range(3) if made.train()]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
