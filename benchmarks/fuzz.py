@@ -32,7 +32,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from charseq2seq.checkpoint import MEMORY_ALLOWANCE, Checkpoint, load_checkpoint, load_resume_state, save_checkpoint
+from charseq2seq.checkpoint import (
+    FORMAT_VERSION,
+    MEMORY_ALLOWANCE,
+    Checkpoint,
+    load_checkpoint,
+    load_resume_state,
+    save_checkpoint,
+)
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.vocabulary import CharVocabulary
 
@@ -228,7 +235,7 @@ class ModelFiles:
         self.whole = path.read_bytes()
         path.unlink()
         self.parts = read_parts(self.whole)
-        self.content = {"format": "charseq2seq model", "format_version": 2} | {
+        self.content = {"format": "charseq2seq model", "format_version": FORMAT_VERSION} | {
             field.name: getattr(self.checkpoint, field.name) for field in dataclasses.fields(Checkpoint)
         }
         if kind == "resume":

@@ -295,14 +295,11 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise _unusable(path, f"it is not a {kind} file")
     version = content.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        found = version if type(version) is int else "not given"
-        older = type(version) is int and 1 <= version < FORMAT_VERSION
-        raise _unusable(
-            path,
-            f"its format version is {found}, this suite reads {FORMAT_VERSION}; "
-            + ("use the version of the suite that wrote it" if older else "update the suite"),
-        )
+    found = version if type(version) is int else "not given"
+    if found != FORMAT_VERSION:
+        older = found in range(1, FORMAT_VERSION)
+        remedy = "use the version of the suite that wrote it" if older else "update the suite"
+        raise _unusable(path, f"its format version is {found}, this suite reads {FORMAT_VERSION}; {remedy}")
     return content
 
 
