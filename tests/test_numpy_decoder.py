@@ -72,7 +72,8 @@ def test_it_chooses_as_the_model_does(scores: list[float], temperature: float) -
     with np.errstate(all="ignore"):
         chosen = [choose(np.array(scores, np.float32), draw, temperature, None, None) for draw in DRAWS]
     assert chosen == expected
-    assert all(scores[token] > -math.inf for token in chosen) or not all(score < math.inf for score in scores)
+    if all(score < math.inf for score in scores):  # none of them infinite or not a number
+        assert all(scores[token] > -math.inf for token in chosen)
 
 
 def test_a_model_whose_numbers_overflow_writes_the_same_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
@@ -89,8 +90,9 @@ def test_a_model_whose_numbers_overflow_writes_the_same_and_warns_of_nothing(rec
 def test_dropout_is_off() -> None:
     made = model(dropout=0.5)
     decoder, source = NumpyDecoder(made), torch.ones(1, 7).long()
-    texts = [list(decoder.stream(source, 9, temperature=0.0)) for _ in range(3) if made.train()]
-    assert texts[0] == texts[1] == texts[2]
+    expected = list(decoder.stream(source, 40, temperature=0.0))
+    made.train()
+    assert list(decoder.stream(source, 40, temperature=0.0)) == expected
 
 
 def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
