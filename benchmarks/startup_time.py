@@ -27,6 +27,7 @@ import torch
 from benchmarks.machine import Measure, describe_machine, interleaved, markdown_table, timed
 from benchmarks.peers import Shape, add_shape_arguments, shape_of
 from charseq2seq.console import run
+from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.evaluation import evaluate
 from charseq2seq.training.settings import choose_precision, torch_dtype
 from data.prepare import prepare
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare()
     machine = describe_machine()
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
+    tune_cpu()
     text = [] if args.data_path is None else ["--data_path", str(args.data_path)]
     measures = {
         "--help": command("train_transformer.py", "--help"),

@@ -49,6 +49,7 @@ from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.console import log, run
 from charseq2seq.corpus import Corpus, Ids, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.evaluation import evaluate
 from charseq2seq.training.settings import torch_dtype
 from encoder_decoder_transformer import Transformer
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, score, and print the table line by line."""
     args = parse_arguments(argv)
     machine = describe_machine()
-    torch.set_flush_denormal(True)  # as the suite's trainer does; nanoGPT has it too
+    tune_cpu()  # as the suite's trainer does; nanoGPT has it too
     corpus = load_corpus(args.data_path, 1)
     validation = len(corpus.ids) - corpus.num_train
     ours: list[Row] = []

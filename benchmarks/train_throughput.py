@@ -38,6 +38,7 @@ from benchmarks.machine import (
 )
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.console import run
+from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.optimization import build_optimizers, set_learning_rates
 from charseq2seq.training.working_copy import WorkingCopy
 from encoder_decoder_transformer import Transformer
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = shape_of(args)
     machine = describe_machine()
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)  # as the suite's trainer does; the peers have it too
+    tune_cpu()  # as the suite's trainer does; the peers have it too
     batches = [shape.random_batch() for _ in range(args.steps)]
     contenders = [our_contender(shape, batches)]
     contenders += [peer_contender(peer, shape, batches) for peer in installed_peers()]

@@ -20,6 +20,7 @@ from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import resume_path
+from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.parallel import ALONE, Group
@@ -106,7 +107,7 @@ class Trainer:
         self.group = group
         seed_random_states(settings.seed)
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
-        torch.set_flush_denormal(True)  # numbers too small to matter cost a CPU a hundredfold
+        tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
         self.master = Transformer(**self.config)
         self.master.checkpoint_activations = settings.gradient_checkpointing
