@@ -188,12 +188,14 @@ def evaluate(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """Print text that the model writes, as it is written."""
     open_log_file(args)
+    # One row is too little to share: with a second thread it waits whenever anything else uses a core (LOG.md).
+    threads = args.num_threads or 1
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # which numpy reads when it is imported, below
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.generation import Sampling, fastest_writer, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device
 
-    # One row is too little to share: with a second thread it waits whenever anything else uses a core (LOG.md).
-    use_threads(args.num_threads or 1)
+    use_threads(threads)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as --mode generate sets it; numpy reads it when torch imports it
 
 import torch
 from torch import Tensor, nn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_generate_writes_any_length_after_any_prompt(trained: tuple[Trainee, Don
         done = trainee.run("--mode", "generate", *arguments)
         assert done.code == 0 and done.out.startswith(prompt) and len(done.out) == len(prompt) + length + 1, done.log
         assert not known.unknown_characters(done.out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_generate_computes_with_one_thread_unless_asked_for_more(trained: tuple[Trainee, Done]) -> None:
+    trainee, _ = trained
+
+    def threads(*arguments: str, **environment: str) -> int:
+        command = ["--mode", "generate", "--num_chars", "1000000000", *arguments]
+        with trainee.start(*command, OMP_NUM_THREADS="4", **environment) as process:
+            assert process.stdout is not None and len(process.stdout.read(2000)) == 2000
+            number = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+            process.kill()
+        return number
+
+    alone = threads()
+    assert threads("--num_threads", "2") > alone
+    assert threads(OPENBLAS_NUM_THREADS="2") > alone, "what the user's environment says holds"
 
 
 def test_the_same_seed_gives_the_same_text(trained: tuple[Trainee, Done]) -> None:
