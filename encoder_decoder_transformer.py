@@ -16,6 +16,8 @@ arXiv:1706.03762) with what has proved itself since, each for a measured reason 
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
   in this way too), which needs far fewer random numbers than a draw for every position;
 - output projections that start at zero, so that every block starts as the identity;
+- a short causal convolution over the embeddings: a letter alone says little, and no layer needs to find out first
+  which ones stand before it (Primer, see above, has one inside attention);
 - a bigram table: what usually follows the previous token is looked up and added to the logits, which leaves
   the layers to learn the rest.
 
@@ -40,6 +42,9 @@ from torch.utils.checkpoint import checkpoint
 # Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
 # beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
 _WRITTEN_OUT_LENGTH = 512
+
+# Tokens that are embedded together: the one at a position and those right before it (widths of 4 are the custom).
+_SPAN = 4
 
 # Positions by which a key/value cache grows.
 _CACHE_ROOM = 64
@@ -192,6 +197,38 @@ class KeyValueCache:
         self.keys[:, place] = turned[:, -2]
         self.values[:, place] = inward[:, -1]
         return attend(turned[:, None, :-2], self.keys, self.values, mask).flatten(1)
+
+
+class Embedding(nn.Module):
+    """A token's vector and, feature by feature, a learnt share of those right before it; normalised.
+
+    Attributes:
+        weight: (vocab_size, d_model).
+        shares: (_SPAN, d_model); the last row is the token's own.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))
+
+    def tables(self) -> tuple[Tensor, ...]:
+        """What each token means _SPAN - 1, ..., 1 and 0 positions after it, (vocab_size, d_model) each."""
+        return (normalize(self.weight) * self.shares[:, None]).unbind()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids, (batch, length) -> (batch, length, d_model)."""
+        *earlier, own = self.tables()
+        x = F.embedding(ids, own)
+        for distance, table in enumerate(reversed(earlier), start=1):
+            if distance < ids.shape[1]:
+                x = x + F.pad(F.embedding(ids[:, :-distance], table), (0, 0, distance, 0))
+        return normalize(x)
+
+    def last(self, ids: Tensor) -> Tensor:
+        """What `forward` says of the last position, (batch, d_model)."""
+        rows = normalize(F.embedding(ids[:, -_SPAN:], self.weight))
+        return normalize((rows * self.shares[-rows.shape[1] :]).sum(1))
 
 
 class Attention(nn.Module):
@@ -362,7 +399,7 @@ class Transformer(nn.Module):
         self.start_id = start_id
         self.num_heads = num_heads
         self.checkpoint_activations = False  # True trades time for memory: a layer's inside is computed twice
-        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding = Embedding(vocab_size, d_model)
         self.encoder = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_decoder_layers))
         self.head = nn.Linear(d_model, vocab_size, bias=False)
@@ -376,6 +413,8 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """Draw fresh weights: what writes into the residual stream or the logits starts at zero."""
         nn.init.normal_(self.embedding.weight)
+        nn.init.zeros_(self.embedding.shares[:-1])
+        nn.init.ones_(self.embedding.shares[-1])
         nn.init.zeros_(self.head.weight)
         if self.bigram is not None:
             nn.init.zeros_(self.bigram.weight)
@@ -401,25 +440,28 @@ class Transformer(nn.Module):
         Returns:
             The memory, (batch, source_length, d_model).
         """
-        x = self.dropout(normalize(self.embedding(source)))
+        x = self.dropout(self.embedding(source))
         table = self.rotary[:, : source.shape[1]]
         if source.shape[1]:
             for layer in self.encoder:
                 x = self._run(layer, x, table)
         return normalize(x)
 
-    def decode(self, memory: Tensor, decoder_input: Tensor) -> Tensor:
-        """Score what comes after each token of `decoder_input`.
+    def decode(self, memory: Tensor, text: Tensor) -> Tensor:
+        """Score what comes after each token of a text, from the last of its source on.
 
         Args:
             memory: the result of `encode`, (batch, source_length, d_model).
-            decoder_input: ids, (batch, target_length): the target, one place to the right (`shift_right`).
+            text: the result of `known`: ids, (batch, source_length + target_length - 1), or (batch, target_length)
+                after an empty source.
 
         Returns:
             Logits in float32, (batch, target_length, vocab_size).
         """
+        first = max(0, memory.shape[1] - 1)
+        decoder_input = text[:, first:]
         length, end = decoder_input.shape[1], memory.shape[1] + decoder_input.shape[1]
-        x = self.dropout(normalize(self.embedding(decoder_input)))
+        x = self.dropout(self.embedding(text)[:, first:])
         mask = causal_mask(length, end, like=x)
         for layer in self.decoder:
             x = self._run(layer, x, memory, self.rotary[:, :end], mask)
@@ -442,15 +484,15 @@ class Transformer(nn.Module):
         self.rotary = self.rotary.to(dtype)
         return self
 
-    def start_token(self, source: Tensor) -> Tensor:
-        """The decoder's first input, (batch, 1): the source's last token, or the start token if there is none."""
-        if source.shape[1]:
-            return source[:, -1:]
-        return source.new_full((source.shape[0], 1), self.start_id)
+    def known(self, source: Tensor, target: Tensor) -> Tensor:
+        """All that comes before the last target token: the source, or the start token if it is empty, and the target.
 
-    def shift_right(self, source: Tensor, target: Tensor) -> Tensor:
-        """The decoder's input (batch, target_length) for a target: each token's predecessor in the text."""
-        return torch.cat([self.start_token(source), target[:, :-1]], dim=1)
+        Its last `target_length` tokens are the decoder's input: the predecessor in the text of every target token.
+        """
+        return torch.cat([self._or_start(source), target[:, :-1]], dim=1)
+
+    def _or_start(self, source: Tensor) -> Tensor:
+        return source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Teacher forcing: logits of every target token, given the source and the target tokens before it.
@@ -462,7 +504,7 @@ class Transformer(nn.Module):
         Returns:
             Logits in float32, (batch, target_length, vocab_size); entry i scores target token i.
         """
-        return self.decode(self.encode(source), self.shift_right(source, target))
+        return self.decode(self.encode(source), self.known(source, target))
 
     @torch.inference_mode()
     def stream(
@@ -496,7 +538,7 @@ class Transformer(nn.Module):
         text = source[:, -self.source_length :]
         while num_tokens > 0:
             score = self._begin(text)
-            token = self.start_token(text)[:, 0]
+            recent = self._or_start(text)
             written = []
             places = range(text.shape[1], text.shape[1] + min(num_tokens, self.target_length))
             # As many draws for a short text as for a long one, so that the one begins as the other.
@@ -504,17 +546,19 @@ class Transformer(nn.Module):
                 self.target_length, len(text), generator=generator, dtype=torch.float32, device=self.device
             )
             for place, draw in zip(places, draws, strict=False):
-                logits = score(token, place)
+                logits = score(recent, place)
                 logits[:, self.start_id] = -math.inf  # it is never written
                 token = sample(logits, draw, temperature, top_k, top_p)
                 written.append(token[:, None])
+                recent = torch.cat([recent[:, 1 - _SPAN :], written[-1]], dim=1)
                 yield token
             num_tokens -= len(written)
             text = torch.cat([text, *written], dim=1)[:, -self.source_length :]
 
     def _begin(self, source: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """Read a source; the result scores what follows the tokens (batch,) at a position: (batch, vocab_size).
+        """Read a source; the result scores what comes after a text, of which it needs the last `_SPAN` tokens.
 
+        These, (batch, up to _SPAN), and the last one's position are its arguments, (batch, vocab_size) what it returns.
         Positions come one after the other; every decoder layer has a key/value cache.
         """
         memory = self.encode(source)
@@ -522,17 +566,17 @@ class Transformer(nn.Module):
         caches = [KeyValueCache(layer.attention, memory, self.rotary[:, : memory.shape[1]]) for layer in layers]
         mask = memory.new_zeros(1, memory.shape[1])
 
-        def score(token: Tensor, place: int) -> Tensor:
+        def score(recent: Tensor, place: int) -> Tensor:
             nonlocal mask
             if place == mask.shape[1]:
                 mask = F.pad(mask, (0, _CACHE_ROOM), value=-math.inf)  # hidden until it is filled
                 for cache in caches:
                     cache.grow()
             mask[:, place] = 0
-            x = normalize(self.embedding(token))
+            x = self.embedding.last(recent)
             for layer, cache in zip(layers, caches, strict=True):
                 x = layer.step(x, place, self.rotary[:, place], cache, mask)
-            return self.logits(x, token)
+            return self.logits(x, recent[:, -1])
 
         return score
 

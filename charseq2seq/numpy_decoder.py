@@ -16,7 +16,7 @@ All results go into arrays that are made once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -43,8 +43,7 @@ class NumpyDecoder:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.device = model.device
-        embedding = _centred(_array(model.embedding.weight), axis=1)
-        self.embedding = embedding / np.sqrt(_power(embedding)[:, None])
+        self.tables = [_centred(_array(table), axis=1) for table in reversed(model.embedding.tables())]
         self.head = _array(model.head.weight)
         self.bias = np.zeros((len(self.head), len(self.head)), np.float32)  # what the previous token adds to the scores
         if model.bigram is not None:
@@ -53,7 +52,7 @@ class NumpyDecoder:
         capacity = model.source_length + model.target_length
         turns = _turns(model)
         self.layers = [_Layer(layer, capacity, turns) for layer in cast("list[DecoderLayer]", list(model.decoder))]
-        self.x, self.normalized = np.empty_like(self.embedding[0]), np.empty_like(self.embedding[0])
+        self.x, self.normalized = np.empty_like(self.tables[0][0]), np.empty_like(self.tables[0][0])
         self.scores = np.empty_like(self.bias[0])
 
     def stream(
@@ -73,13 +72,14 @@ class NumpyDecoder:
         text = source[0, -model.source_length :].tolist()
         while num_tokens > 0:
             self.begin(torch.tensor([text], dtype=torch.long))
-            token = text[-1] if text else model.start_id
+            recent = text[:] or [model.start_id]
             places = range(len(text), len(text) + min(num_tokens, model.target_length))
             draws = torch.rand(model.target_length, generator=generator, dtype=torch.float32).tolist()
             for place, draw in zip(places, draws, strict=False):
                 with np.errstate(all="ignore"):  # a model whose numbers overflow is not worth a warning for every one
-                    token = choose(self.logits(token, place), draw, temperature, top_k, top_p)
+                    token = choose(self.logits(recent, place), draw, temperature, top_k, top_p)
                 text.append(token)
+                recent = [*recent[1 - len(self.tables) :], token]
                 yield token
             num_tokens -= len(places)
             text = text[-model.source_length :]
@@ -93,17 +93,24 @@ class NumpyDecoder:
         for layer in self.layers:
             layer.begin(memory)
 
-    def logits(self, token: int, position: int) -> Array:
-        """Scores of what follows `token` at `position`, (vocab_size,), until the next call.
+    def logits(self, recent: Sequence[int], position: int) -> Array:
+        """Scores of what follows some tokens, (vocab_size,), until the next call.
 
-        Positions come one after the other. The start token's score is minus infinity.
+        Args:
+            recent: the last tokens of the text, as many as are embedded together or all that there are.
+            position: of the last one of them; positions come one after the other.
+
+        The start token's score is minus infinity.
         """
         x, scores = self.x, self.scores
-        x[:] = self.embedding[token]
+        x[:] = 0
+        for table, token in zip(self.tables, reversed(recent), strict=False):
+            x += table[token]
+        _normalize(x, x)
         for layer in self.layers:
             layer.step(x, position)
         self.head.dot(_normalize(x, self.normalized), scores)
-        scores += self.bias[token]
+        scores += self.bias[recent[-1]]
         return scores
 
 

@@ -53,7 +53,7 @@ class Reference:
         """(target_length, vocab_size)."""
         memory = self.encode(source)
         read = [source[-1] if source else self.start_id, *target[:-1]]
-        x = self.embed(read)
+        x = self.embed([*source[:-1], *read])[-len(read) :]
         for layer in self.layers("decoder"):
             h = self.norm(x)
             visible = [range(len(source) + i + 1) for i in range(len(read))]
@@ -80,7 +80,10 @@ class Reference:
         return [f"{side}.{number}" for number in sorted(numbers)]
 
     def embed(self, ids: list[int]) -> Tensor:
-        return self.norm(self.weights["embedding.weight"][ids])
+        """Every token's vector, and shares of those of the up to three tokens before it."""
+        own, shares = self.norm(self.weights["embedding.weight"][ids]), self.weights["embedding.shares"]
+        rows = [sum(own[i - back] * shares[3 - back] for back in range(min(4, i + 1))) for i in range(len(ids))]
+        return self.norm(torch.stack(rows)) if rows else own
 
     def norm(self, x: Tensor) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
@@ -241,8 +244,8 @@ def test_the_rows_of_a_batch_do_not_see_each_other() -> None:
 
 def test_forward_is_encode_then_decode() -> None:
     model, source, target = random_model(), random_ids(2, 6), random_ids(2, 5, seed=2)
-    decoder_input = torch.cat([source[:, -1:], target[:, :-1]], dim=1)
-    assert torch.equal(model.decode(model.encode(source), decoder_input), model(source, target))
+    text = torch.cat([source, target[:, :-1]], dim=1)
+    assert torch.equal(model.decode(model.encode(source), text), model(source, target))
 
 
 # --- a fresh model

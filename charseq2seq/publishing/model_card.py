@@ -23,7 +23,7 @@ _NO_FLAGS = {"data", "device", "compile", "num_threads", "log_interval", "max_mi
 _NO_FLAGS |= {"parallel", "accumulation_steps", "gradient_checkpointing"}
 
 _PARTS = {
-    "embedding": "characters to vectors, for both sides",
+    "embedding": "a character and the three before it to a vector, for both sides",
     "encoder": "reads the source in both directions",
     "decoder": "writes the target, one character at a time",
     "head": "vectors to characters",
