@@ -200,11 +200,11 @@ class KeyValueCache:
 
 
 class Embedding(nn.Module):
-    """A token's vector and, feature by feature, a learnt share of those right before it; normalised.
+    """Learnt shares, feature by feature, of the normalised vectors of a token and of those right before it; normalised.
 
     Attributes:
-        weight: (vocab_size, d_model).
-        shares: (_SPAN, d_model); the last row is the token's own.
+        weight: a vector for every token, (vocab_size, d_model).
+        shares: (_SPAN, d_model); the last row is of the token itself.
     """
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
@@ -460,8 +460,9 @@ class Transformer(nn.Module):
         """
         first = max(0, memory.shape[1] - 1)
         decoder_input = text[:, first:]
+        before = min(first, _SPAN - 1)  # tokens that are embedded with the first one
         length, end = decoder_input.shape[1], memory.shape[1] + decoder_input.shape[1]
-        x = self.dropout(self.embedding(text)[:, first:])
+        x = self.dropout(self.embedding(text[:, first - before :])[:, before:])
         mask = causal_mask(length, end, like=x)
         for layer in self.decoder:
             x = self._run(layer, x, memory, self.rotary[:, :end], mask)
@@ -538,7 +539,7 @@ class Transformer(nn.Module):
         text = source[:, -self.source_length :]
         while num_tokens > 0:
             score = self._begin(text)
-            recent = self._or_start(text)
+            recent = self._or_start(text)[:, -_SPAN:]
             written = []
             places = range(text.shape[1], text.shape[1] + min(num_tokens, self.target_length))
             # As many draws for a short text as for a long one, so that the one begins as the other.
@@ -550,7 +551,7 @@ class Transformer(nn.Module):
                 logits[:, self.start_id] = -math.inf  # it is never written
                 token = sample(logits, draw, temperature, top_k, top_p)
                 written.append(token[:, None])
-                recent = torch.cat([recent[:, 1 - _SPAN :], written[-1]], dim=1)
+                recent = torch.cat([recent, written[-1]], dim=1)[:, -_SPAN:]
                 yield token
             num_tokens -= len(written)
             text = torch.cat([text, *written], dim=1)[:, -self.source_length :]

@@ -118,7 +118,7 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
     from charseq2seq.generation import Sampling, fastest_writer, known_prompt, stream_text
 
     assert outcome.evaluation is not None
-    use_threads(1)  # as --mode generate
+    use_threads(1)  # as --mode generate; numpy, which is imported by now, keeps as many as it has
     checkpoint = load_checkpoint(model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, SAMPLE_PROMPT, "skip")
@@ -190,7 +190,8 @@ def generate(args: argparse.Namespace) -> int:
     open_log_file(args)
     # One row is too little to share: with a second thread it waits whenever anything else uses a core (LOG.md).
     threads = args.num_threads or 1
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # which numpy reads when it is imported, below
+    if args.num_threads or "OPENBLAS_NUM_THREADS" not in os.environ:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # which numpy reads when it is imported, below
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.generation import Sampling, fastest_writer, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device

@@ -38,6 +38,9 @@ class NumpyDecoder:
 
     Args:
         model: must not change as long as this is in use.
+
+    Attributes:
+        tables: what a token means at its own position, and 1, 2, ... after it, (vocab_size, d_model) each.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -72,7 +75,7 @@ class NumpyDecoder:
         text = source[0, -model.source_length :].tolist()
         while num_tokens > 0:
             self.begin(torch.tensor([text], dtype=torch.long))
-            recent = text[:] or [model.start_id]
+            recent = text[-len(self.tables) :] or [model.start_id]
             places = range(len(text), len(text) + min(num_tokens, model.target_length))
             draws = torch.rand(model.target_length, generator=generator, dtype=torch.float32).tolist()
             for place, draw in zip(places, draws, strict=False):

@@ -15,9 +15,9 @@ _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 def tune_cpu() -> None:
     """Let this process take numbers too small to matter for zero, and keep the memory that it frees.
 
-    The first cost a CPU a hundredfold. Of the second a training step takes and frees more than a hundred MiB; given
-    back to the system, every page of them is fetched and cleared anew, a tenth of a step's time (benchmarks/LOG.md).
-    Where the C library is not glibc, its memory stays as it is.
+    Such numbers cost a CPU a hundredfold. As for memory, a training step takes and frees more than a hundred MiB: if
+    they go back to the system, every page is fetched and cleared anew in the next step, a tenth of its time
+    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc can be told so.
     """
     torch.set_flush_denormal(True)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
