@@ -1,9 +1,13 @@
-"""Muon, batched: torch.optim.Muon with all matrices of one shape in one product.
+"""Muon, batched and evened out: torch.optim.Muon with all matrices of one shape in one product.
 
 Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves every direction of a matrix equally far: the
 momentum is brought close to the nearest orthogonal matrix by a few Newton-Schulz iterations. A small Transformer has
 many small matrices, and thirty loops of small products keep two cores half busy; stacked, they take less than half
-of the time. Processes that train together share the stacks out (benchmarks/LOG.md).
+of the time. Processes that train together share the stacks out.
+
+What comes out moves all directions alike, but not all neurons: some rows of a tall matrix are far longer than others,
+and so are some columns of a wide one. NorMuon (Li et al., 2025, arXiv:2510.05491) divides each by its usual length.
+Both are measured in benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -22,9 +26,15 @@ from charseq2seq.training.sharding import part, split_like, whole_of_part
 # Entries of matrices that are stacked at most: what a stack takes in passing, some 14 bytes each, stays below a GiB.
 _LARGEST_STACK = 1 << 26
 
+# A neuron's usual length is a mean over about 1 / (1 - _MEMORY) steps.
+_MEMORY = 0.99
+
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (its further arguments, state and results) with batched Newton-Schulz iterations.
+    """`torch.optim.Muon` (its further arguments) with batched Newton-Schulz iterations and neurons that move alike.
+
+    Its state has, besides the momentum, the usual squares of the lengths of the rows of a weight's moves, or of their
+    columns if the weight is not tall.
 
     Args:
         weights: to optimise; may be split over the group (see `sharding`).
@@ -42,8 +52,11 @@ class BatchedMuon(torch.optim.Muon):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             gradients = [part(weight.grad) for weight in weights]
             for weight in weights:
-                if "momentum_buffer" not in self.state[weight]:
-                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                if "squares" not in state:  # in runs that were begun before there were any, too
+                    state["squares"] = torch.zeros(max(weight.shape), device=weight.device)
             momenta = [part(self.state[weight]["momentum_buffer"]) for weight in weights]
             if not weights:
                 continue
@@ -52,7 +65,9 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_mul_([part(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
             for stack in _stacks(weights):
                 wide = [_wide(whole_of_part(updates[index], weights[index])) for index in stack]
-                for index, move in zip(stack, self._orthogonalize(wide, group), strict=True):
+                usual = [self.state[weights[index]]["squares"] for index in stack]
+                moves = even_out(self._orthogonalize(wide, group), usual)
+                for index, move in zip(stack, moves, strict=True):
                     rows, columns = weights[index].shape
                     step = group["lr"] * math.sqrt(max(1, rows / columns))
                     mine = part(split_like(move.T if rows > columns else move, weights[index]))
@@ -77,6 +92,21 @@ def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], st
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def even_out(moves: Tensor, usual: list[Tensor]) -> Tensor:
+    """Divide every column of matrices by its usual length; each matrix as a whole stays as long as it is.
+
+    Args:
+        moves: (matrices, rows, columns).
+        usual: running means of the columns' squares, (columns,) for each matrix; they are brought up to date.
+    """
+    squares = moves.square().sum(1, dtype=torch.float32)
+    torch._foreach_lerp_(usual, list(squares), 1 - _MEMORY)
+    divisors = torch.stack(usual).clamp(min=1e-8)  # a column may never have moved
+    evened = (squares / divisors).sum(1, keepdim=True).clamp(min=1e-8)
+    factors = (squares.sum(1, keepdim=True) / evened / divisors).sqrt()
+    return moves * factors.unsqueeze(1).to(moves.dtype)
 
 
 def _wide(matrix: Tensor) -> Tensor:
