@@ -10,7 +10,7 @@ what `Transformer.stream` computes, but for rounding, with identities that save 
   the lengths of queries and keys in it, and the attention's 1 / sqrt(head_size).
 - A column of ones beside the values gives the sum of the weights that the softmax divides by.
 
-All results go into arrays that are made once.
+All results go into arrays that are made once, and what a position needs of them is looked up, not cut out anew.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class _Layer:
     Attributes:
         keys: (positions, head_size).
         values: (positions, head_size + 1); the last column is ones.
+        places: for each position what turns its queries and key, where its key and value go, and what it can look at.
         projected: a position's queries of all heads, key and value, of which `to_turn` and `value` are parts.
         turned, norms, taken, wide, change: what further comes of it, in this order.
     """
@@ -133,14 +134,20 @@ class _Layer:
         size, d_model = 2 * half, heads * 2 * half
         query, key = (_by_pairs(_array(part.weight), half) for part in (attention.query, attention.key))
         self.key_and_value = np.concatenate([key, _array(attention.value.weight)])
-        self.inward = np.concatenate([query, self.key_and_value])
-        self.outward = _centred(_array(attention.output.weight), axis=0)
-        self.up, self.down = _array(layer.feed_forward.up.weight), _centred(_array(layer.feed_forward.down.weight), 0)
+        self.inward = _aligned(np.concatenate([query, self.key_and_value]))
+        self.outward = _aligned(_centred(_array(attention.output.weight), axis=0))
+        self.up = _aligned(_array(layer.feed_forward.up.weight))
+        self.down = _aligned(_centred(_array(layer.feed_forward.down.weight), axis=0))
         self.turns, self.epsilon = turns, np.float32(size * _EPSILON)
         self.keys, self.values = np.empty((capacity, size), np.float32), np.ones((capacity, size + 1), np.float32)
+        self.places = [
+            (turns[last], self.keys[last], self.values[last, :-1], self.keys[: last + 1].T, self.values[: last + 1])
+            for last in range(capacity)
+        ]
         self.projected = np.empty(len(self.inward), np.float32)
         self.to_turn, self.value = self.projected[:-size].reshape(heads + 1, size), self.projected[-size:]
         self.turned, self.norms = np.empty_like(self.to_turn), np.empty((heads + 1, 1), np.float32)
+        self.turned_pairs = self.turned.view(np.complex64)
         self.taken, self.wide = np.empty((heads, size), np.float32), np.empty(len(self.up), np.float32)
         self.normalized, self.change = np.empty(d_model, np.float32), np.empty(d_model, np.float32)
 
@@ -157,21 +164,21 @@ class _Layer:
         x += self._feed_forward(_normalize(x, self.normalized))
 
     def _attend(self, x: Array, position: int) -> Array:
-        turned, norms, taken, end = self.turned, self.norms, self.taken, position + 1
+        turned, norms, taken = self.turned, self.norms, self.taken
+        turns, own_key, own_value, keys, values = self.places[position]
         self.inward.dot(x, self.projected)
         np.vecdot(self.to_turn, self.to_turn, out=norms[:, 0])
         norms += self.epsilon
         np.sqrt(norms, out=norms)
         np.divide(self.to_turn, norms, out=turned)
-        pairs = turned.view(np.complex64)
-        np.multiply(pairs, self.turns[position], out=pairs)
-        self.keys[position] = turned[-1]
-        self.values[position, :-1] = self.value
+        np.multiply(self.turned_pairs, turns, out=self.turned_pairs)
+        own_key[:] = turned[-1]
+        own_value[:] = self.value
         # Normalised queries and keys have bounded products: no maximum needs to be taken off before the exponential
         # while a head is smaller than 7,000 features.
-        weights = turned.dot(self.keys[:end].T)  # the key's row is of no use, but four rows take less time than three
-        np.exp(weights[:-1], out=weights[:-1])
-        sums = weights.dot(self.values[:end])
+        weights = turned.dot(keys)  # the key's row is of no use, but four rows take less time than three
+        np.exp(weights, out=weights)
+        sums = weights.dot(values)
         np.divide(sums[:-1, :-1], sums[:-1, -1:], out=taken)
         return self.outward.dot(taken.reshape(-1), self.change)
 
@@ -222,6 +229,15 @@ def _by_pairs(weight: Array, half: int) -> Array:
 def _array(weight: Tensor) -> Array:
     array: Array = weight.detach().float().contiguous().numpy()
     return array
+
+
+def _aligned(weight: Array) -> Array:
+    """A copy that begins where a cache line does: no load of 64 bytes needs two of them."""
+    room = np.empty(weight.size + 16, np.float32)
+    first = -room.ctypes.data // room.itemsize % 16
+    copy = room[first : first + weight.size].reshape(weight.shape)
+    copy[:] = weight
+    return copy
 
 
 def _centred(weight: Array, axis: int | tuple[int, ...]) -> Array:
