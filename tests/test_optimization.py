@@ -58,6 +58,18 @@ def test_neurons_come_to_move_equally_far_and_the_matrix_as_far_as_before() -> N
     assert not evened[:, :, 4].any() and not even_out(torch.zeros(2, 64, 5), usual).any(), "what stands still, stays"
 
 
+def test_a_state_without_usual_lengths_goes_on() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 8))
+    optimizer = BatchedMuon([weight], **OPTIONS)
+    weight.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    state = optimizer.state_dict()
+    del state["state"][0]["squares"]
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert weight.isfinite().all() and optimizer.state[weight]["squares"].all()
+
+
 def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
     assert learning_rate_factor(0.0) == learning_rate_factor(1.0) == learning_rate_factor(1.5) == 0.0
     assert learning_rate_factor(0.01) == pytest.approx(0.5) and learning_rate_factor(0.02) == pytest.approx(1.0)
