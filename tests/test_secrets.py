@@ -45,21 +45,20 @@ class Children:
                 try:
                     folder = Path(f"/proc/{child}")
                     given = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-                except OSError:  # it has gone
+                    parents = Path(f"/proc/{self._process.pid}/cmdline").read_bytes()
+                except OSError:  # one of them has gone
                     continue
-                # Between fork and exec a child looks like its parent.
-                if given[0] and given[0] != Path(f"/proc/{self._process.pid}/cmdline").read_bytes():
+                if given[0] and given[0] != parents:  # between fork and exec a child looks like its parent
                     self.seen[child] = given
 
     def _children(self, pid: int) -> Iterator[int]:
-        for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                children = listing.read_text().split()
-            except OSError:
-                continue
-            for child in map(int, children):
-                yield child
-                yield from self._children(child)
+        try:
+            listings = [listing.read_text() for listing in Path(f"/proc/{pid}/task").glob("*/children")]
+        except OSError:  # it, or one of its threads, has gone; the next look will see what stays
+            return
+        for child in map(int, " ".join(listings).split()):
+            yield child
+            yield from self._children(child)
 
 
 @pytest.fixture
