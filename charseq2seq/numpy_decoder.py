@@ -126,6 +126,7 @@ class _Layer:
         places: for each position what turns its queries and key, where its key and value go, and what it can look at.
         projected: a position's queries of all heads, key and value, of which `to_turn` and `value` are parts.
         turned, norms, taken, wide, change: what further comes of it, in this order.
+        turned_pairs: `turned`, each rotary pair as a complex number.
     """
 
     def __init__(self, layer: DecoderLayer, capacity: int, turns: npt.NDArray[np.complex64]) -> None:

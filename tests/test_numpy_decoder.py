@@ -103,3 +103,9 @@ def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
     text = generate_text(writer, vocabulary, "abc", 30, Sampling(top_k=5))
     assert text == generate_text(made, vocabulary, "abc", 30, Sampling(top_k=5))
     assert len(list(itertools.islice(writer.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
+
+
+def test_weights_begin_where_a_cache_line_does() -> None:
+    for layer in NumpyDecoder(model()).layers:
+        for weight in (layer.inward, layer.outward, layer.up, layer.down):
+            assert weight.ctypes.data % 64 == 0 and weight.flags.c_contiguous

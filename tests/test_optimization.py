@@ -45,6 +45,16 @@ def test_matrices_move_nearly_as_torch_moves_them_and_as_far() -> None:
         assert our_move.norm().item() == pytest.approx(their_move.norm().item(), rel=0.1)
 
 
+def test_the_first_step_moves_every_neuron_equally_far() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((24, 8), (8, 24))]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    BatchedMuon(weights, **OPTIONS).step()
+    for lengths in (weights[0].norm(dim=1), weights[1].norm(dim=0)):
+        torch.testing.assert_close(lengths, lengths.mean().expand(24), atol=0, rtol=0.02)  # bf16
+
+
 def test_neurons_come_to_move_equally_far_and_the_matrix_as_far_as_before() -> None:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([0.01, 0.5, 1.0, 3.0, 0.0])

@@ -1,8 +1,8 @@
 """What is optimised by what, and how fast.
 
 Hidden matrices (inside encoder and decoder layers) are optimised by Muon (Jordan et al., 2024,
-kellerjordan.github.io/posts/muon), which moves every direction of a matrix equally far; embedding, head and bigram
-table by AdamW. Both come from `torch.optim`.
+kellerjordan.github.io/posts/muon), which moves every direction of a matrix equally far, as `muon` has it: batched, and
+every neuron equally far too; embedding, head and bigram table by `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
