@@ -72,6 +72,7 @@ def test_two_processes_do_what_one_does(user: Trainee, tmp_path: Path) -> None:
     done = ended(torchrun(user, TWO, *TRAIN, *EVERY_STEP))
     assert done.code == 0 and "batches: shared by 2 processes, in 1 pieces each" in done.log, done.log
     assert done.log.count("step 50: validation") == 1, "one speaks"
+    assert "FutureWarning" not in done.log
     assert done.out.count('"outcome"') == 1 and done.report["outcome"] == "finished"
     alone = Trainee(tmp_path / "alone")
     assert alone.run(*TRAIN, *EVERY_STEP).code == 0

@@ -60,6 +60,7 @@ class Trainee:
     def environment(self, **more: str) -> dict[str, str]:
         """A clean environment, one thread."""
         kept = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
+        kept |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if name in os.environ}
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -119,7 +119,7 @@ class Group:
         from torch.nn.parallel import DistributedDataParallel
 
         # An empty source leaves the encoder without gradients, in all processes at once.
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
 
 
 ALONE = Group()
@@ -133,7 +133,8 @@ def process_group(device: str) -> Iterator[Group]:
         device: "cuda" for one GPU a process and nccl, "cpu" for gloo.
 
     Raises:
-        SuiteError: another process has gone; what torchrun started then ends, and may be started again.
+        SuiteError: there is no GPU for this process; or another one has gone: what torchrun started then ends, and may
+            be started again.
     """
     if not started_by_torchrun():
         yield ALONE
@@ -143,7 +144,7 @@ def process_group(device: str) -> Iterator[Group]:
 
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device == "cuda":
-        torch.cuda.set_device(local_rank)
+        _take_gpu(rank, local_rank)
     try:
         store, _, _ = next(rendezvous("env://"))
         # torchrun keeps the store when it starts the processes again (pytorch/pytorch issue 135712): without a part of
@@ -169,6 +170,19 @@ def process_group(device: str) -> Iterator[Group]:
             "the last saved state (torchrun --max-restarts does so by itself).",
             ExitCode.UNAVAILABLE,
         ) from error
+
+
+def _take_gpu(rank: int, local_rank: int) -> None:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise SuiteError(
+            f"process {rank} would need a GPU of its own, and this machine has {gpus}; start it with --nproc_per_node "
+            f"{gpus}, or give --device cpu.",
+            ExitCode.USAGE,
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def _is_about_a_peer(error: RuntimeError) -> bool:
