@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from charseq2seq.checkpoint import load_checkpoint
+from charseq2seq.corpus import load_corpus
 from charseq2seq.training.evaluation import evaluate
+from charseq2seq.training.loop import Trainer
 from charseq2seq.training.optimization import suitable_weight_decay
+from charseq2seq.training.run import suited_to
 from charseq2seq.training.settings import SIZES, choose_precision, resolve_settings
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
-from tests.train_client import TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+from tests.train_client import TINY, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
 from train_transformer import parse_arguments
 
 
@@ -46,6 +49,19 @@ def test_a_run_says_first_what_it_is_going_to_do(trained: tuple[Trainee, Done]) 
     ):
         assert expected in done.log
     assert done.log.index("text: ") < done.log.index("step ")
+
+
+def test_the_training_loss_is_the_same_however_often_it_is_read(tmp_path: Path) -> None:
+    curves = []
+    for interval in (1, 7):  # on a GPU it is read now and then
+        user = Trainee(tmp_path / str(interval))
+        flags = ["--device", "cpu", "--max_steps", "30", "--eval_interval", "10", "--model_path", str(user.model)]
+        corpus = load_corpus(user.text, 24)
+        trainer = Trainer(suited_to(corpus, resolve_settings(parse_arguments([*TINY, *flags]), user.text)), corpus)
+        trainer.reading_interval = interval
+        trainer.train()
+        curves.append([point["train_nats_per_char"] for point in trainer.history])
+    assert curves[0] == curves[1] and len(curves[0]) == 3
 
 
 def test_a_run_ends_with_text_figures_and_what_to_do_next(trained: tuple[Trainee, Done]) -> None:

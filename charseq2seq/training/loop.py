@@ -129,6 +129,9 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of training, over all the sittings of this run
         self.train_loss = math.nan  # running mean over about the last 50 steps
+        self.unread_losses: list[Tensor] = []
+        # Reading a loss waits for a GPU: there only as often as it is shown.
+        self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.best_loss = math.inf
         self.best_step = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -207,9 +210,9 @@ class Trainer:
         loss = self._accumulate_gradients()
         self.working.step(self.optimizers)
         self.step += 1
-        # Reading the loss waits for a GPU: there only as often as it is shown.
-        if self.settings.device == "cpu" or self.step % self.settings.log_interval == 0:
-            self._note_loss(self.group.sum(loss.item())[0])
+        self.unread_losses.append(loss)
+        if self.step % self.reading_interval == 0:
+            self._read_losses()
 
     def _accumulate_gradients(self) -> Tensor:
         """Leave the gradients of a batch's mean loss; returns this process's part of that loss."""
@@ -239,9 +242,13 @@ class Trainer:
             return ids.to(self.settings.device)
         return ids.pin_memory().to("cuda", non_blocking=True)
 
-    def _note_loss(self, loss: float) -> None:
-        self._check_finite("training", loss)
-        self.train_loss = loss if math.isnan(self.train_loss) else 0.98 * self.train_loss + 0.02 * loss
+    def _read_losses(self) -> None:
+        """Bring the running mean up to date."""
+        losses = self.group.sum(*torch.stack(self.unread_losses).tolist()) if self.unread_losses else []
+        self.unread_losses.clear()
+        for loss in losses:
+            self._check_finite("training", loss)
+            self.train_loss = loss if math.isnan(self.train_loss) else 0.98 * self.train_loss + 0.02 * loss
 
     def _check_finite(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -261,6 +268,7 @@ class Trainer:
         """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
         if self.history and self.history[-1]["step"] == self.step:
             return  # a run that was killed between its last evaluation and its end
+        self._read_losses()
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
         last = first + min(half, _SELECTION_CHARACTERS)
@@ -337,6 +345,7 @@ class Trainer:
         Raises:
             SuiteError: it cannot be written; an earlier state is untouched.
         """
+        self._read_losses()
         keep = self.group.is_leader
         state = {
             "identity": run_identity(self.settings, self.corpus),
