@@ -193,7 +193,7 @@ def generate(args: argparse.Namespace) -> int:
     if args.num_threads or "OPENBLAS_NUM_THREADS" not in os.environ:
         os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # which numpy reads when it is imported, below
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.generation import Sampling, fastest_writer, known_prompt, read_prompt, stream_text
+    from charseq2seq.generation import Sampling, fastest_writer, is_small, known_prompt, read_prompt, stream_text
     from charseq2seq.training.settings import choose_device
 
     use_threads(threads)
@@ -202,7 +202,8 @@ def generate(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
-    writer = fastest_writer(checkpoint.build_model().to(device))
+    model = checkpoint.build_model()
+    writer = fastest_writer(model if args.device == "auto" and is_small(model) else model.to(device))
     for sample in range(args.num_samples):
         if sample:
             write_result(f"\n{'-' * 40}\n")
@@ -308,7 +309,8 @@ def add_shared_arguments(parser: CommandLine) -> list[str]:
         "--device",
         one_of("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="auto, cpu, cuda or mps (default: %(default)s)",
+        help="auto, cpu, cuda or mps (default: %(default)s: a GPU if there is one, but for small models that generate, "
+        "which the CPU does faster)",
     )
     parser.add(
         group,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LARGEST_PROMPT = 100_000_000  # bytes
 
+# Parameters. A GPU takes milliseconds for a character, however small the model (benchmarks/LOG.md).
+_LARGEST_FOR_A_CPU = 15_000_000
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -78,6 +81,11 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
             ExitCode.BAD_DATA,
         )
     return prompt.translate(dict.fromkeys(map(ord, missing)))
+
+
+def is_small(model: Transformer) -> bool:
+    """Whether a CPU writes a single text faster than a GPU."""
+    return sum(weight.numel() for weight in model.parameters()) <= _LARGEST_FOR_A_CPU
 
 
 def fastest_writer(model: Transformer) -> Transformer | NumpyDecoder:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.generation import Sampling, generate_text, known_prompt, read_prompt, stream_text
+from charseq2seq.generation import Sampling, generate_text, is_small, known_prompt, read_prompt, stream_text
+from charseq2seq.training.settings import SIZES
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint
@@ -25,6 +26,12 @@ def written() -> Written:
     """A tiny model and its vocabulary."""
     checkpoint = tiny_checkpoint()
     return checkpoint.build_model(), checkpoint.vocabulary()
+
+
+@pytest.mark.parametrize(("size", "small"), [("tiny", True), ("small", True), ("base", False)])
+def test_small_models_are_better_off_on_the_cpu(size: str, small: bool) -> None:
+    with torch.device("meta"):
+        assert is_small(Transformer(66, **SIZES[size])) is small
 
 
 @pytest.mark.parametrize("prompt", ["", "R", "ROMEO: But soft,", "ROMEO: But soft, what light through " * 20])
