@@ -30,8 +30,9 @@ def written() -> Written:
 
 @pytest.mark.parametrize(("size", "small"), [("tiny", True), ("small", True), ("base", False)])
 def test_small_models_are_better_off_on_the_cpu(size: str, small: bool) -> None:
+    sizes: dict[str, Any] = SIZES[size]
     with torch.device("meta"):
-        assert is_small(Transformer(66, **SIZES[size])) is small
+        assert is_small(Transformer(66, **sizes)) is small
 
 
 @pytest.mark.parametrize("prompt", ["", "R", "ROMEO: But soft,", "ROMEO: But soft, what light through " * 20])
