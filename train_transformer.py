@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from charseq2seq.training.loop import Outcome
 
 SAMPLE_PROMPT, SAMPLE_CHARACTERS = "ROMEO:", 500
+LATE_ENOUGH = 0.8  # share of a run: weights that were best before that tell of too long a run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,6 +133,11 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
         f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
         f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
     )
+    if outcome.complete and outcome.best_step < LATE_ENOUGH * outcome.steps:
+        log(
+            "after that step it grew: the model was learning its text by heart. A shorter run "
+            f"(--max_steps {outcome.best_step}) should end better, and so may --dropout 0.2 or more text."
+        )
     log(f"model: {model_path}")
 
 

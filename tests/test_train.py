@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_a_run_says_first_what_it_is_going_to_do(trained: tuple[Trainee, Done]) 
     ):
         assert expected in done.log
     assert done.log.index("text: ") < done.log.index("step ")
+
+
+def test_a_run_that_was_too_long_says_so(trained: tuple[Trainee, Done], tmp_path: Path) -> None:
+    letters = random.Random(1)
+    user = Trainee(tmp_path / "user", "".join(letters.choices("abcdefgh", k=3000)))  # nothing to learn but by heart
+    done = user.train("--max_steps", "300", "--learning_rate", "0.1", "--d_model", "64", "--d_ff", "128")
+    best = done.report["best_step"]
+    assert best < 240 and f"A shorter run (--max_steps {best}) should end better" in done.log, done.log
+    assert "by heart" not in trained[1].log
 
 
 def test_the_training_loss_is_the_same_however_often_it_is_read(tmp_path: Path) -> None:
