@@ -6,11 +6,13 @@ arXiv:1706.03762) with what has proved itself since, each for a measured reason 
 
 - merged attention: a decoder layer looks at the encoder's output and at its own past in *one* softmax instead
   of two attentions one after the other (Zhang et al., 2019, arXiv:1908.11365): a quarter fewer weights;
+- attention and feed-forward block side by side, as in GPT-J and PaLM (Chowdhery et al., 2022, arXiv:2204.02311): one
+  normalisation a layer instead of two, and when a text is written, two products with weights instead of four;
 - one key and one value for all heads of a query (Shazeer, 2019, arXiv:1911.02150): training is a seventh faster, and
   writing many texts at once, which waits for the keys and values of the past, nearly twice as fast;
 - rotary positions that run on from the source into the target, so that the last character read and the first
   one written are neighbours (Su et al., 2021, arXiv:2104.09864);
-- normalisation without parameters before every block (OLMo: Groeneveld et al., 2024, arXiv:2402.00838), and of
+- normalisation without parameters before every layer (OLMo: Groeneveld et al., 2024, arXiv:2402.00838), and of
   queries and keys (Henry et al., 2020, arXiv:2010.04245);
 - squared ReLU in the feed-forward blocks (Primer: So et al., 2021, arXiv:2109.08668);
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
@@ -155,50 +157,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     return torch.bmm(scores.softmax(dim=-1), value).view(query.shape)
 
 
-class KeyValueCache:
-    """Keys and values of what one decoder layer has seen: the encoder's output, then its own past.
-
-    Args:
-        attention: of the layer.
-        memory: the encoder's output, (batch, source_length, d_model).
-        table: rotary table of the source's positions.
-
-    Attributes:
-        keys, values: (batch, room, head_size).
-    """
-
-    def __init__(self, attention: Attention, memory: Tensor, table: Tensor) -> None:
-        self.keys, self.values = attention.keys_and_values(memory, table)
-        self.heads = attention.num_heads
-        # One product instead of three: a single position is too little work for a CPU to be worth the calls.
-        self.weight = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
-
-    def grow(self) -> None:
-        """Make room for further positions.
-
-        Always used as a whole: of a part of it bf16 products would make a copy, and be compiled for every length.
-        """
-        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_ROOM)) for x in (self.keys, self.values))
-
-    def attend(self, x: Tensor, place: int, table: Tensor, mask: Tensor) -> Tensor:
-        """Put down what is at a position, and return what it takes from all that the mask lets it see.
-
-        Args:
-            x: (batch, d_model).
-            place: the position.
-            table: the position's row of the rotary table, (2, head_size).
-            mask: (1, room).
-
-        Returns:
-            (batch, d_model).
-        """
-        inward = F.linear(x, self.weight).view(len(x), self.heads + 2, -1)
-        turned = _turn(normalize(inward), table[0], table[1], 1)  # the value too, which goes unused: no copy is made
-        self.keys[:, place] = turned[:, -2]
-        self.values[:, place] = inward[:, -1]
-        return attend(turned[:, None, :-2], self.keys, self.values, mask).flatten(1)
-
-
 class Embedding(nn.Module):
     """Learnt shares, feature by feature, of the normalised vectors of a token and of those right before it; normalised.
 
@@ -292,7 +250,7 @@ class Dropout(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Every source position looks at every other, then thinks."""
+    """Every source position looks at every other, and thinks."""
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
         super().__init__()
@@ -303,12 +261,12 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """(batch, source_length, d_model) -> the same shape."""
         h = normalize(x)
-        x = x + self.dropout(self.attention(h, table, self.attention.keys_and_values(h, table)))
-        return x + self.dropout(self.feed_forward(normalize(x)))
+        attended = self.attention(h, table, self.attention.keys_and_values(h, table))
+        return x + self.dropout(attended + self.feed_forward(h))
 
 
 class DecoderLayer(nn.Module):
-    """Every target position looks at the whole source and at the target before it, then thinks."""
+    """Every target position looks at the whole source and at the target before it, and thinks."""
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
         super().__init__()
@@ -327,13 +285,61 @@ class DecoderLayer(nn.Module):
         """
         h = normalize(x)
         keys_and_values = self.attention.keys_and_values(torch.cat([memory, h], dim=1), table)
-        x = x + self.dropout(self.attention(h, table[:, memory.shape[1] :], keys_and_values, mask))
-        return x + self.dropout(self.feed_forward(normalize(x)))
+        attended = self.attention(h, table[:, memory.shape[1] :], keys_and_values, mask)
+        return x + self.dropout(attended + self.feed_forward(h))
 
-    def step(self, x: Tensor, place: int, table: Tensor, cache: KeyValueCache, mask: Tensor) -> Tensor:
-        """One further position, (batch, d_model), given what the cache has seen (`KeyValueCache.attend`)."""
-        x = x + self.attention.output(cache.attend(normalize(x), place, table, mask))
-        return x + self.feed_forward(normalize(x))
+
+class CachedLayer:
+    """A decoder layer that takes one position after the other, and remembers the keys and values of all it has seen.
+
+    Args:
+        layer: whose weights these are; they must not change as long as this is in use.
+        memory: the encoder's output, (batch, source_length, d_model).
+        table: rotary table of the source's positions.
+
+    Attributes:
+        keys, values: (batch, room, head_size).
+    """
+
+    def __init__(self, layer: DecoderLayer, memory: Tensor, table: Tensor) -> None:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        self.keys, self.values = attention.keys_and_values(memory, table)
+        self.heads, self.head_size = attention.num_heads, self.keys.shape[-1]
+        # Two products instead of six: a single position is too little work for a CPU to be worth the calls.
+        self.inward = torch.cat(
+            [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
+        )
+        self.outward = torch.cat([attention.output.weight, feed_forward.down.weight], dim=1)
+
+    def grow(self) -> None:
+        """Make room for further positions.
+
+        Always used as a whole: of a part of it bf16 products would make a copy, and be compiled for every length.
+        """
+        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_ROOM)) for x in (self.keys, self.values))
+
+    def step(self, x: Tensor, place: int, table: Tensor, mask: Tensor) -> Tensor:
+        """What `DecoderLayer.forward` makes of a further position.
+
+        Args:
+            x: (batch, d_model).
+            place: the position.
+            table: the position's row of the rotary table, (2, head_size).
+            mask: (1, room), additive.
+
+        Returns:
+            (batch, d_model).
+        """
+        # Features by batch: a CPU rearranges the right-hand matrix of a product first, and the weights are the larger.
+        inward = torch.mm(self.inward, normalize(x).t())
+        narrow, wide = inward.tensor_split([(self.heads + 2) * self.head_size])
+        rows = narrow.t().reshape(len(x), self.heads + 2, self.head_size)
+        turned = _turn(normalize(rows), table[0], table[1], 1)  # the value too, which goes unused: no copy is made
+        self.keys[:, place] = turned[:, -2]
+        self.values[:, place] = rows[:, -1]
+        taken = attend(turned[:, None, :-2], self.keys, self.values, mask).flatten(1)
+        found = torch.cat([taken.t(), wide.relu_().square()])
+        return x + torch.mm(self.outward, found).t()
 
 
 class Transformer(nn.Module):
@@ -346,7 +352,7 @@ class Transformer(nn.Module):
         num_encoder_layers: layers that read the source.
         num_decoder_layers: layers that write the target.
         d_ff: features inside a feed-forward block.
-        dropout: share of each block's output features that is dropped in training, 0 to below 1 (see `Dropout`).
+        dropout: share of each layer's output features that is dropped in training, 0 to below 1 (see `Dropout`).
         source_length: most tokens the encoder reads.
         target_length: most tokens the decoder writes before what it wrote becomes the next source.
         start_id: the token that the decoder starts from when the source is empty.
@@ -362,8 +368,8 @@ class Transformer(nn.Module):
         d_model: int = 192,
         num_heads: int = 3,
         num_encoder_layers: int = 1,
-        num_decoder_layers: int = 4,
-        d_ff: int = 768,
+        num_decoder_layers: int = 3,
+        d_ff: int = 1024,
         dropout: float = 0.0,
         source_length: int = 64,
         target_length: int = 192,
@@ -563,20 +569,20 @@ class Transformer(nn.Module):
         Positions come one after the other; every decoder layer has a key/value cache.
         """
         memory = self.encode(source)
-        layers = cast("list[DecoderLayer]", list(self.decoder))
-        caches = [KeyValueCache(layer.attention, memory, self.rotary[:, : memory.shape[1]]) for layer in layers]
+        table = self.rotary[:, : memory.shape[1]]
+        layers = [CachedLayer(layer, memory, table) for layer in cast("list[DecoderLayer]", list(self.decoder))]
         mask = memory.new_zeros(1, memory.shape[1])
 
         def score(recent: Tensor, place: int) -> Tensor:
             nonlocal mask
             if place == mask.shape[1]:
                 mask = F.pad(mask, (0, _CACHE_ROOM), value=-math.inf)  # hidden until it is filled
-                for cache in caches:
-                    cache.grow()
+                for layer in layers:
+                    layer.grow()
             mask[:, place] = 0
             x = self.embedding.last(recent)
-            for layer, cache in zip(layers, caches, strict=True):
-                x = layer.step(x, place, self.rotary[:, place], cache, mask)
+            for layer in layers:
+                x = layer.step(x, place, self.rotary[:, place], mask)
             return self.logits(x, recent[:, -1])
 
         return score

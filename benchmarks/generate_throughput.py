@@ -7,7 +7,8 @@ Every system samples the same number of tokens after the same sources, at temper
 one counts. All of it takes turns in one process; a system counts by the median of its rounds in its better precision.
 "ours, --mode generate" is the command itself with its defaults: read a model file, write decoded text character by
 character; what is timed is the writing, from the prompt to the last character. Peers attend to all they have written;
-ours slides (source_length and target_length).
+ours slides (source_length and target_length). Rows that name the default model have the sizes that training takes on a
+CPU unless told otherwise, all others the shape above the tables.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.machine import PRECISIONS, Contender, Measure, Result, compete, 
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.checkpoint import save_checkpoint
 from charseq2seq.console import run
-from charseq2seq.training.settings import torch_dtype
+from charseq2seq.training.settings import SIZES, torch_dtype
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint
@@ -77,10 +78,10 @@ def precision_measures(
     return {precision: tuple(measure(build, precision) for build in builds) for precision in PRECISIONS}
 
 
-def our_contender(shape: Shape, sources: Tensor, num_tokens: int) -> Contender:
+def our_contender(name: str, shape: Shape, sources: Tensor, num_tokens: int) -> Contender:
     """`Transformer.generate` in both precisions."""
     seconds = precision_measures([lambda: our_model(shape)], "generate", sources, num_tokens)
-    return Contender("**ours**", count_parameters(our_model(shape)), False, seconds)
+    return Contender(f"**{name}**", count_parameters(our_model(shape)), False, seconds)
 
 
 def peer_contender(peer: Peer, shape: Shape, sources: Tensor, num_tokens: int) -> Contender:
@@ -104,10 +105,10 @@ class TimedOutput(io.StringIO):
         return super().write(text)
 
 
-def command_contender(shape: Shape, source: Tensor, num_tokens: int, folder: Path) -> Contender:
-    """`train_transformer.py --mode generate`, run in this process."""
+def command_contender(name: str, shape: Shape, source: Tensor, num_tokens: int, folder: Path) -> Contender:
+    """`train_transformer.py --mode generate`, run in this process; the folder is for its model."""
     vocabulary = CharVocabulary(map(chr, range(FIRST_CHARACTER, FIRST_CHARACTER + shape.vocab_size - 1)))
-    model_path, prompt = folder / "model.pth", vocabulary.decode(source[0].tolist())
+    model_path, prompt = folder / f"{name}.pth", vocabulary.decode(source[0].tolist())
     model = our_model(shape)
     checkpoint = dataclasses.replace(
         tiny_checkpoint(),
@@ -125,7 +126,7 @@ def command_contender(shape: Shape, source: Tensor, num_tokens: int, folder: Pat
         assert len(output.getvalue()) == len(prompt) + num_tokens + 1
         return output.times[-1] - output.times[0]
 
-    return Contender("**ours, --mode generate**", count_parameters(model), False, {AS_IT_IS: (seconds,)})
+    return Contender(f"**{name}, --mode generate**", count_parameters(model), False, {AS_IT_IS: (seconds,)})
 
 
 def table(results: Sequence[Result]) -> str:
@@ -158,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = describe_machine()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
+    ours = {"ours": shape, "ours, default model": dataclasses.replace(shape, **SIZES["tiny"])}
     peers = [peer for peer in installed_peers() if peer.writes]
     print(
         f"Generation, characters per second, median of {args.rounds} interleaved rounds of {args.num_tokens} new tokens"
@@ -165,11 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"a stream at temperature 1. Shape: {shape}.")
     for streams in args.streams:
         sources, _ = dataclasses.replace(shape, batch_size=streams).random_batch()
-        contenders = [our_contender(shape, sources, args.num_tokens)]
-        contenders += [peer_contender(peer, shape, sources, args.num_tokens) for peer in peers]
+        contenders = [our_contender(name, sizes, sources, args.num_tokens) for name, sizes in ours.items()]
         with tempfile.TemporaryDirectory() as folder:
             if streams == 1:
-                contenders.insert(1, command_contender(shape, sources, args.num_tokens, Path(folder)))
+                contenders += [
+                    command_contender(name, sizes, sources, args.num_tokens, Path(folder))
+                    for name, sizes in ours.items()
+                ]
+            contenders += [peer_contender(peer, shape, sources, args.num_tokens) for peer in peers]
             results, _ = compete(contenders, streams * args.num_tokens, args.rounds)
         print(f"\n{'One stream' if streams == 1 else f'Batch of {streams}'}:\n")
         print(table(results))

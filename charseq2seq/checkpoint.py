@@ -28,7 +28,7 @@ from charseq2seq.vocabulary import CharVocabulary
 if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
-FORMAT_VERSION = 3  # 1: a key and a value for every head; 2: each token embedded alone
+FORMAT_VERSION = 4  # 1: a key and a value for every head; 2: each token embedded alone; 3: blocks one after the other
 MEMORY_ALLOWANCE = 256 << 20  # bytes that reading may take beyond four times the file
 
 _MODEL = "charseq2seq model"

@@ -6,6 +6,7 @@ what `Transformer.stream` computes, but for rounding, with identities that save 
 
 - Every reader of the residual stream normalises it, so its mean never matters; the weights that write into it are
   centred once, its mean stays zero, and to normalise is one product and one scaling. The same with queries and keys.
+- A layer's attention and feed-forward block read the same and are added: one matrix reads for both, one writes.
 - A rotary pair (a, b) that turns by an angle is the complex number a + ib times exp(i * angle). The table of these has
   the lengths of queries and keys in it, and the attention's 1 / sqrt(head_size).
 - A column of ones beside the values gives the sum of the weights that the softmax divides by.
@@ -111,7 +112,7 @@ class NumpyDecoder:
             x += table[token]
         _normalize(x, x)
         for layer in self.layers:
-            layer.step(x, position)
+            x += layer.step(_normalize(x, self.normalized), position)
         self.head.dot(_normalize(x, self.normalized), scores)
         scores += self.bias[recent[-1]]
         return scores
@@ -123,10 +124,14 @@ class _Layer:
     Attributes:
         keys: (positions, head_size).
         values: (positions, head_size + 1); the last column is ones.
-        places: for each position what turns its queries and key, where its key and value go, and what it can look at.
-        projected: a position's queries of all heads, key and value, of which `to_turn` and `value` are parts.
-        turned, norms, taken, wide, change: what further comes of it, in this order.
-        turned_pairs: `turned`, each rotary pair as a complex number.
+        places: for each position what turns its queries and key, where its key and value go, what it can look at, and
+            room for how much it looks at each.
+        projected: a position's queries of all heads, key, value and wide features, as `to_turn`, `value` and `wide`.
+        turned, norms: queries and key, normalised and turned, and their lengths.
+        turned_pairs, turned_key: `turned`, each rotary pair as a complex number; its last row.
+        sums, summed, totals: what the heads take, and the sums of the weights by which it is to be divided.
+        found: what the heads took and the squared wide features, of which `taken` and `squared` are parts.
+        change: what the layer adds to the residual stream.
     """
 
     def __init__(self, layer: DecoderLayer, capacity: int, turns: npt.NDArray[np.complex64]) -> None:
@@ -135,22 +140,32 @@ class _Layer:
         size, d_model = 2 * half, heads * 2 * half
         query, key = (_by_pairs(_array(part.weight), half) for part in (attention.query, attention.key))
         self.key_and_value = np.concatenate([key, _array(attention.value.weight)])
-        self.inward = _aligned(np.concatenate([query, self.key_and_value]))
-        self.outward = _aligned(_centred(_array(attention.output.weight), axis=0))
-        self.up = _aligned(_array(layer.feed_forward.up.weight))
-        self.down = _aligned(_centred(_array(layer.feed_forward.down.weight), axis=0))
+        up, down = (_array(part.weight) for part in (layer.feed_forward.up, layer.feed_forward.down))
+        self.inward = _aligned(np.concatenate([query, self.key_and_value, up]))
+        self.outward = _aligned(_centred(np.concatenate([_array(attention.output.weight), down], axis=1), axis=0))
         self.turns, self.epsilon = turns, np.float32(size * _EPSILON)
         self.keys, self.values = np.empty((capacity, size), np.float32), np.ones((capacity, size + 1), np.float32)
+        weights = np.empty((heads + 1) * capacity, np.float32)
         self.places = [
-            (turns[last], self.keys[last], self.values[last, :-1], self.keys[: last + 1].T, self.values[: last + 1])
+            (
+                turns[last],
+                self.keys[last],
+                self.values[last, :-1],
+                self.keys[: last + 1].T,
+                self.values[: last + 1],
+                weights[: (heads + 1) * (last + 1)].reshape(heads + 1, -1),
+            )
             for last in range(capacity)
         ]
         self.projected = np.empty(len(self.inward), np.float32)
-        self.to_turn, self.value = self.projected[:-size].reshape(heads + 1, size), self.projected[-size:]
+        to_turn, self.value, self.wide = np.split(self.projected, [d_model + size, d_model + 2 * size])
+        self.to_turn = to_turn.reshape(heads + 1, size)
         self.turned, self.norms = np.empty_like(self.to_turn), np.empty((heads + 1, 1), np.float32)
-        self.turned_pairs = self.turned.view(np.complex64)
-        self.taken, self.wide = np.empty((heads, size), np.float32), np.empty(len(self.up), np.float32)
-        self.normalized, self.change = np.empty(d_model, np.float32), np.empty(d_model, np.float32)
+        self.turned_pairs, self.turned_key = self.turned.view(np.complex64), self.turned[-1]
+        self.sums = np.empty((heads + 1, size + 1), np.float32)
+        self.summed, self.totals = self.sums[:-1, :-1], self.sums[:-1, -1:]
+        self.found, self.change = np.empty(d_model + len(up), np.float32), np.empty(d_model, np.float32)
+        self.taken, self.squared = self.found[:d_model].reshape(heads, size), self.found[d_model:]
 
     def begin(self, memory: Array) -> None:
         """Look at a source, (source_length, d_model), and at nothing else."""
@@ -159,36 +174,27 @@ class _Layer:
         keys = np.divide(keys, np.sqrt(size * _power(keys)[:, None]), order="C")
         self.keys[:length] = (keys.view(np.complex64) * self.turns[:length, -1]).view(np.float32)
 
-    def step(self, x: Array, position: int) -> None:
-        """Add to the residual stream `x`, (d_model,), what this layer has to say at a position."""
-        x += self._attend(_normalize(x, self.normalized), position)
-        x += self._feed_forward(_normalize(x, self.normalized))
-
-    def _attend(self, x: Array, position: int) -> Array:
-        turned, norms, taken = self.turned, self.norms, self.taken
-        turns, own_key, own_value, keys, values = self.places[position]
+    def step(self, x: Array, position: int) -> Array:
+        """What this layer has to say at a position, (d_model,), given the normalised residual stream there."""
+        turned, norms, wide = self.turned, self.norms, self.wide
+        turns, own_key, own_value, keys, values, weights = self.places[position]
         self.inward.dot(x, self.projected)
         np.vecdot(self.to_turn, self.to_turn, out=norms[:, 0])
         norms += self.epsilon
         np.sqrt(norms, out=norms)
         np.divide(self.to_turn, norms, out=turned)
         np.multiply(self.turned_pairs, turns, out=self.turned_pairs)
-        own_key[:] = turned[-1]
+        own_key[:] = self.turned_key
         own_value[:] = self.value
         # Normalised queries and keys have bounded products: no maximum needs to be taken off before the exponential
         # while a head is smaller than 7,000 features.
-        weights = turned.dot(keys)  # the key's row is of no use, but four rows take less time than three
+        turned.dot(keys, weights)  # the key's row is of no use, but four rows take less time than three
         np.exp(weights, out=weights)
-        sums = weights.dot(values)
-        np.divide(sums[:-1, :-1], sums[:-1, -1:], out=taken)
-        return self.outward.dot(taken.reshape(-1), self.change)
-
-    def _feed_forward(self, x: Array) -> Array:
-        wide = self.wide
-        self.up.dot(x, wide)
+        weights.dot(values, self.sums)
+        np.divide(self.summed, self.totals, out=self.taken)
         np.maximum(wide, _ZERO, out=wide)
-        np.multiply(wide, wide, out=wide)
-        return self.down.dot(wide, self.change)
+        np.multiply(wide, wide, out=self.squared)
+        return self.outward.dot(self.found, self.change)
 
 
 def choose(scores: Array, draw: float, temperature: float, top_k: int | None, top_p: float | None) -> int:

@@ -70,7 +70,8 @@ def test_generate_throughput(tmp_path: Path) -> None:
     printed = benchmark("generate_throughput.py", *arguments, home=tmp_path)
     one, three = printed.split("Batch of 3:")
     assert "One stream:" in one and row(one, "**ours, --mode generate**")
-    assert "--mode generate" not in three and row(three, "**ours**")
+    assert row(one, "**ours, default model, --mode generate**")[0] != row(one, "**ours, --mode generate**")[0]
+    assert "--mode generate" not in three and row(three, "**ours**") and row(three, "**ours, default model**")
 
 
 def test_time_to_loss(tmp_path: Path) -> None:

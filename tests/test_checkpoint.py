@@ -104,7 +104,7 @@ def test_a_checkpoint_comes_back(path: Path) -> None:
 
 def test_a_checkpoint_is_plain(path: Path) -> None:
     content = content_of(path)  # by weights_only=True
-    assert (content["format"], content["format_version"]) == ("charseq2seq model", 3)
+    assert (content["format"], content["format_version"]) == ("charseq2seq model", 4)
     assert set(content) == {field.name for field in dataclasses.fields(Checkpoint)} | {"format", "format_version"}
     assert type(content["model_state_dict"]) is dict
     assert all(type(version) is str for version in library_versions().values())
@@ -151,7 +151,7 @@ def test_a_resume_state_comes_back(tmp_path: Path) -> None:
     save_resume_state(tmp_path / "a.resume.pth", state)
     assert_same(
         load_resume_state(tmp_path / "a.resume.pth"),
-        {"format": "charseq2seq resume state", "format_version": 3, **state},
+        {"format": "charseq2seq resume state", "format_version": 4, **state},
     )
 
 
@@ -331,17 +331,17 @@ def test_model_and_resume_state_are_not_taken_for_each_other(path: Path) -> None
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("version", [4, 10**6, 0, -1, True, 3.0, "3", None, torch.ones(1), [3]])
+@pytest.mark.parametrize("version", [5, 10**6, 0, -1, True, 4.0, "4", None, torch.ones(1), [4]])
 def test_an_unknown_format_is_refused(version: Any, path: Path) -> None:
     torch.save(content_of(path) | {"format_version": version}, path)
-    with pytest.raises(SuiteError, match=r"its format version is .*, this suite reads 3; update the suite; restore"):
+    with pytest.raises(SuiteError, match=r"its format version is .*, this suite reads 4; update the suite; restore"):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_format_is_refused(version: int, path: Path) -> None:
     torch.save(content_of(path) | {"format_version": version}, path)
-    refusal = rf"format version is {version}, .* reads 3; use the version of the suite that wrote it"
+    refusal = rf"format version is {version}, .* reads 4; use the version of the suite that wrote it"
     with pytest.raises(SuiteError, match=refusal):
         load_checkpoint(path)
 
@@ -658,7 +658,7 @@ def test_a_small_archive_stays_small(make: Callable[[Path, dict[str, bytes]], No
 
 def test_a_resume_state_is_bounded_as_well(tmp_path: Path) -> None:
     for make in (bomb_of_shared_lists, bomb_of_long_words, endless, deep, large_pickle):
-        content: Content = {"format": "charseq2seq resume state", "format_version": 3}
+        content: Content = {"format": "charseq2seq resume state", "format_version": 4}
         make(content)
         torch.save(content, tmp_path / "a.resume.pth")
         with pytest.raises(SuiteError):

@@ -58,8 +58,7 @@ class Reference:
             h = self.norm(x)
             visible = [range(len(source) + i + 1) for i in range(len(read))]
             positions = range(len(source), len(source) + len(read))
-            x = x + self.attention(layer, h, torch.cat([memory, h]), positions, visible)
-            x = x + self.feed_forward(layer, self.norm(x))
+            x = x + self.attention(layer, h, torch.cat([memory, h]), positions, visible) + self.feed_forward(layer, h)
         logits = self.norm(x) @ self.weights["head.weight"].T
         if "bigram.weight" in self.weights:
             logits = logits + self.weights["bigram.weight"][read]
@@ -70,8 +69,8 @@ class Reference:
         x = self.embed(source)
         for layer in self.layers("encoder") if source else []:
             h = self.norm(x)
-            x = x + self.attention(layer, h, h, range(len(source)), [range(len(source))] * len(source))
-            x = x + self.feed_forward(layer, self.norm(x))
+            attended = self.attention(layer, h, h, range(len(source)), [range(len(source))] * len(source))
+            x = x + attended + self.feed_forward(layer, h)
         return self.norm(x)
 
     def layers(self, side: str) -> list[str]:

@@ -80,7 +80,7 @@ def test_it_chooses_as_the_model_does(scores: list[float], temperature: float) -
 def test_a_model_whose_numbers_overflow_writes_the_same_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
     made = model()
     with torch.no_grad():
-        made.head.weight.mul_(1e38)
+        made.head.weight.mul_(1e39)
     written = [
         [int(token) for token in writer.stream(torch.ones(1, 3).long(), 5)] for writer in (made, NumpyDecoder(made))
     ]
@@ -107,5 +107,5 @@ def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
 
 def test_weights_begin_where_a_cache_line_does() -> None:
     for layer in NumpyDecoder(model()).layers:
-        for weight in (layer.inward, layer.outward, layer.up, layer.down):
+        for weight in (layer.inward, layer.outward):
             assert weight.ctypes.data % 64 == 0 and weight.flags.c_contiguous

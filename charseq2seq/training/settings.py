@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Heads have 64 features (on a CPU they beat those of 32), the encoder a quarter of the decoder's layers or so.
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
-    "tiny": {"d_model": 192, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 4, "d_ff": 768},
+    "tiny": {"d_model": 192, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024},
     "small": {"d_model": 384, "num_heads": 6, "num_encoder_layers": 2, "num_decoder_layers": 6, "d_ff": 1536},
     "base": {"d_model": 512, "num_heads": 8, "num_encoder_layers": 2, "num_decoder_layers": 8, "d_ff": 2048},
     "large": {"d_model": 1024, "num_heads": 16, "num_encoder_layers": 4, "num_decoder_layers": 16, "d_ff": 4096},
