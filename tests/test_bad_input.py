@@ -466,7 +466,7 @@ UNUSABLE_MODELS = {
         r"is not a charseq2seq model file" + REMEDY,
     ),
     "a newer format": Model(
-        change(format_version=lambda _: 99), r"its format version is 99, this suite reads 3; update the suite"
+        change(format_version=lambda _: 99), r"its format version is 99, this suite reads 4; update the suite"
     ),
     "a wrong vocabulary size": Model(
         change(vocab=without_last), r"its vocabulary and its model differ in size" + REMEDY
