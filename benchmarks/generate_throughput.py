@@ -4,7 +4,7 @@
 
 Every system samples the same number of tokens after the same sources, at temperature 1 from all of the distribution
 (no top-k), with its key/value cache; weights are random, in fp32 and in bf16; of a peer's ways of attention the faster
-one counts. All of it takes turns in one process; a system counts by the median of its rounds in its better precision.
+one counts, and for one stream of one thread and as many as there are. All of it takes turns in one process; a system counts by the median of its rounds in its better precision.
 "ours, --mode generate" is the command itself with its defaults: read a model file, write decoded text character by
 character; what is timed is the writing, from the prompt to the last character. Peers attend to all they have written;
 ours slides (source_length and target_length). Rows that name the default model have the sizes that training takes on a
@@ -55,10 +55,11 @@ def our_model(shape: Shape) -> Transformer:
     return model.eval()
 
 
-def write_measure(write: Callable[[Tensor, int], Tensor], sources: Tensor, num_tokens: int) -> Measure:
+def write_measure(write: Callable[[Tensor, int], Tensor], sources: Tensor, num_tokens: int, threads: int) -> Measure:
     """Seconds for writing so many tokens after every source."""
 
     def work() -> None:
+        torch.set_num_threads(threads)
         with torch.inference_mode():
             ids = write(sources, num_tokens)
         assert ids.shape == (len(sources), num_tokens), ids.shape
@@ -69,13 +70,14 @@ def write_measure(write: Callable[[Tensor, int], Tensor], sources: Tensor, num_t
 def precision_measures(
     builds: Iterable[Callable[[], nn.Module]], method: str, sources: Tensor, num_tokens: int
 ) -> dict[str, tuple[Measure, ...]]:
-    """Fresh models in every precision."""
+    """Fresh models in every precision; a single stream may be faster without the help of other threads."""
+    threads = {torch.get_num_threads()} | ({1} if len(sources) == 1 else set())
 
-    def measure(build: Callable[[], nn.Module], precision: str) -> Measure:
-        model = build().eval().to(torch_dtype(precision))
-        return write_measure(getattr(model, method), sources, num_tokens)
+    def measures(build: Callable[[], nn.Module], precision: str) -> list[Measure]:
+        write = getattr(build().eval().to(torch_dtype(precision)), method)
+        return [write_measure(write, sources, num_tokens, number) for number in threads]
 
-    return {precision: tuple(measure(build, precision) for build in builds) for precision in PRECISIONS}
+    return {precision: tuple(m for build in builds for m in measures(build, precision)) for precision in PRECISIONS}
 
 
 def our_contender(name: str, shape: Shape, sources: Tensor, num_tokens: int) -> Contender:
@@ -121,8 +123,10 @@ def command_contender(name: str, shape: Shape, source: Tensor, num_tokens: int, 
     command += ["--num_chars", str(num_tokens), "--temperature", "1"]
 
     def seconds() -> float:
+        threads = torch.get_num_threads()
         with contextlib.redirect_stdout(TimedOutput()) as output:
             assert train_transformer.main(command) == 0
+        torch.set_num_threads(threads)  # which the command has changed
         assert len(output.getvalue()) == len(prompt) + num_tokens + 1
         return output.times[-1] - output.times[0]
 
