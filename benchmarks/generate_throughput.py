@@ -4,7 +4,8 @@
 
 Every system samples the same number of tokens after the same sources, at temperature 1 from all of the distribution
 (no top-k), with its key/value cache; weights are random, in fp32 and in bf16; of a peer's ways of attention the faster
-one counts, and for one stream of one thread and as many as there are. All of it takes turns in one process; a system counts by the median of its rounds in its better precision.
+one counts, and for one stream of one thread and as many as there are. All of it takes turns in one process; a system
+counts by the median of its rounds in its better precision.
 "ours, --mode generate" is the command itself with its defaults: read a model file, write decoded text character by
 character; what is timed is the writing, from the prompt to the last character. Peers attend to all they have written;
 ours slides (source_length and target_length). Rows that name the default model have the sizes that training takes on a
