@@ -135,7 +135,7 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
     )
     if outcome.complete and outcome.best_step < LATE_ENOUGH * outcome.steps:
         log(
-            "after that step it grew: the model was learning its text by heart. A shorter run "
+            "after that step it grew: most likely the model was learning its text by heart. A shorter run "
             f"(--max_steps {outcome.best_step}) should end better, and so may --dropout 0.2 or more text."
         )
     log(f"model: {model_path}")
