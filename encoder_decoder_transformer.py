@@ -183,10 +183,10 @@ class Embedding(nn.Module):
                 x = x + F.pad(F.embedding(ids[:, :-distance], table), (0, 0, distance, 0))
         return normalize(x)
 
-    def last(self, ids: Tensor) -> Tensor:
-        """What `forward` says of the last position, (batch, d_model)."""
-        rows = normalize(F.embedding(ids[:, -_SPAN:], self.weight))
-        return normalize((rows * self.shares[-rows.shape[1] :]).sum(1))
+    def last(self, ids: Tensor, tables: Tensor) -> Tensor:
+        """What `forward` says of the last position, (batch, d_model), of up to _SPAN ids a row; `tables` joined."""
+        firsts = torch.arange(0, len(tables), len(self.weight), device=ids.device)[-ids.shape[1] :]
+        return normalize(F.embedding_bag(ids + firsts, tables, mode="sum"))
 
 
 class Attention(nn.Module):
@@ -305,6 +305,7 @@ class CachedLayer:
         attention, feed_forward = layer.attention, layer.feed_forward
         self.keys, self.values = attention.keys_and_values(memory, table)
         self.heads, self.head_size = attention.num_heads, self.keys.shape[-1]
+        self.none = self.keys.new_zeros(())
         # Two products instead of six: a single position is too little work for a CPU to be worth the calls.
         self.inward = torch.cat(
             [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
@@ -318,14 +319,13 @@ class CachedLayer:
         """
         self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_ROOM)) for x in (self.keys, self.values))
 
-    def step(self, x: Tensor, place: int, table: Tensor, mask: Tensor) -> Tensor:
+    def step(self, x: Tensor, place: int, table: Tensor) -> Tensor:
         """What `DecoderLayer.forward` makes of a further position.
 
         Args:
             x: (batch, d_model).
-            place: the position.
+            place: the position; there must be room for it.
             table: the position's row of the rotary table, (2, head_size).
-            mask: (1, room), additive.
 
         Returns:
             (batch, d_model).
@@ -337,7 +337,10 @@ class CachedLayer:
         turned = _turn(normalize(rows), table[0], table[1], 1)  # the value too, which goes unused: no copy is made
         self.keys[:, place] = turned[:, -2]
         self.values[:, place] = rows[:, -1]
-        taken = attend(turned[:, None, :-2], self.keys, self.values, mask).flatten(1)
+        scale = self.head_size**-0.5
+        scores = torch.baddbmm(self.none, turned[:, :-2], self.keys.transpose(1, 2), beta=0, alpha=scale)
+        scores[..., place + 1 :] = -math.inf  # room not yet filled; less work than a mask
+        taken = torch.bmm(scores.softmax(dim=-1), self.values).flatten(1)
         found = torch.cat([taken.t(), wide.relu_().square()])
         return x + torch.mm(self.outward, found).t()
 
@@ -571,18 +574,14 @@ class Transformer(nn.Module):
         memory = self.encode(source)
         table = self.rotary[:, : memory.shape[1]]
         layers = [CachedLayer(layer, memory, table) for layer in cast("list[DecoderLayer]", list(self.decoder))]
-        mask = memory.new_zeros(1, memory.shape[1])
+        tables = torch.cat(self.embedding.tables())
 
         def score(recent: Tensor, place: int) -> Tensor:
-            nonlocal mask
-            if place == mask.shape[1]:
-                mask = F.pad(mask, (0, _CACHE_ROOM), value=-math.inf)  # hidden until it is filled
-                for layer in layers:
-                    layer.grow()
-            mask[:, place] = 0
-            x = self.embedding.last(recent)
+            x = self.embedding.last(recent, tables)
             for layer in layers:
-                x = layer.step(x, place, self.rotary[:, place], mask)
+                if place == layer.keys.shape[1]:
+                    layer.grow()
+                x = layer.step(x, place, self.rotary[:, place])
             return self.logits(x, recent[:, -1])
 
         return score
@@ -622,15 +621,17 @@ def sample(
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
-    # The largest logit is taken off first, so that a tiny temperature cannot overflow; nor must a huge one be infinite.
-    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / min(temperature, 1e30)).softmax(dim=-1)
+    if temperature != 1:
+        # The largest is taken off first, so that a tiny temperature cannot overflow; nor must a huge one be infinite.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(temperature, 1e30)
+    probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
-    # The first token at which the running sum passes the draw's share of the total. The second condition is for GPUs,
+    # The first token at which the running sum passes the draw's share of the total. The running maximum is for GPUs,
     # which add in parallel: there the sum may waver by a rounding where nothing is added.
-    running = probabilities.cumsum(dim=-1)
-    passed = (running > draw[:, None] * running[:, -1:]) & (probabilities > 0)
-    return passed.int().argmax(dim=-1)
+    running = probabilities.cumsum(dim=-1).cummax(dim=-1).values
+    chosen = torch.searchsorted(running, draw[:, None] * running[:, -1:], right=True).squeeze(1)
+    return chosen.remainder(logits.shape[-1])  # the first token where the logits are not numbers
