@@ -7,7 +7,8 @@ own optimizers and working copy, as train_transformer.py runs them; every peer w
 bf16 autocast, in the faster of its ways of attention. All of it takes turns in one process. A system counts by the
 median of its rounds in its better precision; "fastest" is its fastest round. The limit is 6 floating point operations
 a parameter and target character, at the rate of the fastest bf16 matrix product of this model's sizes, measured in the
-same rounds.
+same rounds. The row "products alone" repeats the matrix products of a step of ours, those of attention and of the
+optimizer too, on the very numbers of that step, and nothing else: no step with these products is faster.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.machine import (
     PRECISIONS,
@@ -63,6 +67,42 @@ def our_step(model: Transformer, precision: str) -> Step:
     return step
 
 
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the matrix products that are computed while it is entered.
+
+    Attributes:
+        calls: each of them, with what it was computed from.
+    """
+
+    OPERATORS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm)
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Callable[[], object]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as ever; note the call if it is a product."""
+        call = partial(func, *args, **(kwargs or {}))
+        if func.overloadpacket in self.OPERATORS:
+            self.calls.append(call)
+        return call()
+
+
+def products_of(step: Step, source: Tensor, target: Tensor) -> list[Callable[[], object]]:
+    """The matrix products of one step."""
+    step(source, target)  # the first one has zeros for weights
+    with Products() as products:
+        step(source, target)
+    return products.calls
+
+
+@torch.no_grad()
+def compute(calls: Sequence[Callable[[], object]], times: int) -> None:
+    """Make all calls, so many times."""
+    for call in list(calls) * times:
+        call()
+
+
 def peer_step(model: nn.Module, precision: str) -> Step:
     """Fused AdamW, in fp32 or under autocast."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -83,11 +123,16 @@ def steps_measure(step: Step, batches: Sequence[tuple[Tensor, Tensor]]) -> Measu
     return timed(lambda: [step(source, target) for source, target in batches])
 
 
-def our_contender(shape: Shape, batches: Sequence[tuple[Tensor, Tensor]]) -> Contender:
-    """Our model in both precisions."""
+def our_contenders(shape: Shape, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Contender]:
+    """Our model in both precisions, and nothing but its products."""
     models = {precision: Transformer(**shape.model()) for precision in PRECISIONS}
-    seconds = {name: (steps_measure(our_step(model, name), batches),) for name, model in models.items()}
-    return Contender("**ours**", count_parameters(models["fp32"]), False, seconds)
+    steps = {name: our_step(model, name) for name, model in models.items()}
+    products = {name: products_of(step, *batches[0]) for name, step in steps.items()}
+    measures = {
+        "**ours**": {name: (steps_measure(step, batches),) for name, step in steps.items()},
+        "products alone": {name: (timed(partial(compute, calls, len(batches))),) for name, calls in products.items()},
+    }
+    return [Contender(name, count_parameters(models["fp32"]), False, seconds) for name, seconds in measures.items()]
 
 
 def peer_contender(peer: Peer, shape: Shape, batches: Sequence[tuple[Tensor, Tensor]]) -> Contender:
@@ -129,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     tune_cpu()  # as the suite's trainer does; the peers have it too
     batches = [shape.random_batch() for _ in range(args.steps)]
-    contenders = [our_contender(shape, batches)]
+    contenders = our_contenders(shape, batches)
     contenders += [peer_contender(peer, shape, batches) for peer in installed_peers()]
     characters = args.steps * shape.batch_size * shape.target_length
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from benchmarks.machine import Contender, best_peer, compete, interleaved
 from benchmarks.peers import NanoGPT, NanoGPTRecipe, Shape, count_parameters, train_nanogpt
 from benchmarks.time_to_loss import block_windows, parse_arguments, random_block_loss
+from benchmarks.train_throughput import our_step, products_of
 from charseq2seq.training.evaluation import evaluate
 from encoder_decoder_transformer import Transformer
 from tests.train_client import ROOT, TINY, TINY_SIZES, Trainee, tiny_text
@@ -63,6 +64,15 @@ def test_train_throughput(tmp_path: Path) -> None:
     assert all(int(figure.replace(",", "")) > 0 for figure in (fp32, bf16, fastest))
     assert of_the_limit.endswith("%") and float(times) > 0
     assert "nn.Transformer" in printed
+    assert all(int(figure.replace(",", "")) > 0 for figure in row(printed, "products alone")[1:4])
+
+
+def test_the_products_alone_are_all_that_a_step_has() -> None:
+    step = our_step(Transformer(**SHAPE.model()), "bf16")
+    source, target = SHAPE.random_batch()
+    layers, shapes = 3, 3  # of matrices: square, keys' and values', feed-forward
+    weights, attention, newton_schulz = layers * 6 * 3 + 3, layers * 6, shapes * 5 * 3  # the head's are 3 more
+    assert len(products_of(step, source, target)) == weights + attention + newton_schulz
 
 
 def test_generate_throughput(tmp_path: Path) -> None:
