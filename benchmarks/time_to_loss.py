@@ -171,7 +171,7 @@ def run_ours(args: argparse.Namespace, corpus: Corpus, seed: int, folder: Path) 
         raise SuiteError(f"the run of seed {seed} ended with status {done.returncode}.", ExitCode.BAD_DATA)
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     checkpoint = load_checkpoint(model_path)
-    model = checkpoint.build_model().to(torch_dtype(str(checkpoint.training_args["precision"])))
+    model = checkpoint.build_model().set_precision(torch_dtype(str(checkpoint.training_args["precision"])))
     metrics = checkpoint.metrics
     losses = losses_of(model, corpus, args.block, args.blocks)
     if abs(losses[0] - metrics["nats_per_char"]) > 1e-3:
