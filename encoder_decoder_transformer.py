@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
-# beat scaled_dot_product_attention, whose backward pass is the largest single cost of a step (anchors.md).
+# beat scaled_dot_product_attention, whose backward pass would be the largest single cost of a step (benchmarks/LOG.md).
 _WRITTEN_OUT_LENGTH = 512
 
 # Tokens that are embedded together: the one at a position and those right before it (widths of 4 are the custom).
@@ -630,8 +630,8 @@ def sample(
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
-    # The first token at which the running sum passes the draw's share of the total. The running maximum is for GPUs,
-    # which add in parallel: there the sum may waver by a rounding where nothing is added.
-    running = probabilities.cumsum(dim=-1).cummax(dim=-1).values
+    # The first token at which the running sum passes the draw's share of the total. GPUs add in parallel: there the sum
+    # may waver by a rounding where nothing is added, so it is taken from where something is.
+    running = (probabilities.cumsum(dim=-1) * (probabilities > 0)).cummax(dim=-1).values
     chosen = torch.searchsorted(running, draw[:, None] * running[:, -1:], right=True).squeeze(1)
     return chosen.remainder(logits.shape[-1])  # the first token where the logits are not numbers

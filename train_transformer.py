@@ -103,14 +103,22 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
         show_outcome(args.model_path, outcome)
     if outcome.stopped_by is not None:
         report["outcome"] = "stopped"
-        goes_on = "the same command continues this run" if not outcome.complete else "the run itself was complete"
-        log(f"stopped: everything is saved; {goes_on}.")
+        log(f"stopped: everything is saved; {what_is_left(args, outcome)}.")
         return outcome.stopped_by
     if request is None:
         log(f"next: python train_transformer.py --mode generate --model_path {args.model_path}")
         log(f"      python push_to_huggingface.py --model_path {args.model_path} --dry_run")
         return 0
     return push(args.model_path, request, report)
+
+
+def what_is_left(args: argparse.Namespace, outcome: Outcome) -> str:
+    """How to go on after a stop, in words."""
+    if not outcome.complete:
+        with_resume = "" if args.resume == "auto" else ", with --resume auto,"
+        return f"the same command{with_resume} continues this run"
+    unpushed = f", but is not pushed: python push_to_huggingface.py --model_path {args.model_path}"
+    return "the run itself was complete" + unpushed * args.push_to_hf
 
 
 def show_outcome(model_path: Path, outcome: Outcome) -> None:
@@ -251,7 +259,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     problems = [
         f"--{name} belongs to --mode {mode}, not --mode {args.mode}"
         for mode in ("train", "generate")
-        if mode != args.mode
+        if args.mode not in (mode, None)  # None: mistyped, which is a problem of its own
         for name in of_mode[mode]
         if name in used
     ]
@@ -460,7 +468,12 @@ def add_publishing_arguments(parser: CommandLine) -> list[str]:
 def add_generation_arguments(parser: CommandLine) -> list[str]:
     """Arguments of --mode generate; returns their names."""
     group = parser.add_argument_group("text (generate)")
-    group.add_argument("--prompt", default="", metavar="TEXT", help="text to continue, of any length (default: none)")
+    group.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="text to continue (default: none); --prompt=@... if it begins with @",
+    )
     group.add_argument("--prompt_file", type=Path, metavar="FILE", help="a UTF-8 file to continue")
     parser.add(group, "--num_chars", whole(0), default=500, metavar="N", help="characters to write (%(default)s)")
     parser.add(group, "--num_samples", whole(1), default=1, metavar="N", help="texts to write (%(default)s)")

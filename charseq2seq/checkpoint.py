@@ -45,7 +45,7 @@ _GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
 _SMALL = 1 << 20
 _PICKLE_SHARE, _DIRECTORY_SHARE = 1 / 128, 1 / 8
 _DEEPEST_NESTING = 16
-_LARGEST_TABLE = 1 << 23  # positions times features of a head: what a model computes from its config alone
+LARGEST_TABLE = 1 << 23  # positions times features of a head: what a model computes from its config alone
 _LARGEST_FIGURE = 1e300
 
 _ONLY_VALUES = "it holds more than tensors and plain values, and code in a file is never run"
@@ -208,7 +208,7 @@ def _fit_problem(checkpoint: Checkpoint) -> str | None:
     """Weights and config that do not fit each other."""
     sizes = {name: parameter.default for name, parameter in _model_arguments().items()} | dict(checkpoint.config)
     positions = sizes["source_length"] + sizes["target_length"]
-    if positions * sizes["d_model"] > _LARGEST_TABLE * max(1, sizes["num_heads"]):
+    if positions * sizes["d_model"] > LARGEST_TABLE * max(1, sizes["num_heads"]):
         return "its config has lengths that would take more memory than its weights"
     try:
         expected = _empty_model(checkpoint.config).state_dict()

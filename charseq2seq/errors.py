@@ -52,7 +52,9 @@ class TerminatedError(KeyboardInterrupt):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out; torch's own are RuntimeErrors, known by their text only."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    return any(words in str(error).lower() for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
 def as_refusal(error: BaseException) -> SuiteError:

@@ -49,10 +49,11 @@ class NumpyDecoder:
         self.device = model.device
         self.tables = [_centred(_array(table), axis=1) for table in reversed(model.embedding.tables())]
         self.head = _array(model.head.weight)
-        self.bias = np.zeros((len(self.head), len(self.head)), np.float32)  # what the previous token adds to the scores
-        if model.bigram is not None:
-            self.bias += _array(model.bigram.weight)
-        self.bias[:, model.start_id] = -math.inf  # it is never written
+        never = np.zeros(len(self.head), np.float32)
+        never[model.start_id] = -math.inf  # it is never written
+        # What the previous token adds to the scores; without a table one row stands for all of them.
+        rows = np.broadcast_to(never, (len(never), len(never)))
+        self.bias = rows if model.bigram is None else _array(model.bigram.weight) + never
         capacity = model.source_length + model.target_length
         turns = _turns(model)
         self.layers = [_Layer(layer, capacity, turns) for layer in cast("list[DecoderLayer]", list(model.decoder))]

@@ -257,10 +257,14 @@ WRONG_ARGUMENTS = {
     "no share": wrong("--dropout -0.1", r"--dropout must be a number at least 0 and below 1, not '-0\.1'"),
     "heads": wrong("--d_model 64 --num_heads 3", r"--d_model 64 cannot be divided into 3 heads of an even size"),
     "odd heads": wrong("--d_model 6 --num_heads 2", r"--d_model 6 cannot be divided into 2 heads of an even size"),
+    "lengths that no model file may have": wrong(
+        "--d_model 1024 --source_length 16384 --target_length 16384",
+        r"--source_length 16,384 and --target_length 16,384 are together more than 16,384, the most",
+    ),
     "more heads than features": wrong("--num_heads 1024", r"--d_model 16 cannot be divided into 1024 heads"),
     "unknown device": wrong("--device tpu", r"--device must be one of auto, cpu, cuda, mps, not 'tpu'"),
     "unknown precision": wrong("--precision int8", r"--precision must be one of auto, fp32, bf16, fp16, not 'int8'"),
-    "unknown mode": wrong("--mode sleep", r"--mode must be one of train, evaluate, generate, not 'sleep'"),
+    "unknown mode": wrong("--mode sleep", r"error: --mode must be one of train, evaluate, generate, not 'sleep'"),
     "unknown argument": wrong("--temprature 1", r"unrecognized arguments: --temprature 1"),
     "an argument of another mode": wrong("--num_chars 5", r"--num_chars belongs to --mode generate, not --mode train"),
     "publishing without pushing": wrong("--hf_repo_name poet", r"--hf_repo_name needs --push_to_hf"),
@@ -306,7 +310,7 @@ WRONG_ARGUMENTS = {
     "a model path too long": wrong(f"--model_path {'n' * 300}.pth", r"the file name is too long;", CANNOT_CREATE),
     "a resume path too long": wrong(f"--model_path {'n' * 244}.pth", r"the file name is too long;", CANNOT_CREATE),
     "no folder for the log": wrong("--log_file no/x.log", r"no/x\.log: the folder does not exist;", CANNOT_CREATE),
-    "resume state missing": wrong("--resume absent.pth", r"absent\.pth does not exist;", NO_INPUT),
+    "resume state missing": wrong("--resume absent.pth", r"absent\.pth does not exist; --resume takes", NO_INPUT),
     "resume state is a text": wrong("--resume text.txt", r"text\.txt cannot be used: it is no complete", BAD_DATA),
     "resume state is a model": wrong(
         "--resume transformer_model.pth", r"not a charseq2seq resume state file", BAD_DATA

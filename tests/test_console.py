@@ -76,6 +76,7 @@ def test_a_person_at_a_terminal_reads_plain_sentences() -> None:
         ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, f"{TIME} terminated.\n"),
         ("raise MemoryError", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
         ("import torch\ntorch.empty(2**60)", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
+        ("raise RuntimeError('an illegal memory access')", 1, r"Traceback (?s:.*)illegal memory access\n"),
         ("raise BrokenPipeError", 141, ""),
         ("raise ValueError('a defect')", 1, r"Traceback (?s:.*)ValueError: a defect\n"),
     ],

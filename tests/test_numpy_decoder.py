@@ -105,6 +105,11 @@ def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
     assert len(list(itertools.islice(writer.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
 
 
+def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:
+    without = NumpyDecoder(model(bigram=False))
+    assert without.bias.strides[0] == 0 and (without.bias[:, 0] == -np.inf).all() and not without.bias[:, 1:].any()
+
+
 def test_weights_begin_where_a_cache_line_does() -> None:
     for layer in NumpyDecoder(model()).layers:
         for weight in (layer.inward, layer.outward):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from charseq2seq.corpus import WindowSampler
+from charseq2seq.training.loop import TrainingDivergedError
+from charseq2seq.training.run import train
+from charseq2seq.training.settings import resolve_settings
 from tests.train_client import TINY, Done, Trainee, finish
+from train_transformer import parse_arguments
 
 STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
@@ -111,8 +119,26 @@ def test_an_unfinished_run_that_differs_is_set_aside_and_kept(tmp_path: Path) ->
     assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] in (10, 12)
     trainee.resume.write_bytes(trainee.resume.read_bytes()[:1000])
     done = trainee.train(*SHORT)
-    assert done.code == 0 and "cannot be used" in done.log and "starting a new run" in done.log
+    assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
+    assert (trainee.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
+
+
+def test_a_run_continued_from_a_file_loses_nothing(tmp_path: Path) -> None:
+    trainee, old = Trainee(tmp_path / "user"), tmp_path / "user" / "old.pth"
+    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
+    assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
+    trainee.resume.rename(old)
+    from_file = [*command, "--resume", old.name]
+    stopped = strike_at(trainee.start(*from_file), 33, signal.SIGTERM)
+    assert stopped.code == 143 and "the same command, with --resume auto, continues this run" in stopped.log
+    assert not list(trainee.home.glob("*.earlier*"))
+    reached = contents(trainee.resume)["step"]
+    done = trainee.run(*from_file)
+    assert done.code == 0 and "an unfinished run lies where this one goes" in done.log, done.log
+    assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] == reached > 12
+    assert trainee.run(*from_file).code == 0
+    assert len(list(trainee.home.glob("*.earlier*"))) == 1, "a finished run's state is of no use to anybody"
 
 
 def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> None:
@@ -142,6 +168,23 @@ def test_a_run_that_diverges_goes_on_more_carefully(tmp_path: Path) -> None:
     assert "learning rate (1e+06) is too high" in done.log
     assert "Going on from step 4 with 0.5 of the learning rate" in done.log
     assert contents(trainee.resume)["learning_rate_scale"] == 0.5
+
+
+def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainee, ordinary = Trainee(tmp_path / "user"), WindowSampler.next_batch
+
+    def next_batch(sampler: WindowSampler, *arguments: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ordinary(sampler, *arguments)
+
+    monkeypatch.setattr(WindowSampler, "next_batch", next_batch)
+    monkeypatch.chdir(trainee.home)
+    settings = resolve_settings(parse_arguments([*TINY, *SHORT, "--precision", "fp32"]), trainee.text)
+    with pytest.raises(TrainingDivergedError, match="the size of the weights became nan at step 1:") as raised:
+        train(replace(settings, learning_rate=math.inf))
+    assert raised.value.stopped and not trainee.resume.exists()
 
 
 def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.corpus import load_corpus
@@ -72,6 +73,24 @@ def test_the_training_loss_is_the_same_however_often_it_is_read(tmp_path: Path) 
         trainer.train()
         curves.append([point["train_nats_per_char"] for point in trainer.history])
     assert curves[0] == curves[1] and len(curves[0]) == 3
+
+
+@pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])
+def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int, tmp_path: Path) -> None:
+    user = Trainee(tmp_path / "user")
+    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(pieces), "--max_steps", "1"]
+    corpus, computed = load_corpus(user.text, 24), []
+    trainer = Trainer(suited_to(corpus, resolve_settings(parse_arguments([*TINY, *flags]), user.text)), corpus)
+    forward = trainer.forward
+
+    def count(source: Tensor, target: Tensor) -> Tensor:
+        computed.append(len(source))
+        logits: Tensor = forward(source, target)
+        return logits
+
+    trainer.forward = count
+    trainer._train_step()
+    assert len(computed) == pieces and sum(computed) == batch_size
 
 
 def test_a_run_ends_with_text_figures_and_what_to_do_next(trained: tuple[Trainee, Done]) -> None:

@@ -51,6 +51,7 @@ _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
 _EVALUATIONS_A_MINUTE = 4  # and no more than these
+_LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is forgotten
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 
 
@@ -59,9 +60,11 @@ class TrainingDivergedError(SuiteError):
 
     Attributes:
         saved: whether this run had saved a good state before.
+        stopped: whether a signal had asked the run to stop.
     """
 
     saved = False
+    stopped = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Trainer:
                 self._run(stop, progress)
                 return self._finish(stop, progress)
         except TrainingDivergedError as error:
-            error.saved = self.saved
+            error.saved, error.stopped = self.saved, stop.exit_code is not None
             raise
 
     def spent_share(self) -> float:
@@ -189,7 +192,8 @@ class Trainer:
                 return
             evaluated = due
             self._train_step()
-            progress.show(self.step, self.train_loss, self._speed(), time.perf_counter() - started, self.spent_share())
+            spent = time.perf_counter() - started
+            progress.show(self.step, self.train_loss, self._speed(spent), spent, self.spent_share())
 
     def _evaluations_due(self) -> int:
         """How many evaluations there should have been by now."""
@@ -198,9 +202,9 @@ class Trainer:
         evaluations = min(_EVALUATIONS, _EVALUATIONS_A_MINUTE * (self.settings.max_minutes or math.inf))
         return int(self.spent_share() * evaluations)
 
-    def _speed(self) -> float:
+    def _speed(self, seconds: float) -> float:
         """Target characters per second."""
-        return self.step * self.settings.batch_size * self.master.target_length / max(self.seconds, 1e-9)
+        return self.step * self.settings.batch_size * self.master.target_length / max(seconds, 1e-9)
 
     def _train_step(self) -> None:
         # The middle of the step: with its beginning the first step would be lost to warm-up.
@@ -219,9 +223,9 @@ class Trainer:
         size = self.group.size
         if size > 1:  # every process drops other features, and a resumed one the same again
             torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * size + self.group.rank)
-        source, target = (self._to_device(ids) for ids in self.sampler.next_batch(self.group.rank, size))
-        pieces = list(zip(*(ids.chunk(self.settings.accumulation_steps) for ids in (source, target)), strict=True))
-        characters = self.settings.batch_size * target.shape[1]
+        batch = [self._to_device(ids) for ids in self.sampler.next_batch(self.group.rank, size)]
+        pieces = list(zip(*(ids.tensor_split(self.settings.accumulation_steps) for ids in batch), strict=True))
+        characters = self.settings.batch_size * self.master.target_length
         losses = []
         for number, (source, target) in enumerate(pieces, start=1):
             with self._local_gradients(wanted=number < len(pieces)):
@@ -247,13 +251,13 @@ class Trainer:
         losses = self.group.sum(*torch.stack(self.unread_losses).tolist()) if self.unread_losses else []
         self.unread_losses.clear()
         for loss in losses:
-            self._check_finite("training", loss)
+            self._check_finite("training loss", loss)
             self.train_loss = loss if math.isnan(self.train_loss) else 0.98 * self.train_loss + 0.02 * loss
 
-    def _check_finite(self, name: str, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, name: str, figure: float) -> None:
+        if not math.isfinite(figure):
             raise TrainingDivergedError(
-                f"the {name} loss became {loss} at step {self.step:,}: most likely the learning rate "
+                f"the {name} became {figure} at step {self.step:,}: most likely the learning rate "
                 f"({self.settings.learning_rate * self.learning_rate_scale:g}) is too high; try half of it.",
                 ExitCode.DIVERGED,
             )
@@ -273,10 +277,12 @@ class Trainer:
         half = max(1, (len(self.corpus.ids) - first) // 2)
         last = first + min(half, _SELECTION_CHARACTERS)
         loss = evaluate(self.working.model, self.corpus.ids, first, last, self.evaluators).nats_per_char
-        self._check_finite("validation", loss)
+        self._check_finite("validation loss", loss)
         self.history.append(
             {"step": self.step, "seconds": self.seconds, "train_nats_per_char": self.train_loss, "nats_per_char": loss}
         )
+        if len(self.history) > _LONGEST_HISTORY:
+            del self.history[1::2]  # all but the first and every second one after it
         best = loss < self.best_loss
         self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         if best:
@@ -295,7 +301,7 @@ class Trainer:
             if not self.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
             evaluation = self._evaluate_best()
-            self._check_finite("validation", evaluation.nats_per_char)
+            self._check_finite("validation loss", evaluation.nats_per_char)
             weights = whole_weights(self.master, self.best_weights, keep=self.group.is_leader)
             if self.group.is_leader:
                 save_checkpoint(self.settings.model_path, self._checkpoint(weights, evaluation))
@@ -331,7 +337,7 @@ class Trainer:
                 "step": self.best_step,
                 "steps": self.step,
                 "seconds": self.seconds,
-                "characters_per_second": self._speed(),
+                "characters_per_second": self._speed(self.seconds),
                 "train_nats_per_char": self.train_loss,
                 "history": self.history,
             },
@@ -344,8 +350,12 @@ class Trainer:
 
         Raises:
             SuiteError: it cannot be written; an earlier state is untouched.
+            TrainingDivergedError: there are weights that no run could continue from; as above.
         """
         self._read_losses()
+        weights = own_weights(self.master)
+        (size,) = self.group.sum(sum(float(weight.norm()) for weight in weights.values()))
+        self._check_finite("size of the weights", size)  # the last step's loss is of the weights before it
         keep = self.group.is_leader
         state = {
             "identity": run_identity(self.settings, self.corpus),
@@ -354,7 +364,7 @@ class Trainer:
             "seconds": self.seconds,
             "train_loss": self.train_loss,
             "learning_rate_scale": self.learning_rate_scale,
-            "weights": whole_weights(self.master, own_weights(self.master), keep=keep),
+            "weights": whole_weights(self.master, weights, keep=keep),
             "optimizers": [whole_optimizer_state(optimizer, keep=keep) for optimizer in self.optimizers],
             "scaler": self.working.state(),
             "sampler": self.sampler.state(),

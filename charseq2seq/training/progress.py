@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Self
 
@@ -44,7 +45,7 @@ class Progress:
 
         Args:
             step: steps done.
-            loss: smoothed training loss, nats per character.
+            loss: smoothed training loss, nats per character; not a number where none is known yet.
             speed: target characters per second.
             spent: seconds of training.
             share: how much of the budget is spent, 0 to 1.
@@ -52,7 +53,7 @@ class Progress:
         if self._bar is None and step % self._log_interval:
             return
         left = format_duration(spent * (1 / share - 1)) if share > 0.001 else "?"
-        figures = f"loss {loss:.4f} nats/char, {speed:,.0f} chars/s"
+        figures = f"loss {loss:.4f} nats/char, " * (not math.isnan(loss)) + f"{speed:,.0f} chars/s"
         if self._bar is None:
             log(f"step {step:,} ({share:.0%}): {figures}, {format_duration(spent)} spent, {left} left")
         else:

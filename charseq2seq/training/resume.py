@@ -6,6 +6,7 @@ arguments; one that differs is set aside, never overwritten; after a finished ru
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
         return None
     if resume == "auto":
         return _unfinished_state(resume_path(model_path), identity)
+    if not Path(resume).exists():
+        raise SuiteError(f"{resume} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
     state = load_resume_state(Path(resume))
     different = [line for line in differences(_identity(state), identity) if not line.startswith(_BUDGET)]
     if different:
@@ -50,7 +53,17 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
             "or start anew with --resume never.",
             ExitCode.USAGE,
         )
+    own = resume_path(model_path)
+    if own.exists() and not own.samefile(resume) and not _is_finished(own):
+        _set_aside(own, "an unfinished run lies where this one goes.")
     return state
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return bool(load_resume_state(path).get("finished"))
+    except SuiteError:  # damaged, but not ours to throw away
+        return False
 
 
 def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -59,14 +72,14 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     try:
         state = load_resume_state(path)
     except SuiteError as error:
-        _set_aside(path, str(error))
+        _set_aside(path, f"{error} Starting a new run.")
         return None
     if state.get("finished"):
         log("resume: the last run here finished; starting a new one.")
         return None
     different = differences(_identity(state), identity)
     if different:
-        _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}.")
+        _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
         return None
     return state
 
@@ -93,13 +106,15 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _set_aside(path: Path, reason: str) -> None:
-    """Keep a resume state that does not fit under another name, so that nothing is lost and cron goes on."""
-    kept = path.with_suffix(".earlier" + path.suffix)
+    """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on."""
+    numbers = itertools.chain([""], itertools.count(2))
+    names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in numbers)
+    kept = next(name for name in names if not name.exists())
     try:
         path.replace(kept)
     except OSError as error:
         raise write_error(kept, error) from error
-    log(f"resume: {reason} It is kept as {kept} (continue it with --resume {kept}); starting a new run.")
+    log(f"resume: {reason} What lay there is kept as {kept}; continue it with --resume {kept}.")
 
 
 def seed_random_states(seed: int) -> None:
@@ -113,7 +128,7 @@ def seed_random_states(seed: int) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of every random generator a run may draw from: Python's, numpy's, torch's and each GPU's."""
+    """The states of every random generator a run may draw from: Python's, numpy's, torch's and this process's GPU's."""
     import numpy as np
     import torch
 
@@ -122,7 +137,8 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of this process's GPU only: a run may go on where there are fewer.
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
@@ -138,6 +154,6 @@ def restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
     if states["mps"] is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])

@@ -53,11 +53,7 @@ def _train(settings: Settings, group: Group) -> Outcome:
         identity = run_identity(settings, corpus)
         state = group.from_leader(lambda: find_resume_state(settings.resume, settings.model_path, identity))
         try:
-            trainer = Trainer(settings, corpus, state, group=group)
-            announce(trainer, resumed=state is not None)
-            return trainer.train()
-        except TrainingDivergedError as error:
-            return _train_more_carefully(trainer, state, error)
+            return _train_once_or_twice(settings, corpus, state, group)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -68,9 +64,17 @@ def _train(settings: Settings, group: Group) -> Outcome:
             ) from error
 
 
-def _train_more_carefully(diverged: Trainer, state: dict[str, Any] | None, error: TrainingDivergedError) -> Outcome:
-    """Go on from the last good state with a smaller learning rate; only once in a run."""
-    settings, corpus, group = diverged.settings, diverged.corpus, diverged.group
+def _train_once_or_twice(settings: Settings, corpus: Corpus, state: dict[str, Any] | None, group: Group) -> Outcome:
+    """Train; if the loss diverges, go on from the last good state with a smaller learning rate, only once in a run."""
+    try:
+        trainer = Trainer(settings, corpus, state, group=group)
+        announce(trainer, resumed=state is not None)
+        return trainer.train()
+    except TrainingDivergedError as first:
+        error = first.with_traceback(None)  # which holds the trainer too
+    del trainer  # or its memory would be taken twice
+    if error.stopped:
+        raise error
     if error.saved:
         state = group.from_leader(lambda: load_resume_state(resume_path(settings.model_path)))
     if state is not None and state["learning_rate_scale"] < 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charseq2seq.checkpoint import LARGEST_TABLE
 from charseq2seq.errors import ExitCode, SuiteError, join_problems
 
 if TYPE_CHECKING:
@@ -188,6 +189,12 @@ def _noting(problems: list[str], choose: Any, *asked: str) -> tuple[str, str]:
 
 def _size_problems(chosen: dict[str, Any]) -> list[str]:
     d_model, num_heads = chosen["d_model"], chosen["num_heads"]
+    longest = LARGEST_TABLE * num_heads // d_model
+    if chosen["source_length"] + chosen["target_length"] > longest:
+        return [
+            f"--source_length {chosen['source_length']:,} and --target_length {chosen['target_length']:,} are together "
+            f"more than {longest:,}, the most that a model file may have with this --d_model and --num_heads."
+        ]
     if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
         return []
     return [
