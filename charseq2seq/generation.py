@@ -118,8 +118,9 @@ def stream_text(
         top_p=sampling.top_p,
         generator=generator,
     )
+    texts = [vocabulary.decode([index]) for index in range(len(vocabulary))]
     for token in tokens:
-        yield vocabulary.decode([int(token)])
+        yield texts[int(token)]
 
 
 def generate_text(

@@ -108,8 +108,8 @@ class NumpyDecoder:
         The start token's score is minus infinity.
         """
         x, scores = self.x, self.scores
-        x[:] = 0
-        for table, token in zip(self.tables, reversed(recent), strict=False):
+        x[:] = self.tables[0][recent[-1]]
+        for table, token in zip(self.tables[1:], recent[-2::-1], strict=False):
             x += table[token]
         _normalize(x, x)
         for layer in self.layers:
@@ -207,7 +207,8 @@ def choose(scores: Array, draw: float, temperature: float, top_k: int | None, to
 
         return int(sample(torch.from_numpy(scores)[None], torch.tensor([draw]), temperature, top_k, top_p))
     scores -= scores.max()
-    scores *= np.float32(1 / min(temperature, 1e30))
+    if temperature != 1:
+        scores *= np.float32(1 / min(temperature, 1e30))
     running = np.exp(scores, out=scores).cumsum()
     chosen = int(running.searchsorted(np.float32(draw) * running[-1], side="right"))
     return chosen if chosen < len(scores) else 0  # as `sample`, where the scores are not numbers
