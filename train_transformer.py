@@ -117,8 +117,11 @@ def what_is_left(args: argparse.Namespace, outcome: Outcome) -> str:
     if not outcome.complete:
         with_resume = "" if args.resume == "auto" else ", with --resume auto,"
         return f"the same command{with_resume} continues this run"
-    unpushed = f", but is not pushed: python push_to_huggingface.py --model_path {args.model_path}"
-    return "the run itself was complete" + unpushed * args.push_to_hf
+    if not args.push_to_hf:
+        return "the run itself was complete"
+    name = f" --repo_name {args.hf_repo_name}" if args.hf_repo_name else ""
+    push = f"python push_to_huggingface.py --model_path {args.model_path}{name}"
+    return f"the run itself was complete, but the model is not pushed yet: {push}"
 
 
 def show_outcome(model_path: Path, outcome: Outcome) -> None:

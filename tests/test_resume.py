@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from charseq2seq.corpus import WindowSampler
-from charseq2seq.training.loop import TrainingDivergedError
+from charseq2seq.errors import ExitCode
+from charseq2seq.training.loop import Outcome, TrainingDivergedError
 from charseq2seq.training.run import train
 from charseq2seq.training.settings import resolve_settings
 from tests.train_client import TINY, Done, Trainee, finish
-from train_transformer import parse_arguments
+from train_transformer import parse_arguments, what_is_left
 
 STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
@@ -149,6 +150,15 @@ def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> 
     finished = trainee.model.read_bytes()
     assert strike_at(trainee.start(*command, "--seed", "3"), 12, signal.SIGTERM).code == 143
     assert trainee.model.read_bytes() == finished
+
+
+def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
+    outcome = Outcome(evaluation=None, best_step=8, steps=8, seconds=1.0, complete=True, stopped_by=ExitCode.TERMINATED)
+    pushing = parse_arguments(["--push_to_hf", "--hf_repo_name", "plays", "--model_path", "m.pth"])
+    assert what_is_left(pushing, outcome).endswith(
+        "complete, but the model is not pushed yet: python push_to_huggingface.py --model_path m.pth --repo_name plays"
+    )
+    assert what_is_left(parse_arguments([]), outcome) == "the run itself was complete"
 
 
 def test_patience_ends_a_run_well(tmp_path: Path) -> None:
