@@ -221,7 +221,7 @@ def test_resuming_says_that_the_text_is_another(client: WarmClient, user: Traine
     see_refused(done, USAGE, r"different run: corpus_sha256 was \w{64}, is \w{64}\. Give the same text and arguments")
     assert (user.resume.read_bytes(), user.model.read_bytes()) == (unfinished, model)
     done = client.run(user.home, *TRAIN)
-    see(done, OK, r"the unfinished run here is a different one: corpus_sha256 was .* What lay there is kept as \S+earlier\.pth")
+    see(done, OK, r"unfinished run here is a different one: corpus_sha256 was .* lay there is kept as \S+earlier\.pth")
     assert (user.home / "transformer_model.resume.earlier.pth").read_bytes() == unfinished
 
 
