@@ -184,7 +184,12 @@ class Embedding(nn.Module):
         return normalize(x)
 
     def last(self, ids: Tensor, tables: Tensor) -> Tensor:
-        """What `forward` says of the last position, (batch, d_model), of up to _SPAN ids a row; `tables` joined."""
+        """What `forward` says of the last position, (batch, d_model).
+
+        Args:
+            ids: (batch, up to _SPAN).
+            tables: those of `tables()` one below the other: a position's vectors are then a single lookup.
+        """
         firsts = torch.arange(0, len(tables), len(self.weight), device=ids.device)[-ids.shape[1] :]
         return normalize(F.embedding_bag(ids + firsts, tables, mode="sum"))
 
@@ -299,13 +304,14 @@ class CachedLayer:
 
     Attributes:
         keys, values: (batch, room, head_size).
+        nothing: what baddbmm wants to add to and, with beta=0, does not read.
     """
 
     def __init__(self, layer: DecoderLayer, memory: Tensor, table: Tensor) -> None:
         attention, feed_forward = layer.attention, layer.feed_forward
         self.keys, self.values = attention.keys_and_values(memory, table)
         self.heads, self.head_size = attention.num_heads, self.keys.shape[-1]
-        self.none = self.keys.new_zeros(())
+        self.nothing = self.keys.new_zeros(())
         # Two products instead of six: a single position is too little work for a CPU to be worth the calls.
         self.inward = torch.cat(
             [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
@@ -338,7 +344,7 @@ class CachedLayer:
         self.keys[:, place] = turned[:, -2]
         self.values[:, place] = rows[:, -1]
         scale = self.head_size**-0.5
-        scores = torch.baddbmm(self.none, turned[:, :-2], self.keys.transpose(1, 2), beta=0, alpha=scale)
+        scores = torch.baddbmm(self.nothing, turned[:, :-2], self.keys.transpose(1, 2), beta=0, alpha=scale)
         scores[..., place + 1 :] = -math.inf  # room not yet filled; less work than a mask
         taken = torch.bmm(scores.softmax(dim=-1), self.values).flatten(1)
         found = torch.cat([taken.t(), wide.relu_().square()])

@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -119,9 +120,12 @@ def what_is_left(args: argparse.Namespace, outcome: Outcome) -> str:
         return f"the same command{with_resume} continues this run"
     if not args.push_to_hf:
         return "the run itself was complete"
-    name = f" --repo_name {args.hf_repo_name}" if args.hf_repo_name else ""
-    push = f"python push_to_huggingface.py --model_path {args.model_path}{name}"
-    return f"the run itself was complete, but the model is not pushed yet: {push}"
+    push = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
+    for name in ("repo_name", "username", "token_file"):  # but not the token
+        value = getattr(args, f"hf_{name}")
+        push += [f"--{name}", str(value)] if value else []
+    push += ["--private"] * args.hf_private
+    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(push)}"
 
 
 def show_outcome(model_path: Path, outcome: Outcome) -> None:

@@ -99,8 +99,9 @@ def products_of(step: Step, source: Tensor, target: Tensor) -> list[Callable[[],
 @torch.no_grad()
 def compute(calls: Sequence[Callable[[], object]], times: int) -> None:
     """Make all calls, so many times."""
-    for call in list(calls) * times:
-        call()
+    for _ in range(times):
+        for call in calls:
+            call()
 
 
 def peer_step(model: nn.Module, precision: str) -> Step:

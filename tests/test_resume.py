@@ -154,10 +154,10 @@ def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> 
 
 def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
     outcome = Outcome(evaluation=None, best_step=8, steps=8, seconds=1.0, complete=True, stopped_by=ExitCode.TERMINATED)
-    pushing = parse_arguments(["--push_to_hf", "--hf_repo_name", "plays", "--model_path", "m.pth"])
-    assert what_is_left(pushing, outcome).endswith(
-        "complete, but the model is not pushed yet: python push_to_huggingface.py --model_path m.pth --repo_name plays"
-    )
+    pushing = parse_arguments(["--push_to_hf", "--hf_repo_name", "plays", "--hf_private", "--model_path", "a m.pth"])
+    said, command = what_is_left(pushing, outcome).split(": ")
+    assert said == "the run itself was complete, but the model is not pushed yet"
+    assert command == "python push_to_huggingface.py --model_path 'a m.pth' --repo_name plays --private"
     assert what_is_left(parse_arguments([]), outcome) == "the run itself was complete"
 
 

@@ -20,6 +20,7 @@ from charseq2seq.corpus import load_corpus
 from charseq2seq.training.evaluation import evaluate
 from charseq2seq.training.loop import Trainer
 from charseq2seq.training.optimization import suitable_weight_decay
+from charseq2seq.training.progress import Progress
 from charseq2seq.training.run import suited_to
 from charseq2seq.training.settings import SIZES, choose_precision, resolve_settings
 from charseq2seq.vocabulary import CharVocabulary
@@ -73,6 +74,22 @@ def test_the_training_loss_is_the_same_however_often_it_is_read(tmp_path: Path) 
         trainer.train()
         curves.append([point["train_nats_per_char"] for point in trainer.history])
     assert curves[0] == curves[1] and len(curves[0]) == 3
+
+
+def test_a_long_history_forgets_every_second_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charseq2seq.training.loop._LONGEST_HISTORY", 4)
+    user = Trainee(tmp_path / "user")
+    flags = ["--max_steps", "9", "--eval_interval", "1", "--model_path", str(user.model)]
+    corpus = load_corpus(user.text, 24)
+    trainer = Trainer(suited_to(corpus, resolve_settings(parse_arguments([*TINY, *flags]), user.text)), corpus)
+    trainer.train()
+    assert [point["step"] for point in trainer.history] == [1, 7, 9]
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
+        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
+        assert shown in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])

@@ -161,7 +161,10 @@ class Trainer:
                 self._run(stop, progress)
                 return self._finish(stop, progress)
         except TrainingDivergedError as error:
-            error.saved, error.stopped = self.saved, stop.exit_code is not None
+            error.saved = self.saved
+            _, error.stopped = self.group.agree(
+                self.seconds, stop
+            )  # or one process would try again and wait for another
             raise
 
     def spent_share(self) -> float:
@@ -282,7 +285,7 @@ class Trainer:
             {"step": self.step, "seconds": self.seconds, "train_nats_per_char": self.train_loss, "nats_per_char": loss}
         )
         if len(self.history) > _LONGEST_HISTORY:
-            del self.history[1::2]  # all but the first and every second one after it
+            del self.history[-2::-2]  # the last one stays
         best = loss < self.best_loss
         self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         if best:

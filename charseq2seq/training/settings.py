@@ -189,18 +189,20 @@ def _noting(problems: list[str], choose: Any, *asked: str) -> tuple[str, str]:
 
 def _size_problems(chosen: dict[str, Any]) -> list[str]:
     d_model, num_heads = chosen["d_model"], chosen["num_heads"]
+    source_length, target_length = chosen["source_length"], chosen["target_length"]
     longest = LARGEST_TABLE * num_heads // d_model
-    if chosen["source_length"] + chosen["target_length"] > longest:
-        return [
-            f"--source_length {chosen['source_length']:,} and --target_length {chosen['target_length']:,} are together "
-            f"more than {longest:,}, the most that a model file may have with this --d_model and --num_heads."
-        ]
-    if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
-        return []
-    return [
-        f"--d_model {d_model} cannot be divided into --num_heads {num_heads} heads of an even size; "
-        f"choose --d_model {2 * num_heads * max(1, round(d_model / num_heads / 2))}, say."
-    ]
+    problems = []
+    if source_length + target_length > longest:
+        problems.append(
+            f"--source_length {source_length:,} and --target_length {target_length:,} are together more than "
+            f"{longest:,}, the most that a model file may have with this --d_model; choose shorter ones or more heads."
+        )
+    if d_model % num_heads or d_model // num_heads % 2:
+        problems.append(
+            f"--d_model {d_model} cannot be divided into --num_heads {num_heads} heads of an even size; "
+            f"choose --d_model {2 * num_heads * max(1, round(d_model / num_heads / 2))}, say."
+        )
+    return problems
 
 
 def choose_device(asked: str) -> tuple[str, str]:
