@@ -197,3 +197,24 @@ def test_a_group_pushes_once(parallel: str, user: Trainee) -> None:
         done = ended(torchrun(user, TWO, *TRAIN, *arguments, **hub.environment(user.home, WRITE)))
         assert done.code == 0 and done.report["outcome"] == "pushed", done.log
         assert len(hub.calls("POST", "/commit/")) == 1
+
+
+HAMMER = """
+import torch
+from charseq2seq.training.parallel import process_group
+
+out, mine = torch.empty(8), torch.ones(8)
+with process_group("cpu"):
+    gloo = torch.distributed.group.WORLD._get_backend(out.device)
+    for _ in range(3000):
+        for work in [gloo.allgather_coalesced([[out]], [mine]) for _ in range(64)]:
+            work.wait()
+"""
+
+
+def test_many_exchanges_at_once_do_not_corrupt_the_heap(user: Trainee) -> None:
+    """What two worker threads of gloo did, in four of five runs of this."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment = user.environment(**alone)
+    done = subprocess.run([sys.executable, "-c", HAMMER], env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

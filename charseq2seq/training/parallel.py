@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from charseq2seq.errors import ExitCode, SuiteError
@@ -152,7 +153,8 @@ def process_group(device: str) -> Iterator[Group]:
         store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
             os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
         )
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        gloo = _one_thread_gloo()
+        backend = f"cpu:{gloo},cuda:nccl" if device == "cuda" else gloo
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
         try:
             yield (group := Group(rank, size, local_rank))
@@ -170,6 +172,30 @@ def process_group(device: str) -> Iterator[Group]:
             "the last saved state (torchrun --max-restarts does so by itself).",
             ExitCode.UNAVAILABLE,
         ) from error
+
+
+def _one_thread_gloo() -> str:
+    """The name of a backend that is gloo with one worker thread.
+
+    Its usual two both note the name of what they did last, without a lock (`ProcessGroupGloo::runLoop` in PyTorch
+    2.13): now and then that corrupts the heap, and the process aborts.
+    """
+    import torch
+
+    name = "gloo1"
+    if name in torch.distributed.Backend.backend_list:
+        return name
+
+    def make(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+        gloo: Any = torch.distributed.ProcessGroupGloo
+        options = gloo._Options()
+        options._threads, options._timeout = 1, timeout
+        interfaces = [one for one in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if one]
+        options._devices = [gloo.create_device(interface=one) for one in interfaces] or [gloo.create_default_device()]
+        return gloo(store, rank, size, options)
+
+    torch.distributed.Backend.register_backend(name, make, devices=["cpu"])
+    return name
 
 
 def _take_gpu(rank: int, local_rank: int) -> None:
