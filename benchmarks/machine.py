@@ -26,6 +26,8 @@ def describe_machine() -> str:
     import torch
 
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    kernels = os.environ.get("OPENBLAS_CORETYPE")  # numpy's, where they are not left to its choice
+    load += f", OPENBLAS_CORETYPE={kernels}" if kernels else ""
     return (
         f"Machine: {_processor()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} "
         f"threads, Python {platform.python_version()}{load}; {time.strftime('%Y-%m-%d')}."
