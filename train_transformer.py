@@ -275,6 +275,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             not args.push_to_hf
         )
         problems += ["--unknown belongs to --mode evaluate and generate"] if "unknown" in used else []
+    if args.mode == "generate":
+        problems += [f"--{n} belongs to --mode train and evaluate" for n in ("data_path", "precision") if n in used]
     if args.d_model and args.num_heads and (args.d_model % args.num_heads or args.d_model // args.num_heads % 2):
         problems.append(f"--d_model {args.d_model} cannot be divided into {args.num_heads} heads of an even size")
     problems += same_files(args)

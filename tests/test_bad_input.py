@@ -267,6 +267,10 @@ WRONG_ARGUMENTS = {
     "unknown mode": wrong("--mode sleep", r"error: --mode must be one of train, evaluate, generate, not 'sleep'"),
     "unknown argument": wrong("--temprature 1", r"unrecognized arguments: --temprature 1"),
     "an argument of another mode": wrong("--num_chars 5", r"--num_chars belongs to --mode generate, not --mode train"),
+    "a text to read while writing": wrong("--mode generate", r"--data_path belongs to --mode train and evaluate"),
+    "a precision to write in": wrong(
+        "--mode generate --precision bf16", r"--precision belongs to --mode train and evaluate"
+    ),
     "publishing without pushing": wrong("--hf_repo_name poet", r"--hf_repo_name needs --push_to_hf"),
     "two tokens": wrong(
         "--push_to_hf --hf_token x --hf_token_file y", r"--hf_token and --hf_token_file exclude each other"

@@ -120,10 +120,10 @@ def test_a_model_in_parts_learns_what_a_whole_one_does(precision: str, user: Tra
         assert ours["weights"][name].shape == weight.shape and ours["best_weights"][name].dtype == weight.dtype
     longer = [*arguments, "--max_steps", "16", "--resume", user.resume.name]
     whole = user.run(*TRAIN, *longer)
-    assert whole.code == 0 and "continuing the unfinished run at step 12" in whole.log, whole.log
+    assert whole.code == 0 and "continuing the finished run at step 12" in whole.log, whole.log
     longer = [*arguments, "--max_steps", "20", "--resume", user.resume.name]
     again = ended(torchrun(user, TWO, *TRAIN, *longer, "--parallel", "fsdp"))
-    assert again.code == 0 and "continuing the unfinished run at step 16" in again.log, again.log
+    assert again.code == 0 and "continuing the finished run at step 16" in again.log, again.log
     checkpoint = load_checkpoint(user.model)
     assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "ALL:", 20, Sampling())) == 20
 

@@ -103,7 +103,7 @@ def test_a_finished_run_is_followed_by_a_new_one_or_extended(tmp_path: Path) -> 
     again = trainee.train(*SHORT)
     assert "the last run here finished; starting a new one" in again.log and again.report["steps"] == 8
     extended = trainee.train("--max_steps", "12", "--eval_interval", "4", "--resume", "transformer_model.resume.pth")
-    assert extended.code == 0 and "continuing the unfinished run at step 8" in extended.log, extended.log
+    assert extended.code == 0 and "continuing the finished run at step 8" in extended.log, extended.log
     assert [point["step"] for point in contents(trainee.model)["metrics"]["history"]] == [4, 8, 12]
     other = trainee.train(*SHORT, "--seed", "5", "--resume", "transformer_model.resume.pth")
     assert other.code == 2 and "seed was 1337, is 5" in other.log and "--resume never" in other.log

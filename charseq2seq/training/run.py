@@ -68,7 +68,7 @@ def _train_once_or_twice(settings: Settings, corpus: Corpus, state: dict[str, An
     """Train; if the loss diverges, go on from the last good state with a smaller learning rate, only once in a run."""
     try:
         trainer = Trainer(settings, corpus, state, group=group)
-        announce(trainer, resumed=state is not None)
+        announce(trainer, state)
         return trainer.train()
     except TrainingDivergedError as first:
         error = first.with_traceback(None)  # which holds the trainer too
@@ -150,8 +150,8 @@ def check_memory(config: dict[str, Any]) -> None:
         )
 
 
-def announce(trainer: Trainer, *, resumed: bool) -> None:
-    """Say in one block what is going to happen."""
+def announce(trainer: Trainer, state: dict[str, Any] | None) -> None:
+    """Say in one block what is going to happen, and from which resume state on."""
     settings, corpus = trainer.settings, trainer.corpus
     facts = corpus.facts()
     parts: Counter[str] = Counter()
@@ -162,7 +162,10 @@ def announce(trainer: Trainer, *, resumed: bool) -> None:
     shares = []
     if trainer.group.size > 1 or settings.accumulation_steps > 1:
         shares = [f"batches: shared by {trainer.group.size} processes, in {settings.accumulation_steps} pieces each"]
-    resume = [f"resume: continuing the unfinished run at step {trainer.step:,}"] if resumed else []
+    resume = []
+    if state is not None:
+        kind = "finished" if state.get("finished") else "unfinished"
+        resume = [f"resume: continuing the {kind} run at step {trainer.step:,}"]
     log(
         "\n".join(
             [
