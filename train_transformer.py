@@ -195,7 +195,9 @@ def evaluate(args: argparse.Namespace) -> int:
     use_threads(args.num_threads)
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
-    precision, _ = choose_precision(args.precision, device)
+    # As it was trained; bf16 only where the device is fast in it.
+    as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
+    precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
     path = args.data_path or prepare()
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip")
     log(
@@ -290,11 +292,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def same_files(args: argparse.Namespace) -> list[str]:
     """A problem for each two arguments by which one file would be written over another."""
-    names = ["log_file", "model_path", "data_path"]
-    paths = [(f"--{name}", path.resolve()) for name in names if (path := getattr(args, name)) is not None]
+    names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
+    given = [(f"--{name}", path) for name in names if (path := getattr(args, name)) is not None]
+    if impossible := [f"{name} holds a NUL character" for name, path in given if "\0" in str(path)]:
+        return impossible
+    paths = [(name, os.path.realpath(path)) for name, path in given]
     if args.mode == "train" and args.model_path.name:
         beside = {"resume state": resume_path(args.model_path), "lock": lock_path(args.model_path)}
-        paths += [(f"the {name} of --model_path", path.resolve()) for name, path in beside.items()]
+        paths += [(f"the {name} of --model_path", os.path.realpath(path)) for name, path in beside.items()]
     return [
         f"{one} and {other} name the same file, {path}; choose another for one of them"
         for (one, path), (other, same) in itertools.combinations(paths, 2)

@@ -18,7 +18,7 @@ Converter = Callable[[str], Any]
 Group = Any
 
 # What must not be repeated in a message, wherever on the command line it was put by mistake.
-_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(r"\b(hf|api_org)_(?:(?:oauth|jwt)_[\w.-]{20,}|[A-Za-z0-9]{20,})")
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -68,6 +68,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         # torch.save closes its archive after a failed write, and complains about that instead of the full disk.
         if isinstance(error.__context__, OSError):
             raise write_error(path, error.__context__) from error
+        if isinstance(error.__context__, KeyboardInterrupt):  # or of what was interrupted
+            raise error.__context__ from None
         raise
 
 
@@ -100,7 +102,7 @@ def sweep_stale_temporaries(path: str | Path) -> list[Path]:
 
 def _target(path: Path) -> Path:
     """The file itself where the path is a symbolic link: the link is to stay one."""
-    return path.resolve() if os.path.islink(path) else path  # noqa: PTH114 (no error where the path cannot be)
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 (no error where it cannot be)
 
 
 def _is_alive(pid: int) -> bool:

@@ -159,9 +159,14 @@ def _facts_problem(checkpoint: Checkpoint) -> str | None:
     named = all(isinstance(corpus.get(name), str) for name in ("name", "sha256"))
     if not named or not all(type(count) is int and 0 <= count < 2**63 for count in counts):
         return "its corpus lacks a name, a sha256 or the numbers of characters"
-    loss, history = metrics.get("nats_per_char"), metrics.get("history", [])
+    loss = metrics.get("nats_per_char")
     if loss is None or not all(_is_figure(metrics.get(name)) for name in _FIGURES) or not math.isfinite(loss):
         return "its metrics lack a loss, or are not numbers"
+    return history_problem(metrics.get("history", []))
+
+
+def history_problem(history: Any) -> str | None:
+    """What is wrong with a list of losses, in words."""
     if not isinstance(history, list) or not all(isinstance(point, dict) for point in history):
         return "its history is not a list of losses"
     if not all(type(point.get("step")) is int and all(map(_is_figure, point.values())) for point in history):

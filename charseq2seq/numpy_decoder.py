@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -125,8 +125,9 @@ class _Layer:
     Attributes:
         keys: (positions, head_size).
         values: (positions, head_size + 1); the last column is ones.
-        places: for each position what turns its queries and key, where its key and value go, what it can look at, and
-            room for how much it looks at each.
+        weights: room for how much each head looks at every position.
+        places: for each position that was reached what turns its queries and key, where its key and value go, what it
+            can look at, and its part of `weights`.
         projected: a position's queries of all heads, key, value and wide features, as `to_turn`, `value` and `wide`.
         turned, norms: queries and key, normalised and turned, and their lengths.
         turned_pairs, turned_key: `turned`, each rotary pair as a complex number; its last row.
@@ -147,18 +148,8 @@ class _Layer:
         self.turns, self.epsilon = turns, np.full((heads + 1, 1), size * _EPSILON, np.float32)
         self.zeros = np.zeros(len(up), np.float32)
         self.keys, self.values = np.empty((capacity, size), np.float32), np.ones((capacity, size + 1), np.float32)
-        weights = np.empty((heads + 1) * capacity, np.float32)
-        self.places = [
-            (
-                turns[last],
-                self.keys[last],
-                self.values[last, :-1],
-                self.keys[: last + 1].T,
-                self.values[: last + 1],
-                weights[: (heads + 1) * (last + 1)].reshape(heads + 1, -1),
-            )
-            for last in range(capacity)
-        ]
+        self.weights = np.empty((heads + 1) * capacity, np.float32)
+        self.places: dict[int, tuple[Any, ...]] = {}
         self.projected = np.empty(len(self.inward), np.float32)
         to_turn, self.value, self.wide = np.split(self.projected, [d_model + size, d_model + 2 * size])
         self.to_turn = to_turn.reshape(heads + 1, size)
@@ -177,10 +168,23 @@ class _Layer:
         keys = np.divide(keys, np.sqrt(size * _power(keys)[:, None]), order="C")
         self.keys[:length] = (keys.view(np.complex64) * self.turns[:length, -1]).view(np.float32)
 
+    def _reach(self, position: int) -> tuple[Any, ...]:
+        """Cut out what a position needs."""
+        length, rows = position + 1, len(self.to_turn)
+        self.places[position] = (
+            self.turns[position],
+            self.keys[position],
+            self.values[position, :-1],
+            self.keys[:length].T,
+            self.values[:length],
+            self.weights[: rows * length].reshape(rows, -1),
+        )
+        return self.places[position]
+
     def step(self, x: Array, position: int) -> Array:
         """What this layer has to say at a position, (d_model,), given the normalised residual stream there."""
         to_turn, turned, turned_pairs, norms, wide = self.to_turn, self.turned, self.turned_pairs, self.norms, self.wide
-        turns, own_key, own_value, keys, values, weights = self.places[position]
+        turns, own_key, own_value, keys, values, weights = self.places.get(position) or self._reach(position)
         self.inward.dot(x, self.projected)
         np.vecdot(to_turn, to_turn, self.flat_norms)
         np.add(norms, self.epsilon, norms)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 _PIECE = 1 << 17  # bytes: fits into a core's cache, and most pieces of a Western text are pure ASCII, which is faster
 
 _COMPRESSED = (".gz", ".bz2", ".xz")
+_IDS = re.compile(r"\.[0-9a-f]{16}\.ids\.npy")  # what `corpus` leaves beside a large text
 _IN_FOLDERS = (".txt", *(f".txt{suffix}" for suffix in _COMPRESSED))
 
 
@@ -97,7 +99,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
             return _in_folder(path)
         if not path.exists():
             found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else []  # noqa: PTH207
-            if not (files := tuple(file for file in map(Path, found) if file.is_file())):
+            if not (files := tuple(file for file in map(Path, found) if file.is_file() and not _IDS.search(file.name))):
                 raise SuiteError(f"the text {path} does not exist; check --data_path.", ExitCode.NO_INPUT)
             return files
         if not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ from charseq2seq.atomic_files import (
     sweep_stale_temporaries,
     write_error,
 )
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode, SuiteError, TerminatedError
 from tests.push_client import ROOT
 
 OLD = b"what stood there before"
@@ -272,6 +274,21 @@ def test_every_error_is_one_sentence() -> None:
         assert str(refusal).startswith("cannot write /folder/model.pth: ")
         assert "\n" not in str(refusal)
         assert refusal.exit_code in (ExitCode.IO_ERROR, ExitCode.CANNOT_CREATE)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, TerminatedError])
+def test_an_interrupted_archive_is_an_interruption(stop: type[KeyboardInterrupt], path: Path) -> None:
+    """torch.save, which cannot close it, says that the position is unexpected."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() > 1000:
+                raise stop
+            return super().write(content)
+
+    with pytest.raises(stop), atomic_write(path):
+        torch.save({"weights": torch.zeros(10_000)}, Interrupted())
+    only(path)
 
 
 def test_other_runtime_errors_are_not_taken_for_the_disk(path: Path) -> None:

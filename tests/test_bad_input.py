@@ -271,6 +271,14 @@ WRONG_ARGUMENTS = {
     "a precision to write in": wrong(
         "--mode generate --precision bf16", r"--precision belongs to --mode train and evaluate"
     ),
+    "the log over the prompt": wrong(
+        "--mode generate --prompt_file prompt.txt --log_file prompt.txt",
+        r"--log_file and --prompt_file name the same file, .*; choose another",
+    ),
+    "a NUL in a path": wrong("@nul.args", r"--data_path holds a NUL character"),
+    "a resume state whose name is too long": wrong(
+        "--resume " + "a" * 300, r"a{300} does not exist; --resume", NO_INPUT
+    ),
     "publishing without pushing": wrong("--hf_repo_name poet", r"--hf_repo_name needs --push_to_hf"),
     "two tokens": wrong(
         "--push_to_hf --hf_token x --hf_token_file y", r"--hf_token and --hf_token_file exclude each other"
@@ -352,6 +360,7 @@ def test_a_wrong_argument_is_refused(case: str, client: WarmClient, user: Traine
     row = WRONG_ARGUMENTS[case]
     (user.home / "open.args").write_text('--prompt "unclosed\n')
     (user.home / "circle.args").write_text("@circle.args\n")
+    (user.home / "nul.args").write_text("--data_path 'a\0b'\n")
     (user.home / "folder").mkdir()
     before = {path: path.read_bytes() for path in (user.text, user.model)}
     arguments = [*row.arguments, *([] if "--max_steps" in row.arguments else ["--max_steps", "2"])]
@@ -360,6 +369,12 @@ def test_a_wrong_argument_is_refused(case: str, client: WarmClient, user: Traine
     assert {path: path.read_bytes() for path in before} == before
     assert "step 2" not in done.log or row.code == ExitCode.DIVERGED, "refused before work starts"
     assert not list(user.home.glob("*.tmp"))
+
+
+def test_a_link_that_names_itself_gives_way_to_the_model(client: WarmClient, user: Trainee) -> None:
+    (user.home / "round").symlink_to("round")
+    done = client.run(user.home, "--data_path", "text.txt", *TINY, "--max_steps", "2", "--model_path", "round")
+    assert done.code == 0 and load_checkpoint(user.home / "round"), done.log
 
 
 def test_all_problems_are_told_at_once(client: WarmClient, user: Trainee) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from huggingface_hub import ModelCard
 
 from charseq2seq.publishing.card_merge import is_our_card, merge_cards, retarget_card
 from charseq2seq.publishing.model_card import render_card
+from charseq2seq.publishing.repository_folder import build_folder
 from charseq2seq.publishing.samples import Sample
+from charseq2seq.vocabulary import CharVocabulary
 from tests.push_client import tiny_checkpoint
 
 
@@ -55,12 +60,13 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         assert expected in text
 
 
-def test_of_another_text_no_language_or_licence_is_claimed() -> None:
-    text = card(name="letters.txt")
+@pytest.mark.parametrize("name", ["letters.txt", "shakespeare_in_translation.txt"])
+def test_of_another_text_no_language_or_licence_is_claimed(name: str) -> None:
+    text = card(name=name)
     metadata = yaml.safe_load(text.split("---")[1])
     assert not {"language", "license"} & set(metadata)
     assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
-    assert "--data_path letters.txt" in text
+    assert f"--data_path {name}" in text
 
 
 def test_a_sample_cannot_break_out_of_its_fence() -> None:
@@ -92,6 +98,23 @@ def test_the_command_counts_steps_even_where_the_run_was_timed() -> None:
     command = text.partition("```bash\npython train_transformer.py")[2].partition("```")[0]
     assert "--max_steps 100" in command and "--nesterov" in command.split()
     assert not {"--max_minutes", "--patience", "--compile", "--device", "--data_path"} & set(command.split())
+
+
+def test_the_command_counts_the_steps_of_a_run_that_the_clock_ended() -> None:
+    base = tiny_checkpoint()
+    both = dict(base.training_args) | {"max_steps": 1_000_000, "max_minutes": 4.5}
+    text = render_card(dataclasses.replace(base, training_args=both), "alice/m", [], None)
+    assert "--max_steps 100 " in text and "1000000" not in text
+
+
+def test_the_program_of_the_card_runs_where_no_character_of_its_prompt_is_known(tmp_path: Path) -> None:
+    base, folder = tiny_checkpoint(name="poems.txt"), tmp_path / "folder"
+    vocabulary = CharVocabulary(chr(0x4E00 + index) for index in range(len(base.vocab) - 1))
+    build_folder(dataclasses.replace(base, vocab=vocabulary.index_of_token()), folder, "alice/m")
+    program = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    here = program.replace('hf_hub_download("alice/m", ', "str(").replace("from huggingface_hub import", "#")
+    done = subprocess.run([sys.executable, "-c", here], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0 and len(done.stdout) == 301, done.stderr
 
 
 def test_what_people_write_outside_the_marks_survives_every_push() -> None:

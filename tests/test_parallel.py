@@ -199,6 +199,12 @@ def test_a_group_pushes_once(parallel: str, user: Trainee) -> None:
         assert len(hub.calls("POST", "/commit/")) == 1
 
 
+def test_who_waits_for_a_leader_that_refuses_ends_with_it(user: Trainee) -> None:
+    """Not when torchrun, half a minute later, kills it."""
+    done = ended(torchrun(user, TWO, *TRAIN, "--max_steps", "4", "--push_to_hf"))
+    assert done.code == 1 and "no token was given" in done.log and "forcefully" not in done.log, done.log
+
+
 HAMMER = """
 import torch
 from charseq2seq.training.parallel import process_group

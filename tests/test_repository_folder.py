@@ -136,6 +136,16 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert set(contents(tmp_path)) == {"thesis.txt"}
 
 
+@pytest.mark.parametrize("record", [b'{"lr": 1}', b"\xff", b"{"])
+def test_a_folder_with_a_record_of_another_tool_is_left_alone(record: bytes, tmp_path: Path) -> None:
+    theirs = {"training_args.json": record, "README.md": b"a year's work", "config.json": b"{}"}
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SuiteError, match="holds other files"):
+        build_folder(tiny_checkpoint(), tmp_path, "alice/m")
+    assert contents(tmp_path) == theirs
+
+
 def test_a_folder_that_is_none_or_lacks_a_file_is_refused(built: Path, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="not a repository folder"):
         read_record(tmp_path)
@@ -186,9 +196,14 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
     [
         (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
         ("ghp_" + "a" * 36, "what looks like a token"),
+        ("hf_oauth_" + "a.b-" * 10, "what looks like a token"),
+        ("hf_jwt_" + "a.b-" * 10, "what looks like a token"),
         ("/home/alice/corpus.txt", "a path of a machine"),
         ("C:\\Users\\alice\\corpus.txt", "a path of a machine"),
         (str(ROOT / "data"), "a path of a machine"),
+        (f"at {ROOT}: it is", "a path of a machine"),
+        (f"https://huggingface.co/alice{ROOT}-poet", None),
+        (f"{ROOT}-poet", None),
         ("a secret of no known shape", "the token in use, in notes.txt"),
         ("hf_hub_download and /home pages", None),
     ],

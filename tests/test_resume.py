@@ -15,7 +15,8 @@ import torch
 
 from charseq2seq.corpus import WindowSampler
 from charseq2seq.errors import ExitCode
-from charseq2seq.training.loop import Outcome, TrainingDivergedError
+from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
+from charseq2seq.training.resume import check_figures
 from charseq2seq.training.run import train
 from charseq2seq.training.settings import resolve_settings
 from tests.train_client import TINY, Done, Trainee, finish
@@ -178,6 +179,63 @@ def test_a_run_that_diverges_goes_on_more_carefully(tmp_path: Path) -> None:
     assert "learning rate (1e+06) is too high" in done.log
     assert "Going on from step 4 with 0.5 of the learning rate" in done.log
     assert contents(trainee.resume)["learning_rate_scale"] == 0.5
+
+
+def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the very momenta, too: the step that diverged must not have changed them."""
+    trainee, ordinary = Trainee(tmp_path / "user"), Trainer._accumulate_gradients
+    spoilt: list[int] = []
+    assert trainee.train(*SHORT).code == 0
+
+    def once_not_a_number(trainer: Trainer) -> torch.Tensor:
+        loss = ordinary(trainer)
+        for weight in [] if spoilt else trainer.working.model.parameters():
+            if weight.grad is not None:
+                weight.grad.fill_(math.nan)
+        spoilt.append(trainer.step)
+        return loss
+
+    monkeypatch.setattr(Trainer, "_accumulate_gradients", once_not_a_number)
+    monkeypatch.chdir(trainee.home)
+    longer = [*TINY, *SHORT, "--max_steps", "12", "--resume", trainee.resume.name]
+    outcome = train(resolve_settings(parse_arguments(longer), trainee.text))
+    assert outcome.complete and spoilt == [8, 9, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"history": [{}]},
+        {"history": [{"step": 4, "nats_per_char": "1.5"}]},
+        {"sampler": {"epoch": 0, "position": "4"}},
+        {"sampler": {"epoch": 0}},
+        {"train_loss": "1.5"},
+        {"best_loss": None},
+        {"stale_evaluations": "0"},
+        {"seconds": math.nan},
+        {"seconds": -1.0},
+        {"step": 7.5},
+        {"best_step": True},
+    ],
+)
+def test_figures_that_no_run_has_left_are_found(damage: dict[str, Any], straight: tuple[str, Trainee]) -> None:
+    state = contents(straight[1].resume)
+    check_figures(state)
+    with pytest.raises((ValueError, KeyError), match=r"its .* not |its history has|position"):
+        check_figures(state | damage)
+
+
+def test_a_state_with_half_a_step_is_refused_and_the_model_stays(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    assert trainee.train(*SHORT).code == 0
+    before = trainee.model.read_bytes()
+    torch.save(contents(trainee.resume) | {"step": 7.5}, trainee.home / "damaged.pth")
+    done = trainee.train(*SHORT, "--max_steps", "12", "--resume", "damaged.pth")
+    assert done.code == ExitCode.BAD_DATA, done.log
+    assert "does not fit this version of the suite (its counters are not whole numbers); start anew" in done.log
+    assert trainee.model.read_bytes() == before
 
 
 def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(

@@ -153,6 +153,7 @@ def test_a_traceback_shows_no_token(hub: HubServer, user: Trainee) -> None:
     "mistaken",
     [
         ["--tokn", WRITE],
+        ["--tokn", f"hf_oauth_{WRITE}.{WRITE}-{WRITE}"],
         ["--hf_token", WRITE, "--hf_tokenfile=" + WRITE],
         ["--hf_token", WRITE, "--hf_token_file", WRITE],
         ["--max_steps", WRITE],

@@ -178,6 +178,8 @@ def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path
     assert whole.sha256 == hashlib.sha256(b"first, second, third").hexdigest(), "as cat joins them"
     assert "".join(read_through(plays / "?.txt*").pieces()) == "second, third"
     assert find_files(plays / "**" / "*.txt") == (plays / "a/z.txt", plays / "b.txt")
+    (plays / f"_.{'0a' * 8}.ids.npy").write_bytes(b"\x93NUMPY, what an earlier run of the pattern left")
+    assert find_files(plays / "*") == (plays / "b.txt", plays / "c.txt.gz", plays / "notes.md")
     (tmp_path / "a[1].txt").write_text("the very file, not a pattern")
     assert find_files(tmp_path / "a[1].txt") == (tmp_path / "a[1].txt",)
     for missing in (tmp_path / "*.none", plays / "a" / "*"[:0] / "x*"):

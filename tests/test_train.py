@@ -161,6 +161,13 @@ def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trai
     assert again.nats_per_char == pytest.approx(done.report["nats_per_char"], abs=1e-3)
 
 
+def test_evaluate_computes_as_the_model_was_trained(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    done = trainee.train("--max_steps", "20", "--precision", "fp32")
+    facts = json.loads(trainee.run("--mode", "evaluate", "--data_path", "text.txt").out)
+    assert facts["nats_per_char"] == pytest.approx(done.report["nats_per_char"], abs=1e-9)
+
+
 def test_evaluate_scores_the_validation_split_or_another_text(trained: tuple[Trainee, Done]) -> None:
     trainee, done = trained
     own = trainee.run("--mode", "evaluate", "--data_path", "text.txt")

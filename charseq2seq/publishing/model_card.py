@@ -155,7 +155,7 @@ checkpoint = torch.load(model_path, map_location="cpu")
 model.load_state_dict(checkpoint["model_state_dict"])
 model.eval()
 
-source = torch.tensor([[vocab[character] for character in "JULIET:" if character in vocab]])
+source = torch.tensor([[vocab[character] for character in "JULIET:" if character in vocab]], dtype=torch.long)
 written = model.generate(source, 300, temperature=0.8)
 character_of = {{index: character for character, index in vocab.items()}}
 print("".join(character_of[index] for index in written[0].tolist()))
@@ -220,7 +220,8 @@ def _command(checkpoint: Checkpoint) -> str:
     """Counts steps even where the run was timed: another machine does not make as many in as many minutes."""
     name, steps = str(checkpoint.corpus.get("name", "shakespeare.txt")), checkpoint.metrics.get("steps")
     arguments = {key: value for key, value in checkpoint.training_args.items() if key not in _NO_FLAGS}
-    arguments["max_steps"] = arguments.get("max_steps") or steps
+    if checkpoint.training_args.get("max_minutes") or not arguments.get("max_steps"):
+        arguments["max_steps"] = steps
     words = ["python train_transformer.py --mode train"]
     if name != "shakespeare.txt":  # the default text is found by itself
         words.append(f"--data_path {shlex.quote(name)}")

@@ -122,11 +122,19 @@ def _claim(folder: Path) -> None:
         raise SuiteError(
             f"cannot make the folder {folder}: {reason}; choose another --output_dir.", ExitCode.CANNOT_CREATE
         ) from error
-    if found and RECORD not in found:
+    if found and not _is_ours(folder):
         raise SuiteError(
             f"{folder} holds other files ({', '.join(sorted(found)[:3])} …); choose an empty --output_dir.",
             ExitCode.CANNOT_CREATE,
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder was made by this suite: other tools, too, write a file of the record's name."""
+    try:
+        return parse_record((folder / RECORD).read_text(encoding="utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _write_weights(state: Mapping[str, Any], folder: Path) -> None:

@@ -24,8 +24,8 @@ class Sample:
 
 
 def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
-    """Whether a text is known to be Shakespeare's plays."""
-    return "shakespeare" in str(corpus.get("name", "")).lower()
+    """Whether a text is one that `data/prepare.py` makes; translations have licences and languages of their own."""
+    return corpus.get("name") in {"shakespeare.txt", "tinyshakespeare.txt"}
 
 
 def write_samples(checkpoint: Checkpoint) -> list[Sample]:

@@ -26,6 +26,7 @@ from charseq2seq.training.optimization import build_optimizers, learning_rate_fa
 from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.training.progress import Progress, format_duration
 from charseq2seq.training.resume import (
+    check_figures,
     random_states,
     restore_random_states,
     run_identity,
@@ -384,6 +385,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
+            check_figures(state)
             set_own_weights(self.master, split_weights(self.master, state["weights"]))
             for optimizer, earlier in zip(self.optimizers, state["optimizers"], strict=True):
                 load_whole_optimizer_state(optimizer, earlier)
@@ -396,8 +398,6 @@ class Trainer:
             self.history = state["history"]
             self.stale_evaluations = state["stale_evaluations"]
             self.learning_rate_scale *= state["learning_rate_scale"]
-            if not all(isinstance(number, int | float) for number in (self.step, self.seconds, self.best_loss)):
-                raise TypeError("its counters are not numbers")
             if state["best_weights"]:  # there are none before the first evaluation
                 self.best_weights = split_weights(self.master, state["best_weights"])
             self.history = [dict(point) for point in self.history]

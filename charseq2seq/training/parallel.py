@@ -94,11 +94,16 @@ class Group:
         return cast("T", box[0])
 
     def after_first(self, make: Callable[[], T]) -> T:
-        """What each process makes; the first of a machine makes it before the others, which may find its files."""
-        if self.local_rank == 0:
-            made = make()
-        self.sum(0.0)
-        return made if self.local_rank == 0 else make()
+        """What each process makes: the leader, then the first of every other machine, then the others.
+
+        Who comes later may find the files of who came before, be it on a folder that machines share.
+        """
+        mine = 0 if self.is_leader else 1 if self.local_rank == 0 else 2
+        for turn in range(3):
+            if turn == mine:
+                made = make()
+            self.sum(0.0)
+        return made
 
     def agree(self, seconds: float, stop: StopRequest) -> tuple[float, bool]:
         """The leader's time, and whether any process was asked to stop; the same everywhere.
@@ -141,21 +146,12 @@ def process_group(device: str) -> Iterator[Group]:
         yield ALONE
         return
     import torch
-    from torch.distributed.rendezvous import rendezvous
 
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device == "cuda":
         _take_gpu(rank, local_rank)
     try:
-        store, _, _ = next(rendezvous("env://"))
-        # torchrun keeps the store when it starts the processes again (pytorch/pytorch issue 135712): without a part of
-        # their own there they would look for each other where the dead ones were.
-        store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
-            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
-        )
-        gloo = _one_thread_gloo()
-        backend = f"cpu:{gloo},cuda:nccl" if device == "cuda" else gloo
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+        _join(device, rank, size)
         try:
             yield (group := Group(rank, size, local_rank))
             group.sum(0.0)  # nobody leaves while another still speaks
@@ -172,6 +168,28 @@ def process_group(device: str) -> Iterator[Group]:
             "the last saved state (torchrun --max-restarts does so by itself).",
             ExitCode.UNAVAILABLE,
         ) from error
+
+
+def _join(device: str, rank: int, size: int) -> None:
+    """Wait for the other processes."""
+    import torch
+    from torch.distributed.rendezvous import rendezvous
+
+    # Whoever waits here is deaf to handlers in Python; without one a signal ends the process at once.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        store, _, _ = next(rendezvous("env://"))
+        # torchrun keeps the store when it starts the processes again (pytorch/pytorch issue 135712): without a part of
+        # their own there they would look for each other where the dead ones were.
+        store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
+            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
+        )
+        gloo = _one_thread_gloo()
+        backend = f"cpu:{gloo},cuda:nccl" if device == "cuda" else gloo
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _one_thread_gloo() -> str:

@@ -7,12 +7,14 @@ arguments; one that differs is set aside, never overwritten; after a finished ru
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.atomic_files import write_error
-from charseq2seq.checkpoint import load_resume_state
+from charseq2seq.checkpoint import history_problem, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.run_lock import resume_path
@@ -43,7 +45,7 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
         return None
     if resume == "auto":
         return _unfinished_state(resume_path(model_path), identity)
-    if not Path(resume).exists():
+    if not os.path.exists(resume):  # noqa: PTH110 (no error where the path cannot be)
         raise SuiteError(f"{resume} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
     state = load_resume_state(Path(resume))
     different = [line for line in differences(_identity(state), identity) if not line.startswith(_BUDGET)]
@@ -82,6 +84,23 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
         _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
         return None
     return state
+
+
+def check_figures(state: dict[str, Any]) -> None:
+    """Refuse figures that no run has left: its model would be refused too, when it is done.
+
+    Raises:
+        ValueError, KeyError, TypeError: saying which, or what is missing.
+    """
+    sampler = state["sampler"]
+    counts = [state["step"], state["best_step"], state["stale_evaluations"], sampler["epoch"], sampler["position"]]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("its counters are not whole numbers")
+    figures = [state[name] for name in ("seconds", "train_loss", "best_loss", "learning_rate_scale")]
+    if not all(type(figure) in (int, float) for figure in figures) or not 0 <= state["seconds"] < math.inf:
+        raise ValueError("its seconds or losses are not numbers")
+    if problem := history_problem(state["history"]):
+        raise ValueError(problem)
 
 
 def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:

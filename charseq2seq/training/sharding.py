@@ -9,6 +9,7 @@ Files hold wholes: a model or resume state is the same whatever number of proces
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -124,14 +125,14 @@ def whole_optimizer_state(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]
 
 
 def load_whole_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """The opposite of `whole_optimizer_state`."""
+    """The opposite of `whole_optimizer_state`; the optimizer gets tensors of its own: `state` can serve again."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     entries = {
         number: {
             name: split_like(value.to(weights[number].device), weights[number])
             if isinstance(value, Tensor) and value.shape == weights[number].shape
             else value
-            for name, value in one.items()
+            for name, value in copy.deepcopy(one).items()
         }
         for number, one in state["state"].items()
     }
