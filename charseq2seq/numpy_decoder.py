@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 _EPSILON = 1e-5  # of torch.nn.functional.layer_norm
+_PREPARED = 1024  # positions whose views are cut out beforehand; of all of a huge model's they would fill the memory
 
 
 class NumpyDecoder:
@@ -160,6 +161,8 @@ class _Layer:
         self.summed, self.totals = self.sums[:-1, :-1], self.sums[:-1, -1:]
         self.found, self.change = np.empty(d_model + len(up), np.float32), np.empty(d_model, np.float32)
         self.taken, self.squared = self.found[:d_model].reshape(heads, size), self.found[d_model:]
+        for position in range(min(capacity, _PREPARED)):
+            self._reach(position)
 
     def begin(self, memory: Array) -> None:
         """Look at a source, (source_length, d_model), and at nothing else."""

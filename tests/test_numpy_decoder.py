@@ -110,6 +110,18 @@ def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:
     assert without.bias.strides[0] == 0 and (without.bias[:, 0] == -np.inf).all() and not without.bias[:, 1:].any()
 
 
+def test_positions_of_a_huge_model_are_prepared_when_they_are_reached() -> None:
+    made = model(source_length=5000)
+    decoder = NumpyDecoder(made)
+    assert len(decoder.layers[0].places) < 2000
+    source = torch.randint(1, 11, (1, 3000))
+    written = []
+    for writer in (made, decoder):
+        tokens = writer.stream(source, 12, generator=torch.Generator().manual_seed(1))
+        written.append([int(token) for token in tokens])
+    assert written[0] == written[1]
+
+
 def test_weights_begin_where_a_cache_line_does() -> None:
     for layer in NumpyDecoder(model()).layers:
         for weight in (layer.inward, layer.outward):
