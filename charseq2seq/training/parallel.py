@@ -155,6 +155,10 @@ def process_group(device: str) -> Iterator[Group]:
         try:
             yield (group := Group(rank, size, local_rank))
             group.sum(0.0)  # nobody leaves while another still speaks
+            if device == "cpu":
+                # gloo's thread lets go of an operation's tensors after the operation, and outlives the group: with one
+                # of Python's in hand it would abort when the interpreter ends. A barrier has none.
+                torch.distributed.barrier()
         finally:
             # What still refers to the group in circles (DistributedDataParallel does) must not outlive it: the group's
             # threads would then end with the interpreter, by an abort.
