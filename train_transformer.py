@@ -34,7 +34,7 @@ from charseq2seq.console import (
 )
 from charseq2seq.errors import SuiteError, as_refusal
 from charseq2seq.run_lock import lock_path, resume_path
-from charseq2seq.training.parallel import is_follower
+from charseq2seq.training.parallel import is_follower, started_by_torchrun
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.request import PublishRequest
@@ -511,4 +511,7 @@ def add_generation_arguments(parser: CommandLine) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    code = run(main)
+    if started_by_torchrun():
+        os._exit(code)  # the group's threads outlive it, and one that needs Python while it ends aborts the process
+    sys.exit(code)
