@@ -512,6 +512,6 @@ def add_generation_arguments(parser: CommandLine) -> list[str]:
 
 if __name__ == "__main__":
     code = run(main)
-    if started_by_torchrun():
+    if code == 0 and started_by_torchrun():
         os._exit(code)  # the group's threads outlive it, and one that needs Python while it ends aborts the process
     sys.exit(code)
