@@ -33,7 +33,7 @@ from charseq2seq.console import (
     write_result,
 )
 from charseq2seq.errors import SuiteError, as_refusal
-from charseq2seq.run_lock import lock_path, resume_path
+from charseq2seq.files import lock_path, resume_path
 from charseq2seq.training.parallel import is_follower, started_by_torchrun
 
 if TYPE_CHECKING:

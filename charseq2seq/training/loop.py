@@ -19,7 +19,7 @@ from torch import Tensor
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.run_lock import resume_path
+from charseq2seq.files import resume_path
 from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
