@@ -18,7 +18,7 @@ SOURCES = {
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
     {"encoder_decoder_transformer", "errors", "arguments"},
-    {"atomic_files"},
+    {"atomic_files", "device"},
     {"vocabulary", "console", "run_lock"},
     {"text_files", "checkpoint", "data"},
     {"corpus"},
