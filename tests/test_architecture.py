@@ -18,7 +18,7 @@ SOURCES = {
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
     {"encoder_decoder_transformer", "errors", "arguments"},
-    {"files"},
+    {"files", "device"},
     {"vocabulary", "console"},
     {"text_files", "checkpoint", "data"},
     {"corpus"},
