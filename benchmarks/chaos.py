@@ -46,8 +46,8 @@ from charseq2seq.arguments import CommandLine, whole
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
-from tests.hub_client import WRITE, hub_with_people
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import WRITE, hub_with_people
+from tests.hub.server import HubServer, fake_token
 from tests.train_client import ROOT, TINY, tiny_text
 
 SPARE = fake_token("spare")  # in the environment of every run

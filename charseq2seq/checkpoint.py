@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
-from charseq2seq.atomic_files import atomic_write
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write
 from charseq2seq.vocabulary import CharVocabulary
 
 if TYPE_CHECKING:

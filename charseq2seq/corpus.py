@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from charseq2seq.atomic_files import atomic_write, sweep_stale_temporaries
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write, sweep_stale_temporaries
 from charseq2seq.text_files import Text, read_through
 from charseq2seq.vocabulary import CharVocabulary
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from charseq2seq.errors import ExitCode, SuiteError
+from data import SHA256
 from data.plays import PLAYS, render
-from data.prepare import DEFAULT_CORPUS, DOWNLOAD, SHA256, TINY_BYTES, WHEEL_SHA256, prepare
+from data.prepare import DEFAULT_CORPUS, DOWNLOAD, TINY_BYTES, WHEEL_SHA256, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = str(ROOT / "data" / "prepare.py")

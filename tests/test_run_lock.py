@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.run_lock import run_lock
+from charseq2seq.files import run_lock
 from tests.push_client import ROOT
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -21,7 +21,7 @@ import os, subprocess, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from charseq2seq.console import run
-from charseq2seq.run_lock import run_lock
+from charseq2seq.files import run_lock
 
 def main(argv):
     with run_lock(Path(sys.argv[1])):

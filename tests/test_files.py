@@ -18,14 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charseq2seq.atomic_files import (
+from charseq2seq.errors import ExitCode, SuiteError, TerminatedError
+from charseq2seq.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
     sweep_stale_temporaries,
     write_error,
 )
-from charseq2seq.errors import ExitCode, SuiteError, TerminatedError
 from tests.push_client import ROOT
 
 OLD = b"what stood there before"
@@ -37,7 +37,7 @@ HEAD = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from charseq2seq.atomic_files import *
+from charseq2seq.files import *
 from charseq2seq.errors import SuiteError
 path = Path(sys.argv[1])
 """
