@@ -1,7 +1,7 @@
 """Kill one training job at random moments, hundreds of times; fill the disk under it; plant tokens and look for them.
 
-    python benchmarks/chaos.py                                           # a quarter of an hour
-    python benchmarks/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
+    python benchmarks/campaigns/chaos.py                                           # a quarter of an hour
+    python benchmarks/campaigns/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
 
 Kills: a job is run once without a stop. Then it is started, killed and started again until it ends, and then anew,
 until there were as many kills as asked for: by SIGKILL, SIGTERM, SIGINT and two SIGINTs, while it starts, while it
@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
