@@ -23,7 +23,7 @@ import torch
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.errors import ExitCode, SuiteError
-from tests.hub_server import fake_token
+from tests.hub.server import fake_token
 from tests.test_resume import assert_same, contents, strike_at
 from tests.train_client import TINY, Done, Trainee, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fuzz import peak_memory, read_parts, write_parts
+from benchmarks.campaigns.fuzz import peak_memory, read_parts, write_parts
 from charseq2seq.checkpoint import (
     MEMORY_ALLOWANCE,
     Checkpoint,
@@ -656,7 +656,7 @@ def test_a_resume_state_is_bounded_as_well(tmp_path: Path) -> None:
 
 
 def test_fuzzing_a_little() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--count", "60"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "fuzz.py"), "--count", "60"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "60 model files, 60 JSON files" in done.stdout

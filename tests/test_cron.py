@@ -266,7 +266,7 @@ def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user:
 def test_a_little_chaos_does_no_damage(user: Trainee) -> None:
     little = ["--kills", "3", "--full_disk", "1", "--pushes", "0", "--steps", "60"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *little],
+        [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "chaos.py"), *little],
         env=user.environment(),
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """Kill one training job at random moments, hundreds of times; fill the disk under it; plant tokens and look for them.
 
-    python benchmarks/chaos.py                                           # a quarter of an hour
-    python benchmarks/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
+    python benchmarks/campaigns/chaos.py                                           # a quarter of an hour
+    python benchmarks/campaigns/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
 
 Kills: a job is run once without a stop. Then it is started, killed and started again until it ends, and then anew,
 until there were as many kills as asked for: by SIGKILL, SIGTERM, SIGINT and two SIGINTs, while it starts, while it
@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
@@ -46,8 +46,8 @@ from charseq2seq.arguments import CommandLine, whole
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
-from tests.hub_client import WRITE, hub_with_people
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import WRITE, hub_with_people
+from tests.hub.server import HubServer, fake_token
 from tests.train_client import ROOT, TINY, tiny_text
 
 SPARE = fake_token("spare")  # in the environment of every run
