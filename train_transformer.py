@@ -32,8 +32,9 @@ from charseq2seq.console import (
     stopped_by,
     write_result,
 )
+from charseq2seq.device import use_threads
 from charseq2seq.errors import SuiteError, as_refusal
-from charseq2seq.run_lock import lock_path, resume_path
+from charseq2seq.files import lock_path, resume_path
 from charseq2seq.training.parallel import is_follower, started_by_torchrun
 
 if TYPE_CHECKING:
@@ -188,8 +189,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
     open_log_file(args)
     from charseq2seq.checkpoint import load_checkpoint
+    from charseq2seq.device import choose_device, choose_precision
     from charseq2seq.training.evaluation import evaluate_file
-    from charseq2seq.training.settings import choose_device, choose_precision
     from data.prepare import prepare
 
     use_threads(args.num_threads)
@@ -216,8 +217,8 @@ def generate(args: argparse.Namespace) -> int:
     if args.num_threads or "OPENBLAS_NUM_THREADS" not in os.environ:
         os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # which numpy reads when it is imported, below
     from charseq2seq.checkpoint import load_checkpoint
+    from charseq2seq.device import choose_device
     from charseq2seq.generation import Sampling, fastest_writer, is_small, known_prompt, read_prompt, stream_text
-    from charseq2seq.training.settings import choose_device
 
     use_threads(threads)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
@@ -236,14 +237,6 @@ def generate(args: argparse.Namespace) -> int:
             write_result(text)
     write_result("\n")
     return 0
-
-
-def use_threads(number: int | None) -> None:
-    """Compute with so many CPU threads; None: as many as PyTorch finds."""
-    if number is not None:
-        import torch
-
-        torch.set_num_threads(number)
 
 
 def open_log_file(args: argparse.Namespace) -> None:

@@ -37,7 +37,8 @@ from benchmarks.machine import PRECISIONS, Contender, Measure, Result, compete, 
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.checkpoint import save_checkpoint
 from charseq2seq.console import run
-from charseq2seq.training.settings import SIZES, torch_dtype
+from charseq2seq.device import torch_dtype
+from charseq2seq.training.settings import SIZES
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint

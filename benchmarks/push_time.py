@@ -2,7 +2,7 @@
 
     python benchmarks/push_time.py
 
-Publishes a 3 M-parameter checkpoint to tests/hub_server.py with `push_to_huggingface.py`, without and with the proofs
+Publishes a 3 M-parameter checkpoint to tests/hub/server.py with `push_to_huggingface.py`, without and with the proofs
 in fresh processes, and beside it the bare client: whoami, create_repo and one create_commit of the same files. The
 difference is the suite's own time. The aim is 3 s without the proofs and 8 s with them.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.checkpoint import Checkpoint
-from tests.hub_client import WRITE, hub_with_people, run_client
+from tests.hub.client import WRITE, hub_with_people, run_client
 from tests.push_client import Publisher, tiny_checkpoint
 
 REPEATS = 3

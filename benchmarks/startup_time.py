@@ -27,9 +27,8 @@ import torch
 from benchmarks.machine import Measure, describe_machine, interleaved, markdown_table, timed
 from benchmarks.peers import Shape, add_shape_arguments, shape_of
 from charseq2seq.console import run
-from charseq2seq.training.cpu import tune_cpu
+from charseq2seq.device import choose_precision, torch_dtype, tune_cpu
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.settings import choose_precision, torch_dtype
 from data.prepare import prepare
 from encoder_decoder_transformer import Transformer
 

@@ -48,10 +48,9 @@ from benchmarks.peers import NanoGPTRecipe, count_parameters, train_nanogpt
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.console import log, run
 from charseq2seq.corpus import Corpus, Ids, load_corpus
+from charseq2seq.device import torch_dtype, tune_cpu
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.training.cpu import tune_cpu
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.settings import torch_dtype
 from encoder_decoder_transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 It holds tensors and plain Python types only, so that `torch.load(..., weights_only=True)` reads it and no code in
 a file can run. `load_checkpoint` trusts nothing: a damaged, foreign, newer or hostile file gives one sentence, and
-reading never takes more memory than four times the file and `MEMORY_ALLOWANCE` (benchmarks/fuzz.py tries).
+reading never takes more memory than four times the file and `MEMORY_ALLOWANCE` (benchmarks/campaigns/fuzz.py tries).
 What resuming needs beyond it lies in a second file, `resume_path(model_path)`, written and read the same way.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
-from charseq2seq.atomic_files import atomic_write
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write
 from charseq2seq.vocabulary import CharVocabulary
 
 if TYPE_CHECKING:

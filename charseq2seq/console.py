@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from charseq2seq.atomic_files import write_error
 from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, as_refusal
+from charseq2seq.files import write_error
 
 _log_files: list[logging.Handler] = []
 _silent = threading.Event()

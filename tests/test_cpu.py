@@ -27,7 +27,7 @@ for turn, mebibytes in enumerate((4, 5, 8, 10, 16, 20)):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 HALF_THE_SMALLEST = "import torch; print((torch.tensor([2.0**-126]) / 2).item())"
-TUNED = "from charseq2seq.training.cpu import tune_cpu; tune_cpu()\n"
+TUNED = "from charseq2seq.device import tune_cpu; tune_cpu()\n"
 
 
 def printed(program: str) -> float:

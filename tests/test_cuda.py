@@ -16,12 +16,13 @@ from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.corpus import load_corpus
+from charseq2seq.device import choose_precision
 from charseq2seq.errors import ExitCode
 from charseq2seq.training.loop import Trainer
 from charseq2seq.training.muon import BatchedMuon
 from charseq2seq.training.parallel import process_group
 from charseq2seq.training.run import suited_to
-from charseq2seq.training.settings import Settings, choose_precision, resolve_settings
+from charseq2seq.training.settings import Settings, resolve_settings
 from encoder_decoder_transformer import Transformer
 from tests.test_parallel import ended, torchrun
 from tests.test_resume import contents

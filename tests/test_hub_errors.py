@@ -13,8 +13,8 @@ from huggingface_hub.utils import httpx
 from charseq2seq.publishing.failures import PublishError
 from charseq2seq.publishing.hub_errors import explain, is_xet_failure
 from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub_client import LFS_ONLY, WRITE, hub_with_people
-from tests.hub_server import HubServer
+from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
+from tests.hub.server import HubServer
 from tests.push_client import Publisher, tiny_checkpoint
 from tests.push_failures import REPO
 

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.hub_client import LFS_ONLY, WRITE, hub_with_people, run_client, start_client
-from tests.hub_server import HubServer
+from tests.hub.client import LFS_ONLY, WRITE, hub_with_people, run_client, start_client
+from tests.hub.server import HubServer
 
 
 @pytest.fixture

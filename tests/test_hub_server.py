@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub_client import LFS_ONLY, ONE_REPO, READ, STRANGER, WHOLE_ORG, WRITE, hub_with_people, run_client
-from tests.hub_server import HubServer
+from tests.hub.client import LFS_ONLY, ONE_REPO, READ, STRANGER, WHOLE_ORG, WRITE, hub_with_people, run_client
+from tests.hub.server import HubServer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode
 from charseq2seq.generation import Sampling, generate_text
-from tests.hub_client import WRITE, hub_with_people
+from tests.hub.client import WRITE, hub_with_people
 from tests.test_resume import contents
 from tests.train_client import ROOT, TINY, Done, Trainee
 

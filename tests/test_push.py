@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub_client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE, hub_with_people
-from tests.hub_server import HubServer
+from tests.hub.client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE, hub_with_people
+from tests.hub.server import HubServer
 from tests.push_client import ALL_FILES, Publisher, tiny_checkpoint
 
 NAME = "shakespeare-transformer"

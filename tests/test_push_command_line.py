@@ -20,8 +20,8 @@ import pytest
 
 from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub_client import LFS_ONLY, WRITE, hub_with_people
-from tests.hub_server import HubServer
+from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
+from tests.hub.server import HubServer
 from tests.push_client import ROOT, Publisher, tiny_checkpoint
 
 PROGRAM = [sys.executable, str(ROOT / "push_to_huggingface.py")]

@@ -17,8 +17,8 @@ import pytest
 from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.failures import FAILURES
 from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub_client import WRITE, hub_with_people
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import WRITE, hub_with_people
+from tests.hub.server import HubServer, fake_token
 from tests.push_client import Publisher, tiny_checkpoint
 from tests.push_failures import BEFORE_ANYTHING_SLOW, DENIED, DOWN, REPO, TRIED_AGAIN_IN_VAIN, WITH_FILES_IN_HAND, Row
 

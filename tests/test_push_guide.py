@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_client import hub_with_people
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import hub_with_people
+from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
 
 # From the guide, letter for letter; so the Hub has a user "username" with a repository "repo-name".

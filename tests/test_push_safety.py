@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub_client import LFS_ONLY, WRITE, hub_with_people
-from tests.hub_server import HubServer
+from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
+from tests.hub.server import HubServer
 from tests.push_client import ALL_FILES, ROOT, Publisher, tiny_checkpoint
 
 REPO = "alice/shakespeare-transformer"

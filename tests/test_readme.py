@@ -15,7 +15,7 @@ from subprocess import DEVNULL, PIPE
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub_server import HubServer
+from tests.hub.server import HubServer
 from tests.push_client import ROOT
 from tests.train_client import TINY, tiny_text
 from train_transformer import parse_arguments

@@ -21,7 +21,7 @@ from charseq2seq.publishing.repository_folder import build_folder, read_record
 from charseq2seq.publishing.secret_scan import scan_folder
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
-from tests.hub_server import fake_token
+from tests.hub.server import fake_token
 from tests.push_client import ALL_FILES, ROOT, tiny_checkpoint
 
 

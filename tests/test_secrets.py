@@ -13,8 +13,8 @@ from typing import Self
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub_client import READ, WRITE, hub_with_people
-from tests.hub_server import HubServer, fake_token
+from tests.hub.client import READ, WRITE, hub_with_people
+from tests.hub.server import HubServer, fake_token
 from tests.train_client import ROOT, TINY, Done, Trainee
 
 SPARE = fake_token("spare")  # lies in the environment while another one is used

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub_client import READ, WRITE, hub_with_people
-from tests.hub_server import HubServer
+from tests.hub.client import READ, WRITE, hub_with_people
+from tests.hub.server import HubServer
 from tests.push_client import ALL_FILES, ROOT
 from tests.train_client import TINY, Done, Trainee, finish
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from charseq2seq.atomic_files import atomic_write, atomic_write_bytes, atomic_write_text
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text
 from charseq2seq.publishing.model_card import render_card
 from charseq2seq.publishing.samples import write_samples
 from charseq2seq.publishing.training_curve import draw_training_curve

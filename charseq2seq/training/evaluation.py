@@ -19,10 +19,10 @@ import numpy as np
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
 from charseq2seq.corpus import Ids, encode
+from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_files import read_through
 from charseq2seq.training.parallel import ALONE, Group
-from charseq2seq.training.settings import torch_dtype
 from charseq2seq.vocabulary import describe_character
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.atomic_files import write_error
 from charseq2seq.checkpoint import history_problem, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.run_lock import resume_path
+from charseq2seq.files import resume_path, write_error
 
 if TYPE_CHECKING:
     from charseq2seq.corpus import Corpus

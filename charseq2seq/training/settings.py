@@ -8,13 +8,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charseq2seq.checkpoint import LARGEST_TABLE
-from charseq2seq.errors import ExitCode, SuiteError, join_problems
-
-if TYPE_CHECKING:
-    import torch
+from charseq2seq.device import choose_device, choose_precision
+from charseq2seq.errors import SuiteError, join_problems
 
 # Heads have 64 features (on a CPU they beat those of 32), the encoder a quarter of the decoder's layers or so.
 SIZES: dict[str, dict[str, int]] = {
@@ -203,72 +201,3 @@ def _size_problems(chosen: dict[str, Any]) -> list[str]:
             f"choose --d_model {2 * num_heads * max(1, round(d_model / num_heads / 2))}, say."
         )
     return problems
-
-
-def choose_device(asked: str) -> tuple[str, str]:
-    """The device to use, and why.
-
-    Raises:
-        SuiteError: the device asked for is not there.
-    """
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if asked != "auto":
-        if not available[asked]:
-            raise SuiteError(
-                f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or "
-                "install a PyTorch built for it (pytorch.org/get-started).",
-                ExitCode.USAGE,
-            )
-        return asked, f"device {asked}: asked for"
-    device = next(name for name, there in available.items() if there)
-    reason = "no GPU found" if device == "cpu" else "found, and faster than the CPU"
-    return device, f"device {device}: {reason}"
-
-
-def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """The precision of the forward and backward pass, and why.
-
-    Raises:
-        SuiteError: fp16 was asked for on a CPU, where it has no fast arithmetic and would overflow.
-    """
-    import torch
-
-    if asked == "fp16" and device == "cpu":
-        raise SuiteError("--precision fp16 is for GPUs; on a CPU use bf16 or fp32.", ExitCode.USAGE)
-    if asked != "auto":
-        return asked, f"precision {asked}: asked for"
-    if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "precision bf16: this GPU computes in it"
-        return "fp16", "precision fp16 with loss scaling: this GPU has no bf16"
-    if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-            return "bf16", "precision bf16: this CPU has bf16 matrix products"
-        return "fp32", "precision fp32: this CPU has no bf16 matrix products"
-    return "fp32", "precision fp32: the safe choice on this device"
-
-
-def describe_hardware(device: str) -> str:
-    """The kind of hardware, without the machine's name."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    if device == "mps":
-        return "Apple GPU (MPS)"
-    name = torch.cpu.get_capabilities().get("cpu_name", "unknown CPU")
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def torch_dtype(precision: str) -> torch.dtype:
-    """The torch type of a precision's name."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

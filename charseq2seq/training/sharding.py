@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from charseq2seq.training.settings import torch_dtype
+from charseq2seq.device import torch_dtype
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -12,8 +12,8 @@ import copy
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from charseq2seq.device import torch_dtype
 from charseq2seq.training.optimization import copy_values
-from charseq2seq.training.settings import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from tests.hub_http import RefusalError
+from tests.hub.listener import RefusalError
 
 REGULAR_FILE_LIMIT = 10 * 1024 * 1024  # bytes; above, the Hub takes a file only as LFS
 

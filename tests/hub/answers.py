@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from tests.hub_http import RefusalError
-from tests.hub_state import REGULAR_FILE_LIMIT, Blob, Change, Commit, Discussion, Repository
+from tests.hub.listener import RefusalError
+from tests.hub.state import REGULAR_FILE_LIMIT, Blob, Change, Commit, Discussion, Repository
 
 
 def timestamp(moment: datetime) -> str:

@@ -7,9 +7,9 @@
 
 The client reads its environment when it is imported: run it in a subprocess with `environment()`.
 
-What is played where, for those who want to learn how the Hub talks: `hub_api.py` the Hub's routes,
-`hub_state.py` its memory, `hub_storage.py` the object store on another origin, `hub_xet.py` Xet's content
-store, `hub_json.py` the shapes of the answers, `hub_http.py` the listeners, the request log and the faults.
+What is played where, for those who want to learn how the Hub talks: `api.py` the Hub's routes,
+`state.py` its memory, `storage.py` the object store on another origin, `xet.py` Xet's content
+store, `answers.py` the shapes of the answers, `listener.py` the listeners, the request log and the faults.
 What the client sends was recorded from huggingface_hub 2.4.0 and hf_xet 1.8.0; the refusals have the words of the
 real service. Where the real answer is not known, the simplest plausible one is given.
 """
@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.hub_api import HubApi
-from tests.hub_http import (
+from tests.hub.api import HubApi
+from tests.hub.listener import (
     LOOPBACK,
     Fault,
     Listener,
@@ -37,9 +37,9 @@ from tests.hub_http import (
     Traffic,
     loopback_certificate,
 )
-from tests.hub_state import HubState, Repository
-from tests.hub_storage import Storage
-from tests.hub_xet import Cas
+from tests.hub.state import HubState, Repository
+from tests.hub.storage import Storage
+from tests.hub.xet import Cas
 
 
 def fake_token(label: str) -> str:

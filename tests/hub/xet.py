@@ -16,9 +16,9 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.hub_http import RefusalError, Request, Response, json_response
-from tests.hub_state import Blob, HubState
-from tests.hub_storage import Storage
+from tests.hub.listener import RefusalError, Request, Response, json_response
+from tests.hub.state import Blob, HubState
+from tests.hub.storage import Storage
 
 ENTRY_BYTES = 48  # header and every entry of a shard
 WITH_VERIFICATION, WITH_METADATA = 1 << 31, 1 << 30  # flags of a file in a shard

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, unquote, urlencode
 
-from tests.hub_http import RefusalError, Request, Response, json_response, ranged_response
-from tests.hub_json import (
+from tests.hub.answers import (
     card_metadata,
     card_problem,
     discussion_entry,
@@ -26,9 +25,10 @@ from tests.hub_json import (
     timestamp,
     tree_entries,
 )
-from tests.hub_state import HubState, Token, namespace_of
-from tests.hub_storage import Storage
-from tests.hub_xet import Cas
+from tests.hub.listener import RefusalError, Request, Response, json_response, ranged_response
+from tests.hub.state import HubState, Token, namespace_of
+from tests.hub.storage import Storage
+from tests.hub.xet import Cas
 
 REPO, REV = "([^/]+/[^/]+)", "([^/]+)"
 Route = Callable[..., Response]

@@ -14,8 +14,8 @@ import math
 import re
 import secrets
 
-from tests.hub_http import RefusalError, Request, Response, ranged_response
-from tests.hub_state import Blob, HubState
+from tests.hub.listener import RefusalError, Request, Response, ranged_response
+from tests.hub.state import Blob, HubState
 
 
 class Storage:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.hub_server import HubServer, fake_token
+from tests.hub.server import HubServer, fake_token
 
 WRITE, READ, STRANGER = fake_token("write"), fake_token("read"), fake_token("stranger")
 ONE_REPO, WHOLE_ORG = fake_token("oneRepo"), fake_token("wholeOrg")

@@ -1,0 +1,109 @@
+"""The device, its precision, and every setting that holds for the whole process: threads, allocator, denormals."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import TYPE_CHECKING
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+if TYPE_CHECKING:
+    import torch
+
+# Of glibc's malloc.h: how much free memory at the heap's end is kept, and from which size on a block has pages of its
+# own, which are given back as soon as it is freed. 32 MiB is the most that the second may be.
+_MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
+
+
+def choose_device(asked: str) -> tuple[str, str]:
+    """The device to use, and why.
+
+    Raises:
+        SuiteError: the device asked for is not there.
+    """
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked != "auto":
+        if not available[asked]:
+            raise SuiteError(
+                f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or "
+                "install a PyTorch built for it (pytorch.org/get-started).",
+                ExitCode.USAGE,
+            )
+        return asked, f"device {asked}: asked for"
+    device = next(name for name, there in available.items() if there)
+    reason = "no GPU found" if device == "cpu" else "found, and faster than the CPU"
+    return device, f"device {device}: {reason}"
+
+
+def choose_precision(asked: str, device: str) -> tuple[str, str]:
+    """The precision of the forward and backward pass, and why.
+
+    Raises:
+        SuiteError: fp16 was asked for on a CPU, where it has no fast arithmetic and would overflow.
+    """
+    import torch
+
+    if asked == "fp16" and device == "cpu":
+        raise SuiteError("--precision fp16 is for GPUs; on a CPU use bf16 or fp32.", ExitCode.USAGE)
+    if asked != "auto":
+        return asked, f"precision {asked}: asked for"
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "precision bf16: this GPU computes in it"
+        return "fp16", "precision fp16 with loss scaling: this GPU has no bf16"
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return "bf16", "precision bf16: this CPU has bf16 matrix products"
+        return "fp32", "precision fp32: this CPU has no bf16 matrix products"
+    return "fp32", "precision fp32: the safe choice on this device"
+
+
+def describe_hardware(device: str) -> str:
+    """The kind of hardware, without the machine's name."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if device == "mps":
+        return "Apple GPU (MPS)"
+    name = torch.cpu.get_capabilities().get("cpu_name", "unknown CPU")
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The torch type of a precision's name."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def use_threads(number: int | None) -> None:
+    """Compute with so many CPU threads; None: as many as PyTorch finds."""
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
+
+
+def tune_cpu() -> None:
+    """Let this process take numbers too small to matter for zero, and keep the memory that it frees.
+
+    Such numbers cost a CPU a hundredfold. As for memory, a training step takes and frees more than a hundred MiB: if
+    they go back to the system, every page is fetched and cleared anew in the next step, a tenth of its time
+    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc can be told so.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, limit in _MALLOC_LIMITS.items():
+            mallopt(parameter, limit)

@@ -1,0 +1,161 @@
+"""Files written whole or not at all, the lock of a model, and the names of the files beside it.
+
+A reader, a crash or a power cut sees the old file or the new one, never a part: the bytes go to a temporary file in
+the same folder, are flushed to the disk, and replace the old file by `os.replace`; the folder is flushed too, so that
+the new name survives a power cut (see fsync(2) and "Files are hard", danluu.com).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+# With these it is the path that has to change; with any other, the disk is to blame.
+_PATH_ERRORS = ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"]
+
+
+def write_error(path: Path, error: OSError) -> SuiteError:
+    """The one sentence for a write that failed: what, where, what to do."""
+    wrong_path = errno.errorcode.get(error.errno or 0) in _PATH_ERRORS
+    advice = "choose a path that you may write to" if wrong_path else "check the disk and its free space, and run again"
+    return SuiteError(
+        f"cannot write {path}: {error.strerror or error}; {advice} (any earlier file there is untouched).",
+        ExitCode.CANNOT_CREATE if wrong_path else ExitCode.IO_ERROR,
+    )
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that becomes `path` when the block ends without an exception.
+
+    Raises:
+        SuiteError: the file cannot be written; an earlier file at `path` is untouched.
+    """
+    path = _target(Path(path))
+    # Random, because only a model has a lock: two writers of any other file must not share a temporary file.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)  # os.replace
+            _flush_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+    except RuntimeError as error:
+        # After a failed write torch.save fails to close its archive, and reports that instead of the full disk.
+        if isinstance(error.__context__, OSError):
+            raise write_error(path, error.__context__) from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 with LF line ends on every system, whole or not at all.
+
+    Lone surrogates, which a file name can contain and UTF-8 cannot, become question marks.
+    """
+    atomic_write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def _target(path: Path) -> Path:
+    """The file that a symbolic link names: the link itself must stay a link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 (never raises)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there; NTFS journals the rename
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def resume_path(model_path: Path) -> Path:
+    """The resume state of a model: transformer_model.pth -> transformer_model.resume.pth."""
+    return model_path.with_suffix(".resume" + (model_path.suffix or ".pth"))
+
+
+def lock_path(model_path: Path) -> Path:
+    """The lock file of a model: transformer_model.pth -> transformer_model.pth.lock."""
+    return model_path.with_name(model_path.name + ".lock")
+
+
+@contextlib.contextmanager
+def run_lock(model_path: Path) -> Iterator[None]:
+    """Hold the lock of a model path, so that one run at a time writes it, and remove what a killed run left behind.
+
+    The library `filelock` takes an advisory lock (flock on Linux and macOS, its counterpart on Windows); the kernel
+    releases it when the process ends, however it ends. The lock file stays and names the last holder.
+
+    Raises:
+        SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    _check_name(model_path)
+    path = lock_path(model_path)
+    try:
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise SuiteError(
+            f"another run is writing {model_path} ({_holder(path)}); wait for it or choose another --model_path.",
+            ExitCode.LOCKED,
+        ) from error
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        with contextlib.suppress(OSError):  # the lock is held, whatever fails here
+            path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
+            for written in map(_target, (model_path, resume_path(model_path))):
+                for temporary in written.parent.glob(f"{glob.escape(written.name)}.{'[0-9a-f]' * 8}.tmp"):
+                    temporary.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _check_name(model_path: Path) -> None:
+    """Refuse now what could not be written at the end of the run."""
+    try:
+        if model_path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not model_path.parent.is_dir():  # filelock would create the folder of a mistyped path
+            reason = errno.ENOTDIR if model_path.parent.exists() else errno.ENOENT
+            raise OSError(reason, os.strerror(reason))
+        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
+            model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
+    except OSError as error:
+        raise write_error(model_path, error) from error
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "its holder is not recorded"
+    except (OSError, UnicodeDecodeError):
+        return "its holder cannot be read"

@@ -1,0 +1,1 @@
+"""A Hugging Face Hub on loopback for the real client: see server.py."""
