@@ -1,7 +1,7 @@
-"""Mixed precision without autocast: a working copy computes, the master weights learn.
+"""Mixed precision without autocast: a working copy of the model computes, the master weights learn.
 
 The optimizers keep float32 master weights. Forward and backward pass run in a copy of the model in bf16 or fp16, made
-afresh after every step; its gradients are converted once, as a whole. On CPUs this is faster than autocast, which
+anew after every step; its gradients are converted once, all together. On CPUs this is faster than autocast, which
 converts every weight at every use (benchmarks/LOG.md). The idea is that of "Mixed Precision Training" (Micikevicius et
 al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
 """
@@ -9,11 +9,11 @@ al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
 from __future__ import annotations
 
 import copy
-import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
 
 from charseq2seq.device import torch_dtype
-from charseq2seq.training.optimization import copy_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,52 +27,47 @@ class WorkingCopy:
 
     Args:
         master: float32 weights, on their device.
-        precision: "fp32", "bf16" or "fp16"; fp16's small gradients are kept from vanishing by loss scaling.
+        precision: "fp32", "bf16" or "fp16"; loss scaling keeps fp16's small gradients from vanishing.
 
     Attributes:
         model: what forward and backward pass use.
+        scaler: fp16's loss scaling; does nothing for other types.
     """
 
     def __init__(self, master: Transformer, precision: str) -> None:
-        import torch
-
         self.master = master
         self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
-        device_type = master.device.type
-        self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(master.device.type, enabled=precision == "fp16")
         self._masters = list(master.parameters())
         self._copies = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
 
     def backward(self, loss: Tensor) -> None:
-        """Add to the copy's gradients those of a loss."""
-        import torch
-
+        """Add the gradients of a loss to the copy's."""
         torch.autograd.backward(self.scaler.scale(loss))
 
     def step(self, optimizers: list[Optimizer]) -> None:
-        """Optimizer steps on the master weights, by the copy's gradients, and a fresh working copy."""
+        """Optimizer steps on the master weights, by the copy's gradients, and a new working copy."""
         if self.model is not self.master:
-            self._hand_over_gradients()
+            self._convert_gradients()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         self.refresh()
 
-    def _hand_over_gradients(self) -> None:
-        """Convert the copy's gradients; what took no part in this step (an encoder without a source) has none."""
-        taking_part = [copied.grad is not None for copied in self._copies]
-        for weight, gradient, takes_part in zip(self._masters, self._gradients, taking_part, strict=True):
-            weight.grad = gradient if takes_part else None
-        gradients = [copied.grad for copied in self._copies if copied.grad is not None]
-        copy_values(list(itertools.compress(self._gradients, taking_part)), gradients)
+    @torch.no_grad()
+    def _convert_gradients(self) -> None:
+        """Hand the copy's gradients to the master; an encoder that got no source has none."""
+        used = [index for index, weight in enumerate(self._copies) if weight.grad is not None]
+        for weight in self._masters:
+            weight.grad = None
+        for index in used:
+            self._masters[index].grad = self._gradients[index]
+        torch._foreach_copy_([self._gradients[index] for index in used], [self._copies[index].grad for index in used])
 
+    @torch.no_grad()
     def refresh(self) -> None:
-        """Bring the working copy up to the master weights."""
+        """Copy the master weights into the working copy."""
         if self.model is not self.master:
-            copy_values(self._copies, self._masters)
-
-    def state(self) -> dict[str, Any]:
-        """The loss scale, for resuming."""
-        return self.scaler.state_dict()
+            torch._foreach_copy_(self._copies, self._masters)
