@@ -7,7 +7,6 @@ all of them in one message and status 2. Nothing here imports torch: `--help` an
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -178,6 +177,8 @@ def _help(row: Option) -> str:
 def _unrecognized(words: list[str], rows: dict[str, Option]) -> Iterator[str]:
     if not words:
         return
+    import difflib
+
     flags = [f"--{name}" for name in rows]
     near = [difflib.get_close_matches(word.partition("=")[0], flags, 1) for word in words if word.startswith("-")]
     meant = [flag for found in near for flag in found]
@@ -187,13 +188,13 @@ def _unrecognized(words: list[str], rows: dict[str, Option]) -> Iterator[str]:
 def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Iterator[str]:
     """A problem for each option that does not go with the mode or with another option."""
     mode = getattr(read, "mode", None)  # None: there are no modes, or a mistyped one, which is a problem of its own
-    for name in given:
+    for name, value in given.items():
         row = rows[name]
         if mode is not None and row.modes and mode not in row.modes:
             yield f"--{name} belongs to --mode {' and '.join(row.modes)}, not --mode {mode}"
         elif row.needs and not getattr(read, row.needs):
             yield f"--{name} needs --{row.needs}"
-        if row.excludes and given[name] and getattr(read, row.excludes):
+        if row.excludes and value and getattr(read, row.excludes):
             yield f"--{name} and --{row.excludes} exclude each other"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -16,10 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, ending_of
 from charseq2seq.files import write_error
+
+if TYPE_CHECKING:
+    import logging
 
 
 class _Output:
@@ -75,6 +77,8 @@ def _write(message: str) -> None:
         sys.stderr.write((message if is_terminal() else timed) + "\n")
         sys.stderr.flush()
     if _output.log_file is not None:
+        import logging
+
         _output.log_file.emit(logging.makeLogRecord({"msg": timed}))
 
 

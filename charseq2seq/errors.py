@@ -1,8 +1,8 @@
 """How a program of the suite ends: exception -> sentence -> exit code -> JSON, here and nowhere else.
 
-Everything that a user can cause is raised as a `SuiteError`; `console.run` prints it without a traceback. The exit codes
-follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd, sendmail) read them
-rightly; the README prints this table.
+Everything that a user can cause is raised as a `SuiteError`; `console.run` prints it without a traceback. The exit
+codes follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd, sendmail) read
+them rightly; the README prints this table.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ From a row come the parser and `--help`, `Settings`, what a checkpoint records o
 same run, and the command on the model card. A new option is one row here and its use.
 """
 
+# ruff: noqa: RUF009 (a row is a dataclass field, made by a function)
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from charseq2seq.command_line import (
     FILE,
@@ -47,14 +48,20 @@ LARGEST_BIGRAM_VOCABULARY = 512
 MODEL = "model (train; defaults depend on the device and are printed)"
 DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
 
-# What the rows of a group have in common.
-_what = partial(option, group="what to do")
-_result = {"recorded": True, "changes_weights": True, "in_command": True}
-_model = partial(option, group=MODEL, modes=("train",), **_result)
-_run = partial(option, group="run (train)", modes=("train",), **_result)
-_memory = partial(option, group="memory and speed (train)", modes=("train",), recorded=True)
-_publishing = partial(option, group="publishing (train)", modes=("train",))
-_text = partial(option, group="text (generate)", modes=("generate",))
+_RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True, "in_command": True}
+
+
+def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
+    """Makes the rows of a group: what they have in common."""
+    return partial(option, group=group, modes=modes, **more)
+
+
+_what = _rows("what to do")
+_model = _rows(MODEL, "train", **_RESULT)
+_run = _rows("run (train)", "train", **_RESULT)
+_memory = _rows("memory and speed (train)", "train", recorded=True)
+_publishing = _rows("publishing (train)", "train", needs="push_to_hf")
+_text = _rows("text (generate)", "generate")
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Settings:
         "auto",
         "of the arithmetic (default: auto, what the device is fast in)",
         modes=("train", "evaluate"),
-        **_result,
+        **_RESULT,
     )
     num_threads: int = _what(
         whole(1, 4 * (os.cpu_count() or 1)),
@@ -100,9 +107,9 @@ class Settings:
         "CPU threads (default: all that PyTorch finds, generate 1)",
         recorded=True,
     )
-    seed: int = _what(whole(0), 1337, "of weights, batches and samples: the same seed gives the same result", **_result)
+    seed: int = _what(whole(0), 1337, "of weights, batches and samples: the same seed gives the same result", **_RESULT)
     log_file: Path | None = _what(FILE, None, "write the log there too (10 MB, 3 old ones kept)")
-    unknown: str | None = _what(
+    unknown: Literal["error", "skip"] | None = _what(
         one_of("error", "skip"),
         None,
         "what to do with characters that the model never saw (default: generate error, evaluate skip)",
@@ -171,8 +178,8 @@ class Settings:
     compile: bool = _memory(None, False, "torch.compile the model: slow start, faster steps", changes_weights=True)
 
     # --- publishing
-    push_to_hf: bool = _publishing(None, False, "push to the Hugging Face Hub when training has ended")
-    hf_repo_name: str = _publishing(NAME, DEFAULT_REPO_NAME, "repository name", needs="push_to_hf")
+    push_to_hf: bool = _publishing(None, False, "push to the Hugging Face Hub when training has ended", needs="")
+    hf_repo_name: str = _publishing(NAME, DEFAULT_REPO_NAME, "repository name")
     hf_username: str | None = _publishing(
         NAME, None, "owner (default: HF_USERNAME, else the token's user)", needs="push_to_hf"
     )
@@ -180,11 +187,10 @@ class Settings:
         Kind("TOKEN", str),
         None,
         "Hugging Face token; others can see it, HF_TOKEN is safer",
-        needs="push_to_hf",
         excludes="hf_token_file",
     )
-    hf_token_file: Path | None = _publishing(FILE, None, "file that holds the token", needs="push_to_hf")
-    hf_private: bool = _publishing(None, False, "create a private repository", needs="push_to_hf")
+    hf_token_file: Path | None = _publishing(FILE, None, "file that holds the token")
+    hf_private: bool = _publishing(None, False, "create a private repository")
 
     # --- generated text
     prompt: str = _text(
@@ -201,7 +207,8 @@ class Settings:
         "sample from the fewest characters with this total probability (default: 1, all)",
     )
 
-    reasons: tuple[str, ...] = field(default=(), kw_only=True)
+    reasons: tuple[str, ...] = ()
+    parallel: ClassVar = "ddp"
 
     @property
     def model(self) -> dict[str, Any]:
@@ -217,7 +224,7 @@ class Settings:
         return {"data": self.data_path.name} | {n: getattr(self, n) for n, row in OPTIONS.items() if row.recorded}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights of a run, besides its text: a resume state with another identity is of another run."""
+        """What decides the weights of a run, besides its text; another run has another identity."""
         return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
 
 
@@ -344,10 +351,10 @@ def _head_problems(d_model: int, num_heads: int) -> list[str]:
 
 # --- push_to_huggingface.py
 
-_from = partial(option, group="what")
-_where = partial(option, group="where")
-_who = partial(option, group="who")
-_how = partial(option, group="how")
+_from = _rows("what")
+_where = _rows("where")
+_who = _rows("who")
+_how = _rows("how")
 
 
 @dataclass(frozen=True)
