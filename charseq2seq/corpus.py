@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import atomic_write, sweep_stale_temporaries
+from charseq2seq.files import atomic_write
 from charseq2seq.text_files import Text, read_through
 from charseq2seq.vocabulary import CharVocabulary
 
@@ -134,7 +134,6 @@ def _cached(path: Path, text: Text, vocabulary: CharVocabulary) -> Ids | None:
 
 def _write_cache(path: Path, pieces: Iterator[Ids], like: Ids, length: int) -> None:
     """Write ids as numpy does, a piece at a time; those of an earlier state of the text go."""
-    sweep_stale_temporaries(path)
     header = np.lib.format.header_data_from_array_1_0(like) | {"shape": (length,)}
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, header)

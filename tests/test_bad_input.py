@@ -290,8 +290,8 @@ WRONG_ARGUMENTS = {
     "arguments file with an open quote": wrong("@open.args", r"arguments file cannot be read: .* close its quotes"),
     "arguments file that names itself": wrong("@circle.args", r"an arguments file names itself"),
     "fp16 on a CPU": wrong("--device cpu --precision fp16", r"--precision fp16 is for GPUs; on a CPU use bf16 or fp32"),
-    "no model path": Arguments(("--model_path", ""), r"a folder of that name is in the way;", CANNOT_CREATE),
-    "the root as model path": wrong("--model_path /", r"write /: a folder of that name is in the way;", CANNOT_CREATE),
+    "no model path": Arguments(("--model_path", ""), r"Is a directory;", CANNOT_CREATE),
+    "the root as model path": wrong("--model_path /", r"write /: Is a directory;", CANNOT_CREATE),
     "the model over the text": wrong(
         "--model_path text.txt", r"--model_path and --data_path name the same file, .*; choose another"
     ),
@@ -312,16 +312,12 @@ WRONG_ARGUMENTS = {
     "more threads than anybody has": wrong(
         "--num_threads 4096", r"--num_threads must be a whole number from 1 to \d+, not"
     ),
-    "a folder in the model's place": wrong(
-        "--model_path folder", r"a folder of that name is in the way;", CANNOT_CREATE
-    ),
-    "no folder for the model": wrong("--model_path no/m.pth", r"no/m\.pth: the folder does not exist;", CANNOT_CREATE),
-    "a file as the model's folder": wrong(
-        "--model_path text.txt/m.pth", r"a part of the path is a file", CANNOT_CREATE
-    ),
-    "a model path too long": wrong(f"--model_path {'n' * 300}.pth", r"the file name is too long;", CANNOT_CREATE),
-    "a resume path too long": wrong(f"--model_path {'n' * 244}.pth", r"the file name is too long;", CANNOT_CREATE),
-    "no folder for the log": wrong("--log_file no/x.log", r"no/x\.log: the folder does not exist;", CANNOT_CREATE),
+    "a folder in the model's place": wrong("--model_path folder", r"Is a directory;", CANNOT_CREATE),
+    "no folder for the model": wrong("--model_path no/m.pth", r"no/m\.pth: No such file or directory;", CANNOT_CREATE),
+    "a file as the model's folder": wrong("--model_path text.txt/m.pth", r"Not a directory", CANNOT_CREATE),
+    "a model path too long": wrong(f"--model_path {'n' * 300}.pth", r"File name too long;", CANNOT_CREATE),
+    "a resume path too long": wrong(f"--model_path {'n' * 244}.pth", r"File name too long;", CANNOT_CREATE),
+    "no folder for the log": wrong("--log_file no/x.log", r"no/x\.log: No such file or directory;", CANNOT_CREATE),
     "resume state missing": wrong("--resume absent.pth", r"absent\.pth does not exist; --resume takes", NO_INPUT),
     "resume state is a text": wrong("--resume text.txt", r"text\.txt cannot be used: it is no complete", BAD_DATA),
     "resume state is a model": wrong(

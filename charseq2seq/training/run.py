@@ -12,7 +12,7 @@ from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
-from charseq2seq.files import resume_path, run_lock, sweep_stale_temporaries
+from charseq2seq.files import resume_path, run_lock
 from charseq2seq.options import Settings
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.optimization import suitable_weight_decay
@@ -40,9 +40,6 @@ def train(settings: Settings) -> Outcome:
 def _train(settings: Settings, group: Group) -> Outcome:
     with contextlib.ExitStack() as held:
         group.from_leader(lambda: held.enter_context(run_lock(settings.model_path)))
-        if group.is_leader:
-            for path in (settings.model_path, resume_path(settings.model_path)):
-                sweep_stale_temporaries(path)
         window = settings.model["source_length"] + settings.model["target_length"]
         corpus = group.after_first(lambda: load_corpus(settings.data_path, window))
         settings = suited_to(corpus, settings)

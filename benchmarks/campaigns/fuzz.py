@@ -1,7 +1,7 @@
 """Damaged and hostile files through the loaders: only our own errors come out, and memory stays bounded.
 
-    python benchmarks/fuzz.py                 # 10,000 model files and 10,000 JSON files, some minutes
-    python benchmarks/fuzz.py --count 500     # of each
+    python benchmarks/campaigns/fuzz.py                 # 10,000 model files and 10,000 JSON files, some minutes
+    python benchmarks/campaigns/fuzz.py --count 500     # of each
 
 Model files are changed in four ways: bytes of the file; bytes of the pickle inside, with right checksums; values of the
 content, saved anew; parts of the archive. JSON files are changed in their text and in their values. What a loader
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from charseq2seq.checkpoint import (
     FORMAT_VERSION,

@@ -1,7 +1,7 @@
 """Kill one training job at random moments, hundreds of times; fill the disk under it; plant tokens and look for them.
 
-    python benchmarks/chaos.py                                           # a quarter of an hour
-    python benchmarks/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
+    python benchmarks/campaigns/chaos.py                                           # a quarter of an hour
+    python benchmarks/campaigns/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
 
 Kills: a job is run once without a stop. Then it is started, killed and started again until it ends, and then anew,
 until there were as many kills as asked for: by SIGKILL, SIGTERM, SIGINT and two SIGINTs, while it starts, while it
@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
@@ -246,11 +246,11 @@ class Kills:
                 end = time.monotonic() + seconds
                 until(lambda: time.monotonic() >= end, process, 0.001)
                 return
-            writing = job.path / f"{MODEL if moment == ENDING else STATE}.{process.pid}.tmp"
+            pattern = f"{MODEL if moment == ENDING else STATE}.*.tmp"
             for number in range(1 if moment == ENDING else saves):  # watched without a pause: a save takes milliseconds
                 if number:
-                    until(lambda: not writing.exists(), process, 0)
-                until(writing.exists, process, 0)
+                    until(lambda: not any(job.path.glob(pattern)), process, 0)
+                until(lambda: any(job.path.glob(pattern)), process, 0)
             time.sleep(later)
 
         return wait
@@ -378,7 +378,9 @@ class FullDisks:
         if code == ExitCode.OK:
             self._check(load_checkpoint(model).training_args["seed"] == 5, "said to have ended, and did not")
             return
-        self._check(code == ExitCode.IO_ERROR and "the disk is full; free some space" in self.user.log, self.user.log)
+        self._check(
+            code == ExitCode.IO_ERROR and "No space left on device; check the disk" in self.user.log, self.user.log
+        )
         self._check(model.read_bytes() == before, "the earlier model was touched")
         with contextlib.suppress(SuiteError):
             self._check(bool(load_resume_state(state)), "the resume state is unreadable")
