@@ -49,15 +49,15 @@ class SuiteError(Exception):
     Args:
         message: one sentence: what, where, what to do.
         exit_code: the status with which the program ends.
+
+    Attributes:
+        facts: what a program's JSON says of it.
     """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-    def facts(self) -> dict[str, Any]:
-        """What a program's JSON says of it."""
-        return {"error": "refused", "message": str(self)}
+        self.facts: dict[str, Any] = {"error": "refused", "message": message}
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -90,7 +90,7 @@ def ending_of(error: BaseException) -> Ending:
         error = SuiteError(advice, ExitCode.OUT_OF_MEMORY)
     if isinstance(error, SuiteError):
         message = str(error)
-        return Ending(error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts())
+        return Ending(error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts)
     if isinstance(error, TerminatedError):
         return Ending(ExitCode.TERMINATED, "terminated.", {"outcome": "stopped"})
     if isinstance(error, KeyboardInterrupt):
