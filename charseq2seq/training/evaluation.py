@@ -18,10 +18,9 @@ import numpy as np
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import Ids, encode
+from charseq2seq.corpus import Ids, encode, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.text_files import read_through
 from charseq2seq.training.parallel import ALONE, Group
 from charseq2seq.vocabulary import describe_character
 
@@ -114,7 +113,7 @@ def evaluate_file(
     Raises:
         SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
     """
-    text, vocabulary = read_through(path), checkpoint.vocabulary()
+    text, vocabulary = read_text(path), checkpoint.vocabulary()
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(
