@@ -63,7 +63,12 @@ def reading_and_writing() -> list[str]:
 
     decoder_input = SOURCE[-1] + WRITTEN[:-1]
     parts += characters(right, 420, decoder_input, ORANGE) + box(right, 360, target_width, 36, "#fff", "embedding")
-    lines = ("decoder, 3 layers:", "every position sees the memory", "and what was written before it,", "in one softmax")
+    lines = (
+        "decoder, 3 layers:",
+        "every position sees the memory",
+        "and what was written before it,",
+        "in one softmax",
+    )
     parts += box(right, 190, target_width, 144, ORANGE, *lines)
     parts += box(right, 120, target_width, 44, "#fff", "head + bigram table: 66 scores")
     parts += characters(right, 62, WRITTEN, GREEN)
@@ -78,7 +83,9 @@ def reading_and_writing() -> list[str]:
     end = right + target_width
     back = ((end - 8, 92), (end - 8, 108), (end + 12, 108), (end + 12, 436), (end - 76, 436))
     parts.append(arrow(*back, color=GREY, dashed=True))
-    parts += [text(left, 506, "After 192 characters the last 64 of the text become the next source.", 13, GREY, "start")]
+    parts += [
+        text(left, 506, "After 192 characters the last 64 of the text become the next source.", 13, GREY, "start")
+    ]
     return parts
 
 
