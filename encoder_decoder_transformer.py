@@ -697,7 +697,9 @@ class CachedDecoder:
             if self.length > layer.keys.shape[2]:
                 layer.grow()
             hidden = self.hidden.index_select(0, self.position)
-            x = layer.step(x, self.position, table, F.pad(hidden, (0, layer.keys.shape[2] - self.capacity), value=-math.inf))
+            x = layer.step(
+                x, self.position, table, F.pad(hidden, (0, layer.keys.shape[2] - self.capacity), value=-math.inf)
+            )
         logits = self.model.logits(x, self.recent[:, -1])
         logits[:, self.model.start_id] = -math.inf
         return logits

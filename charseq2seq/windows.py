@@ -121,7 +121,9 @@ class WindowSampler:
         self.epoch, self.position, self._order = epoch, position, None
 
 
-def tile(first: int, last: int, source_length: int, target_length: int, batch_size: int) -> Iterator[tuple[Tensor, int, int]]:
+def tile(
+    first: int, last: int, source_length: int, target_length: int, batch_size: int
+) -> Iterator[tuple[Tensor, int, int]]:
     """Windows whose targets cover `first` to `last` (exclusive) once; those of one shape share a batch.
 
     Yields:

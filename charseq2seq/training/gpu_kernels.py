@@ -32,8 +32,19 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 
 @triton.jit
 def _rotate_kernel(
-    x_ptr, gradient_ptr, cos_ptr, sin_ptr, out_ptr, rows, length, heads,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, BACKWARD: tl.constexpr,
+    x_ptr,
+    gradient_ptr,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    rows,
+    length,
+    heads,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    EPSILON: tl.constexpr,
+    BACKWARD: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, PADDED)[None, :]

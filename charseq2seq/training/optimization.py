@@ -47,6 +47,11 @@ def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float
     return float(f"{decay_per_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
 
 
+def suitable_epochs(parameters: int, characters: int) -> float:
+    """How many epochs a model learns from a text before it begins to learn it by heart (benchmarks/LOG.md)."""
+    return 8.0
+
+
 def build_optimizers(model: Transformer, learning_rate: float, weight_decay: float) -> list[Optimizer]:
     """Muon for the hidden matrices and AdamW for everything else.
 

@@ -10,8 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +20,16 @@ from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
 from charseq2seq.device import describe_hardware, tune_cpu
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
+from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import GraphedStep, why_not
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
-from charseq2seq.training.resume import check_figures
-from charseq2seq.training.settings import Settings
+from charseq2seq.training.resume import State, check_figures, does_not_fit
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -47,42 +46,6 @@ _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 
 class _DivergedError(Exception):
     """The loss became NaN or infinite."""
-
-
-@dataclass
-class State:
-    """Everything that changes while a run goes on, field by field what a resume file holds.
-
-    Attributes:
-        identity: text, architecture and the options that decide the weights.
-        step: optimizer steps done.
-        seconds: of training, over all sessions of this run.
-        train_loss: running mean over about the last 50 steps, nats per character.
-        learning_rate_scale: what the learning rates are multiplied by, below 1 after a divergence.
-        epoch, position: the sampler's.
-        best_weights: of the best evaluation so far, at `best_step` with `best_loss`.
-        stale_evaluations: how many there were since.
-        history: step, seconds and losses of every evaluation.
-        finished: whether the run is complete.
-        weights, optimizers, scaler: filled when it is saved.
-    """
-
-    identity: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    train_loss: float = math.nan
-    learning_rate_scale: float = 1.0
-    epoch: int = 0
-    position: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    stale_evaluations: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    finished: bool = False
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    optimizers: list[dict[Any, Any]] = field(default_factory=list)
-    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,9 +95,8 @@ class Trainer:
         assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         source_length, target_length = self.master.source_length, self.master.target_length
-        self.sampler = WindowSampler(
-            corpus.num_train, source_length, target_length, settings.batch_size, settings.seed
-        )
+        self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
+        self.max_steps = step_budget(settings, corpus.num_train)
         self.working = WorkingCopy(self.master, settings.precision)
         if state.step:
             self._restore()
@@ -179,8 +141,8 @@ class Trainer:
                 return self._outcome(stop, None, diverged=str(error))
 
     def spent_fraction(self) -> float:
-        """How much of the budget is spent, 0 to 1: of the steps or of the minutes, whichever is further."""
-        steps, minutes = self.settings.max_steps, self.settings.max_minutes
+        """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""
+        steps, minutes = self.max_steps, self.settings.max_minutes
         of_steps = self.state.step / steps if steps else 0.0
         of_minutes = self.state.seconds / (60 * minutes) if minutes else 0.0
         return min(1.0, max(of_steps, of_minutes))
@@ -229,7 +191,7 @@ class Trainer:
     def _train_step(self) -> None:
         state, settings, group = self.state, self.settings, self.group
         # The middle of the step: with its beginning the first step would be lost to warm-up.
-        half_a_step = 0.5 / settings.max_steps if settings.max_steps else 0.0
+        half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
         factor = learning_rate_factor(self.spent_fraction() + half_a_step)
         set_learning_rates(self.optimizers, factor * state.learning_rate_scale)
         if settings.model["dropout"]:  # by seed, step and rank: a resumed run drops the same features
@@ -389,7 +351,9 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last step's loss is of the weights before it
+        self._check_finite(
+            "size of the weights", float(norms.sum())
+        )  # the last step's loss is of the weights before it
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
@@ -409,11 +373,15 @@ class Trainer:
             self.working.refresh()
             self.sampler.restore(state.epoch, state.position)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
-            raise SuiteError(
-                f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
-                ExitCode.BAD_DATA,
-            ) from error
+            raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []
+
+
+def step_budget(settings: Settings, characters: int) -> int | None:
+    """The most steps of a run: those asked for or those of its epochs, whichever are fewer; None: no such limit."""
+    per_epoch = characters / (settings.batch_size * settings.target_length)
+    of_epochs = [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
+    return min([settings.max_steps] * bool(settings.max_steps) + of_epochs, default=None)
 
 
 def weights_of(model: Transformer) -> dict[str, Tensor]:
