@@ -132,7 +132,7 @@ def what_is_left(args: argparse.Namespace, outcome: Outcome) -> str:
 def show_outcome(model_path: Path, outcome: Outcome) -> None:
     """Print a sample of what the model writes, and how good it is."""
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.generation import Sampling, fastest_writer, known_prompt, stream_text
+    from charseq2seq.generation import Sampling, TextGenerator, known_prompt
 
     assert outcome.evaluation is not None
     use_threads(1)  # as --mode generate; numpy, which is imported by now, keeps as many as it has
@@ -140,8 +140,8 @@ def show_outcome(model_path: Path, outcome: Outcome) -> None:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, SAMPLE_PROMPT, "skip")
     write_result(prompt)
-    writer = fastest_writer(checkpoint.build_model())
-    for text in stream_text(writer, vocabulary, prompt, SAMPLE_CHARACTERS, Sampling()):
+    generator = TextGenerator(checkpoint.build_model(), vocabulary)
+    for text in generator.stream(prompt, SAMPLE_CHARACTERS, Sampling()):
         write_result(text)
     write_result("\n")
     facts = outcome.evaluation.facts()
@@ -218,7 +218,7 @@ def generate(args: argparse.Namespace) -> int:
         os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # which numpy reads when it is imported, below
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.device import choose_device
-    from charseq2seq.generation import Sampling, fastest_writer, is_small, known_prompt, read_prompt, stream_text
+    from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(threads)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
@@ -227,13 +227,14 @@ def generate(args: argparse.Namespace) -> int:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
     model = checkpoint.build_model()
-    writer = fastest_writer(model if args.device == "auto" and is_small(model) else model.to(device))
+    model = model if args.device == "auto" and is_small(model) else model.to(device)
+    generator = TextGenerator(model, vocabulary)
     for sample in range(args.num_samples):
         if sample:
             write_result(f"\n{'-' * 40}\n")
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed + sample)
         write_result(prompt)
-        for text in stream_text(writer, vocabulary, prompt, args.num_chars, sampling):
+        for text in generator.stream(prompt, args.num_chars, sampling):
             write_result(text)
     write_result("\n")
     return 0
