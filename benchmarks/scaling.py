@@ -42,7 +42,7 @@ import torch
 
 from benchmarks.machine import describe_machine, markdown_table, matrix_product_peak, timed
 from charseq2seq.console import run
-from charseq2seq.training.settings import SIZES
+from charseq2seq.options import SIZES
 from encoder_decoder_transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[1]

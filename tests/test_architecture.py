@@ -17,10 +17,10 @@ SOURCES = {
 
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
-    {"encoder_decoder_transformer", "errors", "arguments"},
+    {"encoder_decoder_transformer", "errors", "arguments", "command_line"},
     {"files", "device"},
     {"vocabulary", "console"},
-    {"corpus", "checkpoint", "data"},
+    {"corpus", "checkpoint", "data", "options"},
     {"numpy_decoder", "generation"},
     {"training", "publishing"},
     {"train_transformer", "push_to_huggingface"},

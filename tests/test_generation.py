@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
-from charseq2seq.training.settings import SIZES
+from charseq2seq.options import SIZES
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint

@@ -15,10 +15,10 @@ from subprocess import DEVNULL, PIPE
 import pytest
 
 from charseq2seq.errors import ExitCode
+from charseq2seq.options import read_settings
 from tests.hub.server import HubServer
 from tests.push_client import ROOT
 from tests.train_client import TINY, tiny_text
-from train_transformer import parse_arguments
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md"))
 
@@ -102,7 +102,7 @@ def test_the_slurm_job_is_the_command_for_several_machines() -> None:
     (command,) = [command for command in COMMANDS if "--nnodes" in command]
     of_job = set(re.findall(r"--\w+", job.read_text().partition("srun")[2]))
     assert set(re.findall(r"--\w+", command)) <= of_job
-    assert parse_arguments(job.read_text().partition("train_transformer.py")[2].split()).size == "large"
+    assert read_settings(job.read_text().partition("train_transformer.py")[2].split()).size == "large"
 
 
 def test_ci_runs_the_test_command() -> None:

@@ -21,6 +21,7 @@ from charseq2seq.corpus import Corpus, WindowSampler
 from charseq2seq.device import describe_hardware, tune_cpu
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import resume_path
+from charseq2seq.options import Settings
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.parallel import ALONE, Group
@@ -32,7 +33,6 @@ from charseq2seq.training.resume import (
     run_identity,
     seed_random_states,
 )
-from charseq2seq.training.settings import Settings
 from charseq2seq.training.sharding import (
     load_whole_optimizer_state,
     own_weights,

@@ -20,10 +20,7 @@ from charseq2seq.files import resume_path, write_error
 
 if TYPE_CHECKING:
     from charseq2seq.corpus import Corpus
-    from charseq2seq.training.settings import Settings
-
-# What changes a result by rounding only.
-_IRRELEVANT = ("data", "log_interval", "num_threads", "parallel", "accumulation_steps", "gradient_checkpointing")
+    from charseq2seq.options import Settings
 
 # What may differ when a finished run is extended by --resume PATH.
 _BUDGET = ("max_steps ", "max_minutes ", "patience ")
@@ -104,10 +101,7 @@ def check_figures(state: dict[str, Any]) -> None:
 
 def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Text, architecture and the arguments that decide the weights of a run."""
-    args = settings.training_args()
-    for irrelevant in _IRRELEVANT:
-        del args[irrelevant]
-    return {"corpus_sha256": corpus.sha256, **args}
+    return {"corpus_sha256": corpus.sha256, **settings.identity()}
 
 
 def _identity(state: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.files import resume_path, run_lock
+from charseq2seq.options import Settings
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.parallel import Group, process_group
 from charseq2seq.training.resume import find_resume_state, run_identity
-from charseq2seq.training.settings import Settings
 
 # What the learning rate of the second try is multiplied by.
 _RETRY_SCALE = 0.5

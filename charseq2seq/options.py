@@ -1,0 +1,403 @@
+"""The options of both programs, a row each: flag, range, default, help, and what else depends on them.
+
+From a row come the parser and `--help`, `Settings`, what a checkpoint records of its run, what makes a resumed run the
+same run, and the command on the model card. A new option is one row here and its use.
+"""
+
+# ruff: noqa: RUF009 (a row is a dataclass field, made by a function)
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from charseq2seq.command_line import (
+    FILE,
+    FOLDER,
+    NAME,
+    TEXT,
+    Kind,
+    PerDevice,
+    number,
+    one_of,
+    option,
+    options_of,
+    read_options,
+    whole,
+)
+from charseq2seq.device import choose_device, choose_precision
+from charseq2seq.errors import SuiteError, join_problems
+from charseq2seq.files import lock_path, resume_path
+
+# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
+SIZES: dict[str, dict[str, int]] = {
+    # the smallest that is useful: about five minutes on two CPU cores, text worth reading
+    "tiny": {"d_model": 192, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024},
+    "small": {"d_model": 384, "num_heads": 6, "num_encoder_layers": 2, "num_decoder_layers": 6, "d_ff": 1536},
+    "base": {"d_model": 512, "num_heads": 8, "num_encoder_layers": 2, "num_decoder_layers": 8, "d_ff": 2048},
+    "large": {"d_model": 1024, "num_heads": 16, "num_encoder_layers": 4, "num_decoder_layers": 16, "d_ff": 4096},
+}
+
+# The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
+LARGEST_BIGRAM_VOCABULARY = 512
+
+MODEL = "model (train; defaults depend on the device and are printed)"
+DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
+
+_RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True, "in_command": True}
+
+
+def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
+    """Makes the rows of a group: what they have in common."""
+    return partial(option, group=group, modes=modes, **more)
+
+
+_what = _rows("what to do")
+_model = _rows(MODEL, "train", **_RESULT)
+_run = _rows("run (train)", "train", **_RESULT)
+_memory = _rows("memory and speed (train)", "train", recorded=True)
+_publishing = _rows("publishing (train)", "train", needs="push_to_hf")
+_text = _rows("text (generate)", "generate")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of train_transformer.py, a field each.
+
+    As read from a command line, an option has None where nothing was asked for and its default depends on the device;
+    `resolve_settings` decides those, and the types say what they are then.
+
+    Attributes:
+        reasons: why device, precision and size are what they are, for the user; empty before they are decided.
+    """
+
+    # --- what to do
+    mode: str = _what(one_of("train", "evaluate", "generate"), "train", "what to do")
+    model_path: Path = _what(FILE, DEFAULT_MODEL_PATH, "the model file: train writes it, the others read it")
+    data_path: Path = _what(
+        Kind("PATH", Path),
+        None,
+        "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
+        "plays, prepared on first use). evaluate scores the validation split of the text that the model was trained "
+        "on, and all of any other",
+        modes=("train", "evaluate"),
+    )
+    device: str = _what(
+        one_of("auto", "cpu", "cuda", "mps"),
+        "auto",
+        "where to compute (default: auto, a GPU if there is one, except for small models that generate, which the CPU "
+        "does faster)",
+        recorded=True,
+        changes_weights=True,
+    )
+    precision: str = _what(
+        one_of("auto", "fp32", "bf16", "fp16"),
+        "auto",
+        "of the arithmetic (default: auto, what the device is fast in)",
+        modes=("train", "evaluate"),
+        **_RESULT,
+    )
+    num_threads: int = _what(
+        whole(1, 4 * (os.cpu_count() or 1)),
+        None,
+        "CPU threads (default: all that PyTorch finds, generate 1)",
+        recorded=True,
+    )
+    seed: int = _what(whole(0), 1337, "of weights, batches and samples: the same seed gives the same result", **_RESULT)
+    log_file: Path | None = _what(FILE, None, "write the log there too (10 MB, 3 old ones kept)")
+    unknown: Literal["error", "skip"] | None = _what(
+        one_of("error", "skip"),
+        None,
+        "what to do with characters that the model never saw (default: generate error, evaluate skip)",
+        modes=("evaluate", "generate"),
+    )
+
+    # --- the model; without a default: what the size says
+    size: str = _what(
+        one_of(*SIZES),
+        PerDevice("tiny", "base"),
+        "tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take 0.1, "
+        "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it",
+        group=MODEL,
+        modes=("train",),
+    )
+    d_model: int = _model(whole(2, 65_536), None, "features per position")
+    num_heads: int = _model(whole(1, 1024), None, "attention heads; d_model / num_heads must be even")
+    num_encoder_layers: int = _model(whole(1, 1024), None, "layers that read the source")
+    num_decoder_layers: int = _model(whole(1, 1024), None, "layers that write the target")
+    d_ff: int = _model(whole(1, 1_048_576), None, "features inside a feed-forward block")
+    # Weight decay does its work, and better except for tiny texts (benchmarks/LOG.md).
+    dropout: float = _model(number(0, 1, below=True), 0.0, "fraction of features dropped in training")
+    source_length: int = _model(whole(1, 16_384), 64, "characters that the encoder reads")
+    target_length: int = _model(whole(1, 16_384), 192, "characters that the decoder writes")
+
+    # --- the run; the first limit reached ends it
+    max_steps: int | None = _run(whole(1), None, "end after so many optimizer steps (default: no limit)")
+    # 4.5: the final evaluation and the sample take the rest of five minutes.
+    max_minutes: float | None = _run(
+        number(0, above=True),
+        PerDevice(4.5, 10.0),
+        "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with --max_steps)",
+        in_command=False,  # another machine does not make as many steps in as many minutes
+    )
+    patience: int | None = _run(whole(1), None, "end after so many evaluations without improvement (default: never)")
+    batch_size: int = _run(whole(1, 1_048_576), PerDevice(16, 128), "windows per step, of all processes")
+    learning_rate: float = _run(number(0, 1e36, above=True), 0.04, "of Muon, at its highest")
+    weight_decay: float | None = _run(
+        number(0),
+        None,
+        "of the hidden matrices, per unit of learning rate (default: what leaves a quarter of a weight after an epoch)",
+    )
+    eval_interval: int | None = _run(whole(1), None, "steps between evaluations (default: twenty evaluations a run)")
+    log_interval: int = _run(
+        whole(1),
+        100,
+        "steps between lines of a log that is not a terminal",
+        changes_weights=False,
+        in_command=False,
+    )
+    resume: str = _what(
+        Kind("auto|never|FILE", str),
+        "auto",
+        "auto continues an unfinished run of the same text and arguments; FILE extends a finished one (default: auto)",
+        group="run (train)",
+        modes=("train",),
+    )
+
+    # --- memory and speed
+    accumulation_steps: int = _memory(
+        whole(1, 1_048_576), 1, "parts in which each process computes its portion of a batch, to save memory"
+    )
+    gradient_checkpointing: bool = _memory(
+        None, False, "compute activations a second time instead of keeping them: a third more time, far less memory"
+    )
+    compile: bool = _memory(None, False, "torch.compile the model: slow start, faster steps", changes_weights=True)
+
+    # --- publishing
+    push_to_hf: bool = _publishing(None, False, "push to the Hugging Face Hub when training has ended", needs="")
+    hf_repo_name: str = _publishing(NAME, DEFAULT_REPO_NAME, "repository name")
+    hf_username: str | None = _publishing(
+        NAME, None, "owner (default: HF_USERNAME, else the token's user)", needs="push_to_hf"
+    )
+    hf_token: str | None = _publishing(
+        Kind("TOKEN", str),
+        None,
+        "Hugging Face token; others can see it, HF_TOKEN is safer",
+        excludes="hf_token_file",
+    )
+    hf_token_file: Path | None = _publishing(FILE, None, "file that holds the token")
+    hf_private: bool = _publishing(None, False, "create a private repository")
+
+    # --- generated text
+    prompt: str = _text(
+        TEXT, "", "text to continue (default: none); --prompt=@... if it begins with @", excludes="prompt_file"
+    )
+    prompt_file: Path | None = _text(FILE, None, "a UTF-8 file to continue")
+    num_chars: int = _text(whole(0), 500, "characters to write")
+    num_samples: int = _text(whole(1), 1, "texts to write")
+    temperature: float = _text(number(0), 0.8, "0 takes the likeliest character, 1 samples from the model as it is")
+    top_k: int | None = _text(whole(1), None, "sample from the N likeliest characters (default: all)")
+    top_p: float | None = _text(
+        number(0, 1, above=True),
+        None,
+        "sample from the fewest characters with this total probability (default: 1, all)",
+    )
+
+    reasons: tuple[str, ...] = ()
+    parallel: ClassVar = "ddp"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Keyword arguments of `Transformer`, except those that the text decides."""
+        return {name: getattr(self, name) for name in MODEL_OPTIONS}
+
+    def model_config(self, vocab_size: int) -> dict[str, Any]:
+        """All keyword arguments of `Transformer`."""
+        return {"vocab_size": vocab_size, **self.model, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
+
+    def training_args(self) -> dict[str, Any]:
+        """What a checkpoint records of the run: plain types, no path and no token."""
+        return {"data": self.data_path.name} | {n: getattr(self, n) for n, row in OPTIONS.items() if row.recorded}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights of a run, besides its text; another run has another identity."""
+        return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
+
+
+OPTIONS = options_of(Settings)
+MODEL_OPTIONS = tuple(name for name, row in OPTIONS.items() if row.group == MODEL and row.recorded)
+
+
+def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
+    """The flags of a command that trains a model like one that was trained, for its card.
+
+    Args:
+        training_args: of its checkpoint; options that this version does not have are left out.
+        steps: how many it was trained for. They are asked for even where the clock ended the run, because another
+            machine does not make as many in the same time.
+    """
+    told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.in_command}
+    if training_args.get("max_minutes") or not told["max_steps"]:
+        told["max_steps"] = steps
+    return [
+        f"--{name}" if value is True else f"--{name} {value}"
+        for name, value in told.items()
+        if value is not None and value is not False
+    ]
+
+
+# --- train_transformer.py
+
+
+def read_settings(argv: Sequence[str] | None, description: str | None = None) -> Settings:
+    """Read the command line of train_transformer.py; a wrong one ends the program with status 2."""
+    return read_options(Settings, argv, description, _contradictions)
+
+
+def _contradictions(asked: Settings) -> Iterator[str]:
+    if asked.d_model and asked.num_heads:
+        yield from _head_problems(asked.d_model, asked.num_heads)
+    names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
+    given = [(f"--{name}", path) for name in names if (path := getattr(asked, name)) is not None]
+    if impossible := [f"{name} holds a NUL character" for name, path in given if "\0" in str(path)]:
+        yield from impossible
+        return
+    paths = [(name, os.path.realpath(path)) for name, path in given]
+    if asked.mode == "train" and asked.model_path.name:
+        beside = {"resume state": resume_path(asked.model_path), "lock": lock_path(asked.model_path)}
+        paths += [(f"the {name} of --model_path", os.path.realpath(path)) for name, path in beside.items()]
+    for (one, path), (other, same) in itertools.combinations(paths, 2):
+        if path == same:  # one would be written over the other
+            yield f"{one} and {other} name the same file, {path}; choose another for one of them"
+
+
+def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+    """Decide what was left open, by the device found.
+
+    Args:
+        asked: what the command line says.
+        data_path: the text to train on.
+
+    Raises:
+        SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
+            fit together; all of it at once.
+    """
+    import torch
+
+    problems: list[str] = []
+    device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
+    precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
+    kind = "CPU" if device == "cpu" else "GPU"
+    defaults = {
+        name: getattr(row.default, kind.lower()) for name, row in OPTIONS.items() if isinstance(row.default, PerDevice)
+    }
+    if asked.max_steps is not None:
+        del defaults["max_minutes"]  # whoever counts steps does not want a clock
+    size = asked.size or defaults["size"]
+    size_reason = f"size {size}: " + ("asked for" if asked.size else f"default for a {kind}")
+    if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
+        size_reason += f", except {', '.join(changed)}"
+    defaults |= SIZES[size]
+    settings = replace(
+        asked,
+        **{name: value for name, value in defaults.items() if getattr(asked, name) is None},
+        data_path=data_path,
+        device=device,
+        precision=precision,
+        num_threads=asked.num_threads or torch.get_num_threads(),
+        hf_token=None,  # not needed for training, and nothing that is not there can leak
+        reasons=(device_reason, precision_reason, size_reason),
+    )
+    join_problems([*problems, *_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)])
+    return settings
+
+
+def _collect_problem(
+    problems: list[str], instead: str, choose: Callable[..., tuple[str, str]], *asked: str
+) -> tuple[str, str]:
+    """What `choose` returns; where it refuses, its reason goes to the problems and `instead` is returned."""
+    try:
+        return choose(*asked)
+    except SuiteError as error:
+        problems.append(str(error))
+        return instead, ""
+
+
+def _length_problems(settings: Settings) -> list[str]:
+    from charseq2seq.checkpoint import LARGEST_TABLE
+
+    source_length, target_length = settings.source_length, settings.target_length
+    longest = LARGEST_TABLE * settings.num_heads // settings.d_model
+    if source_length + target_length <= longest:
+        return []
+    return [
+        f"--source_length {source_length:,} and --target_length {target_length:,} are together more than {longest:,}, "
+        "the most that a model file may have with this --d_model; choose shorter ones or more heads."
+    ]
+
+
+def _head_problems(d_model: int, num_heads: int) -> list[str]:
+    if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
+        return []
+    near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
+    return [
+        f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size; choose --d_model {near}, say."
+    ]
+
+
+# --- push_to_huggingface.py
+
+_from = _rows("what")
+_where = _rows("where")
+_who = _rows("who")
+_how = _rows("how")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """The options of push_to_huggingface.py, a field each."""
+
+    model_path: Path = _from(FILE, DEFAULT_MODEL_PATH, "the model file")
+    output_dir: Path | None = _from(FOLDER, None, "build the repository folder here and leave it")
+    only_if_better: float | None = _from(
+        Kind("MARGIN", number(0).convert),
+        None,
+        "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
+        without_value=0.0,
+    )
+    repo_name: str = _where(NAME, DEFAULT_REPO_NAME, "repository name")
+    username: str | None = _where(
+        NAME, None, "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
+    )
+    private: bool = _where(None, False, "create a private repository")
+    revision: str = _where(Kind("BRANCH", str), "main", "branch to push to, made if needed")
+    create_pr: bool = _where(None, False, "propose the push as a pull request")
+    tag: str | None = _where(Kind("TAG", str), None, "name the commit, e.g. v1.0")
+    commit_message: str | None = _where(TEXT, None, "commit message (default: loss, steps and version)")
+    overwrite: bool = _where(None, False, "push over a repository that this suite did not make")
+    token: str | None = _who(
+        Kind("TOKEN", str),
+        None,
+        "Hugging Face token; others on this machine can see it, HF_TOKEN is safer",
+        excludes="token_file",
+    )
+    token_file: Path | None = _who(FILE, None, "file that holds the token")
+    check: bool = _how(None, False, "only find out whether a push could work", excludes="dry_run")
+    dry_run: bool = _how(None, False, "do everything but send, and print the plan")
+    no_verify: bool = _how(None, False, "do not download and run what was pushed")
+    timeout: float = _how(Kind("SECONDS", number(0, above=True).convert), 60.0, "seconds to wait for one answer")
+    json: bool = _how(None, False, "print the result, or what went wrong, as one line of JSON")
+
+
+def read_push_options(argv: Sequence[str] | None, description: str | None = None) -> PushOptions:
+    """Read the command line of push_to_huggingface.py; a wrong one ends the program with status 2."""
+    return read_options(PushOptions, argv, description, _push_contradictions)
+
+
+def _push_contradictions(asked: PushOptions) -> Iterator[str]:
+    if asked.create_pr and (asked.tag or asked.revision != "main"):
+        yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
