@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from charseq2seq import __version__
 from tests.hub.client import hub_with_people
 from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
@@ -62,7 +63,7 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     files = repository.files()
     assert set(files) - {".gitattributes"} == ALL_FILES and not repository.private
     assert [one.title for one in repository.commits] == [
-        "1.5000 nats per character, step 90 (charseq2seq 0.1.0)",
+        f"1.5000 nats per character, step 90 (charseq2seq {__version__})",
         "initial commit",
     ]
     assert not any(token.encode() in content for content in files.values())
