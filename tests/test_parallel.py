@@ -15,8 +15,7 @@ from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode
 from charseq2seq.generation import Sampling, TextGenerator
 from tests.hub.client import WRITE, hub_with_people
-from tests.test_resume import contents
-from tests.train_client import ROOT, TINY, Done, Trainee
+from tests.train_client import ROOT, TINY, Done, Trainee, contents
 
 TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
 EVERY_STEP = ["--max_steps", "50", "--eval_interval", "1", "--precision", "fp32"]
