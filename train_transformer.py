@@ -28,82 +28,68 @@ from typing import TYPE_CHECKING, Any
 from charseq2seq.console import log, log_errors_only, log_to_file, run, write_result
 from charseq2seq.device import use_threads
 from charseq2seq.errors import SuiteError
-from charseq2seq.options import Settings, read_settings
+from charseq2seq.options import Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.publish import PublishRequest
     from charseq2seq.training.trainer import Outcome
 
-SAMPLE_PROMPT, SAMPLE_CHARACTERS = "ROMEO:", 500
+SAMPLE_PROMPT = "ROMEO:"
 LATE_ENOUGH = 0.8  # fraction of a run: if the best weights are older, the run was too long
 
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
-    """Do what the command line says.
-
-    Args:
-        argv: the command line; None: that of the program.
-        report: filled in by training, for the last line of stdout.
-    """
+    """Do what the command line says; training fills in the report, which becomes the last line of stdout."""
     args = read_settings(argv, __doc__)
+    report = {} if report is None else report
     if args.mode == "train":
-        return train_and_publish(args, {} if report is None else report)
-    if args.log_file is not None:
+        report["outcome"] = "failed"  # until more is known
+    if not is_rank_0():  # of several processes rank 0 alone logs and prints
+        log_errors_only()
+    elif args.log_file is not None:
         log_to_file(args.log_file)
+    if args.mode == "train":
+        return train_and_publish(args, report)
     return evaluate(args) if args.mode == "evaluate" else generate(args)
-
-
-# --- train
 
 
 def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     """Check everything, train, show what was learned, and publish it if asked to; returns the exit code."""
-    report["outcome"] = "failed"
-    if not is_rank_0():  # of several processes rank 0 alone logs, writes and pushes
-        log_errors_only()
-        return train(args).stopped_by or 0
-    if args.log_file is not None:
-        log_to_file(args.log_file)
-    request = publish_request(args) if args.push_to_hf else None
-    outcome = train(args, request)
-    report_outcome(args, outcome, report)
-    if outcome.stopped_by is not None:
-        return outcome.stopped_by
-    if request is not None:
-        push(args, request, report)
-    return 0
-
-
-def train(args: Settings, request: PublishRequest | None = None) -> Outcome:
-    """Refuse what cannot work, prepare the text, and train.
-
-    Args:
-        args: the command line.
-        request: the push that is going to follow, which must be possible before training starts.
-    """
-    from charseq2seq.options import resolve_settings
-    from charseq2seq.training.run import train as train_model
+    from charseq2seq.training.run import train
     from data.prepare import DEFAULT_CORPUS, prepare
 
     use_threads(args.num_threads)
     settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
-    if request is not None:
-        from charseq2seq.publishing.publish import preflight
-
-        preflight(request)
-    if args.data_path is None and is_rank_0():
+    if not is_rank_0():
+        return train(settings).stopped_by or 0
+    request = publish_request(args) if args.push_to_hf else None
+    if args.data_path is None:
         prepare()
-    return train_model(settings)
+    outcome = train(settings)
+    report_outcome(args, outcome, report)
+    if request is not None and outcome.stopped_by is None:
+        push(args, request, report)
+    return outcome.stopped_by or 0
+
+
+def publish_request(args: Settings) -> PublishRequest:
+    """What the publishing flags ask for; what cannot be pushed is refused here, before training."""
+    from charseq2seq.publishing.publish import PublishRequest, preflight
+
+    names = ("repo_name", "username", "token", "token_file", "private")
+    request = PublishRequest(**{name: getattr(args, f"hf_{name}") for name in names})
+    preflight(request)
+    return request
 
 
 def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> None:
-    """Print a sample and how good the model is; tell how a run ended and what to do next."""
+    """Print a sample and how good the model is; tell how the run ended and what to do next."""
     report |= {"outcome": "finished", "steps": outcome.steps, "training_seconds": round(outcome.seconds, 1)}
     if outcome.evaluation is not None:
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
-        show_sample(args)
+        generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, unknown="skip"))
         log(
             f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
             f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
@@ -122,11 +108,6 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         log(f"      python push_to_huggingface.py --model_path {args.model_path} --dry_run")
 
 
-def show_sample(args: Settings) -> None:
-    """Print what the model writes, as --mode generate would."""
-    generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, num_chars=SAMPLE_CHARACTERS, unknown="skip"))
-
-
 def what_is_left(args: Settings, outcome: Outcome) -> str:
     """How to go on after a stop, in words."""
     if not outcome.complete:
@@ -134,12 +115,12 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
         return f"the same command{with_resume} continues this run"
     if not args.push_to_hf:
         return "the run itself was complete"
-    push = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
+    command = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
     for name in ("repo_name", "username", "token_file"):  # but not the token
-        value = getattr(args, f"hf_{name}")
-        push += [f"--{name}", str(value)] if value else []
-    push += ["--private"] * args.hf_private
-    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(push)}"
+        if value := getattr(args, f"hf_{name}"):
+            command += [f"--{name}", str(value)]
+    command += ["--private"] * args.hf_private
+    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(command)}"
 
 
 def push(args: Settings, request: PublishRequest, report: dict[str, Any]) -> None:
@@ -154,22 +135,6 @@ def push(args: Settings, request: PublishRequest, report: dict[str, Any]) -> Non
         raise
     report |= {"outcome": pushed.state, "url": pushed.url, "commit": pushed.commit}
     write_result(pushed.url + "\n")
-
-
-def publish_request(args: Settings) -> PublishRequest:
-    """The publishing flags, as the push understands them."""
-    from charseq2seq.publishing.publish import PublishRequest
-
-    return PublishRequest(
-        repo_name=args.hf_repo_name,
-        username=args.hf_username,
-        token=args.hf_token,
-        token_file=args.hf_token_file,
-        private=args.hf_private,
-    )
-
-
-# --- evaluate
 
 
 def evaluate(args: Settings) -> int:
@@ -195,14 +160,11 @@ def evaluate(args: Settings) -> int:
     return 0
 
 
-# --- generate
-
-
 def generate(args: Settings) -> int:
     """Print text that the model generates, character by character."""
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.device import choose_device
-    from charseq2seq.generation import Sampling, fastest_writer, is_small, known_prompt, read_prompt, stream_text
+    from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(args.num_threads or 1)  # one row is too little work to split: a second thread only waits (LOG.md)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
@@ -211,13 +173,14 @@ def generate(args: Settings) -> int:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
     model = checkpoint.build_model()
-    writer = fastest_writer(model if args.device == "auto" and is_small(model) else model.to(device))
+    model = model if args.device == "auto" and is_small(model) else model.to(device)
+    generator = TextGenerator(model, vocabulary)
     for sample in range(args.num_samples):
         if sample:
             write_result(f"\n{'-' * 40}\n")
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed + sample)
         write_result(prompt)
-        for text in stream_text(writer, vocabulary, prompt, args.num_chars, sampling):
+        for text in generator.stream(prompt, args.num_chars, sampling):
             write_result(text)
     write_result("\n")
     return 0

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from charseq2seq import __version__
-from charseq2seq.errors import TOKEN, list_problems
+from charseq2seq.errors import TOKEN as LOOKS_LIKE_A_TOKEN
+from charseq2seq.errors import list_problems
 
 T = TypeVar("T")
 
@@ -47,9 +48,9 @@ class Option:
     """What is known of an option; its name is that of the dataclass field, and with two dashes the flag.
 
     Attributes:
-        kind: what values it takes; None: a switch.
-        default: its value where the flag is not given; None: no value, or one that other options decide.
+        kind: what values it takes.
         help: what it does; the default is added unless it is told here.
+        default: its value where the flag is not given; None: no value, or one that other options decide.
         group: its heading in `--help`.
         modes: of the program to which it belongs; none: all.
         needs: another option, without which this one does nothing.
@@ -60,10 +61,10 @@ class Option:
         in_command: whether the model card shows it in the command that trains such a model.
     """
 
-    kind: Kind | None
-    default: Any
+    kind: Kind
     help: str
-    group: str
+    default: Any = None
+    group: str = "options"
     modes: tuple[str, ...] = ()
     needs: str = ""
     excludes: str = ""
@@ -73,11 +74,10 @@ class Option:
     in_command: bool = False
 
 
-def option(kind: Kind | None, default: Any, help: str, *, group: str, **more: Any) -> Any:  # noqa: A002 (as argparse)
+def option(kind: Kind, help: str, default: Any = None, **more: Any) -> Any:  # noqa: A002 (as argparse calls it)
     """A dataclass field that is an option; the arguments are those of `Option`."""
-    row = Option(kind, default, help, group, **more)
-    known = None if isinstance(default, PerDevice) else False if kind is None else default
-    return field(default=known, metadata={"option": row})
+    row = Option(kind, help, False if kind is SWITCH else default, **more)
+    return field(default=None if isinstance(default, PerDevice) else row.default, metadata={"option": row})
 
 
 def options_of(kind: type) -> dict[str, Option]:
@@ -127,10 +127,10 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"charseq2seq {__version__}")
         groups = {title: self.add_argument_group(title) for title in dict.fromkeys(row.group for row in rows.values())}
         for name, row in rows.items():
-            value: dict[str, Any] = {"action": "store_true"}
-            if row.kind is not None:
-                value = {"type": self._collecting(name, row.kind), "metavar": row.kind.metavar}
-            if row.without_value is not None:
+            value: dict[str, Any] = {"type": self._collecting(name, row.kind), "metavar": row.kind.metavar}
+            if row.kind is SWITCH:
+                value = {"action": "store_true"}
+            elif row.without_value is not None:
                 value |= {"nargs": "?", "const": row.without_value}
             groups[row.group].add_argument(f"--{name}", help=_help(row), **value)
 
@@ -162,14 +162,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2, with every problem found so far in one message."""
-        problems = [message, *self.problems]
-        if len(problems) > 1:
-            message = list_problems(problems)
-        super().error(TOKEN.sub("…", message))
+        message = list_problems([message, *self.problems])
+        super().error(LOOKS_LIKE_A_TOKEN.sub("…", message))
 
 
 def _help(row: Option) -> str:
-    told = row.default is None or row.kind is None or "default:" in row.help
+    told = row.default in (None, "") or row.kind is SWITCH or "default:" in row.help
     default = f"{row.default:g}" if isinstance(row.default, float) else row.default
     return row.help if told else f"{row.help} (default: {default})"
 
@@ -200,7 +198,8 @@ def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Ite
 
 # --- kinds of values
 
-TEXT, NAME, FILE, FOLDER = Kind("TEXT", str), Kind("NAME", str), Kind("FILE", Path), Kind("DIR", Path)
+SWITCH = Kind("", bool)  # on where the flag is given
+TEXT, NAME, TOKEN, FILE = Kind("TEXT", str), Kind("NAME", str), Kind("TOKEN", str), Kind("FILE", Path)
 
 
 def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
@@ -218,7 +217,9 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
     return Kind("N", convert)
 
 
-def number(minimum: float, maximum: float = math.inf, *, above: bool = False, below: bool = False) -> Kind:
+def number(
+    minimum: float, maximum: float = math.inf, *, above: bool = False, below: bool = False, metavar: str = "X"
+) -> Kind:
     """Finite numbers from `minimum` to `maximum`; `above` excludes the minimum itself, `below` the maximum."""
 
     def convert(text: str) -> float:
@@ -233,7 +234,7 @@ def number(minimum: float, maximum: float = math.inf, *, above: bool = False, be
             raise ValueError(f"{'a finite' if maximum == math.inf else 'a'} number {low}{high}")
         return value
 
-    return Kind("X", convert)
+    return Kind(metavar, convert)
 
 
 def one_of(*words: str) -> Kind:

@@ -107,14 +107,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
-def join_problems(problems: list[str], exit_code: ExitCode = ExitCode.USAGE) -> None:
-    """Raise one `SuiteError` that lists every problem found; return where there is none."""
-    if len(problems) == 1:
-        raise SuiteError(problems[0], exit_code)
-    if problems:
-        raise SuiteError(list_problems(problems), exit_code)
-
-
 def list_problems(problems: list[str]) -> str:
-    """Several problems as one message."""
-    return f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
+    """One problem as it is, several as a list."""
+    return "\n  - ".join([f"{len(problems)} problems:", *problems]) if len(problems) > 1 else problems[0]

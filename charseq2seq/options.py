@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from charseq2seq.command_line import (
     FILE,
-    FOLDER,
     NAME,
+    SWITCH,
     TEXT,
+    TOKEN,
     Kind,
     PerDevice,
     number,
@@ -30,44 +31,16 @@ from charseq2seq.command_line import (
     whole,
 )
 from charseq2seq.device import choose_device, choose_precision
-from charseq2seq.errors import SuiteError, join_problems
+from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 
 # Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
-    "tiny": {
-        "d_model": 192,
-        "num_heads": 3,
-        "num_kv_heads": 1,
-        "num_encoder_layers": 1,
-        "num_decoder_layers": 3,
-        "d_ff": 1024,
-    },
-    "small": {
-        "d_model": 384,
-        "num_heads": 6,
-        "num_kv_heads": 1,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 6,
-        "d_ff": 1536,
-    },
-    "base": {
-        "d_model": 512,
-        "num_heads": 8,
-        "num_kv_heads": 1,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 8,
-        "d_ff": 2048,
-    },
-    "large": {
-        "d_model": 1024,
-        "num_heads": 16,
-        "num_kv_heads": 1,
-        "num_encoder_layers": 4,
-        "num_decoder_layers": 16,
-        "d_ff": 4096,
-    },
+    "tiny": {"d_model": 192, "num_heads": 3, "num_kv_heads": 1, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024},
+    "small": {"d_model": 384, "num_heads": 6, "num_kv_heads": 1, "num_encoder_layers": 2, "num_decoder_layers": 6, "d_ff": 1536},
+    "base": {"d_model": 512, "num_heads": 8, "num_kv_heads": 1, "num_encoder_layers": 2, "num_decoder_layers": 8, "d_ff": 2048},
+    "large": {"d_model": 1024, "num_heads": 16, "num_kv_heads": 1, "num_encoder_layers": 4, "num_decoder_layers": 16, "d_ff": 4096},
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
@@ -87,9 +60,12 @@ def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
 _what = _rows("what to do")
 _model = _rows(MODEL, "train", **_RESULT)
 _run = _rows("run (train)", "train", **_RESULT)
+_course = _rows("run (train)", "train")  # how it goes on, not what it results in
 _memory = _rows("memory and speed (train)", "train", recorded=True)
 _publishing = _rows("publishing (train)", "train", needs="push_to_hf")
 _text = _rows("text (generate)", "generate")
+_TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
+_OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
 
 @dataclass(frozen=True)
@@ -104,12 +80,10 @@ class Settings:
         default_limits: whether no limit of the run was asked for, so that the text decides the number of epochs.
     """
 
-    # --- what to do
-    mode: str = _what(one_of("train", "evaluate", "generate"), "train", "what to do")
-    model_path: Path = _what(FILE, DEFAULT_MODEL_PATH, "the model file: train writes it, the others read it")
+    mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
+    model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
         Kind("PATH", Path),
-        None,
         "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
         "plays, prepared on first use). evaluate scores the validation split of the text that the model was trained "
         "on, and all of any other",
@@ -117,129 +91,95 @@ class Settings:
     )
     device: str = _what(
         one_of("auto", "cpu", "cuda", "mps"),
+        "where to compute (default: auto, a GPU if there is one; but a small model generates on the CPU, faster)",
         "auto",
-        "where to compute (default: auto, a GPU if there is one, except for small models that generate, which the CPU "
-        "does faster)",
         recorded=True,
         changes_weights=True,
     )
     precision: str = _what(
         one_of("auto", "fp32", "bf16", "fp16"),
-        "auto",
         "of the arithmetic (default: auto, what the device is fast in)",
-        modes=("train", "evaluate"),
-        **_RESULT,
+        "auto",
+        **_RESULT | {"modes": ("train", "evaluate")},
     )
     num_threads: int = _what(
-        whole(1, 4 * (os.cpu_count() or 1)),
-        None,
-        "CPU threads (default: all that PyTorch finds, generate 1)",
-        recorded=True,
+        whole(1, 4 * (os.cpu_count() or 1)), "CPU threads (default: all there are, generate 1)", recorded=True
     )
-    seed: int = _what(whole(0), 1337, "of weights, batches and samples: the same seed gives the same result", **_RESULT)
-    log_file: Path | None = _what(FILE, None, "write the log there too (10 MB, 3 old ones kept)")
+    seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
+    log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
     unknown: Literal["error", "skip"] | None = _what(
         one_of("error", "skip"),
-        None,
         "what to do with characters that the model never saw (default: generate error, evaluate skip)",
         modes=("evaluate", "generate"),
     )
 
-    # --- the model; without a default: what the size says
-    size: str = _what(
+    # The model; what has no default here has the one of its size.
+    size: str = _rows(MODEL, "train")(
         one_of(*SIZES),
-        PerDevice("tiny", "base"),
         "tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take 0.1, "
         "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it",
-        group=MODEL,
-        modes=("train",),
+        PerDevice("tiny", "base"),
     )
-    d_model: int = _model(whole(2, 65_536), None, "features per position")
-    num_heads: int = _model(whole(1, 1024), None, "attention heads; d_model / num_heads must be even")
-    num_kv_heads: int = _model(whole(1, 1024), None, "key/value heads, each for a group of attention heads")
-    num_encoder_layers: int = _model(whole(1, 1024), None, "layers that read the source")
-    num_decoder_layers: int = _model(whole(1, 1024), None, "layers that write the target")
-    d_ff: int = _model(whole(1, 1_048_576), None, "features inside a feed-forward block")
-    # Weight decay does its work, and better except for tiny texts (benchmarks/LOG.md).
-    dropout: float = _model(number(0, 1, below=True), 0.0, "fraction of features dropped in training")
-    source_length: int = _model(whole(1, 16_384), 64, "characters that the encoder reads")
-    target_length: int = _model(whole(1, 16_384), 192, "characters that the decoder writes")
+    d_model: int = _model(whole(2, 65_536), "features per position")
+    num_heads: int = _model(whole(1, 1024), "attention heads; d_model / num_heads must be even")
+    num_kv_heads: int = _model(whole(1, 1024), "key/value heads, each for a group of attention heads")
+    num_encoder_layers: int = _model(whole(1, 1024), "layers that read the source")
+    num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
+    d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
+    # Weight decay does dropout's work, and better except for tiny texts (benchmarks/LOG.md).
+    dropout: float = _model(number(0, 1, below=True), "fraction of features dropped in training", 0.0)
+    source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
+    target_length: int = _model(whole(1, 16_384), "characters that the decoder writes", 192)
 
-    # --- the run; the first limit reached ends it
-    max_steps: int | None = _run(whole(1), None, "end after so many optimizer steps (default: no limit)")
+    # The run; the first limit reached ends it.
+    max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
     max_epochs: float | None = _run(
         number(0, above=True),
-        None,
-        "end after so many epochs, passes over the text (default: chosen by the sizes of model and text; none with "
+        "end after so many epochs, passes over the text (default: chosen by the sizes of model and text, none with "
         "another limit)",
     )
-    # 4.5: the final evaluation and the sample take the rest of five minutes.
     max_minutes: float | None = _run(
         number(0, above=True),
-        PerDevice(4.5, 10.0),
         "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
+        PerDevice(4.5, 10.0),  # the final evaluation and the sample take the rest of five
         in_command=False,  # another machine does not make as many steps in as many minutes
     )
-    patience: int | None = _run(whole(1), None, "end after so many evaluations without improvement (default: never)")
-    batch_size: int = _run(whole(1, 1_048_576), PerDevice(16, 128), "windows per step, of all processes")
-    learning_rate: float = _run(number(0, 1e36, above=True), 0.04, "of Muon, at its highest")
+    patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
+    batch_size: int = _run(whole(1, 1_048_576), "windows per step, of all processes", PerDevice(16, 128))
+    learning_rate: float = _run(number(0, 1e36, above=True), "of Muon, at its highest", 0.04)
     weight_decay: float | None = _run(
-        number(0),
-        None,
-        "of the hidden matrices, per unit of learning rate (default: what leaves a quarter of a weight after an epoch)",
+        number(0), "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"
     )
-    eval_interval: int | None = _run(whole(1), None, "steps between evaluations (default: twenty evaluations a run)")
-    log_interval: int = _run(
-        whole(1),
-        100,
-        "steps between lines of a log that is not a terminal",
-        changes_weights=False,
-        in_command=False,
-    )
-    resume: str = _what(
+    eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
+    log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
+    resume: str = _course(
         Kind("auto|never|FILE", str),
+        "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
         "auto",
-        "auto continues an unfinished run of the same text and arguments; FILE extends a finished one (default: auto)",
-        group="run (train)",
-        modes=("train",),
     )
 
-    # --- memory and speed
     accumulation_steps: int = _memory(
-        whole(1, 1_048_576), 1, "parts in which each process computes its portion of a batch, to save memory"
+        whole(1, 1_048_576), "parts in which a process computes its portion of a batch, to save memory", 1
     )
     gradient_checkpointing: bool = _memory(
-        None, False, "compute activations a second time instead of keeping them: a third more time, far less memory"
+        SWITCH, "compute activations again instead of keeping them: a third more time, far less memory"
     )
 
-    # --- publishing
-    push_to_hf: bool = _publishing(None, False, "push to the Hugging Face Hub when training has ended", needs="")
-    hf_repo_name: str = _publishing(NAME, DEFAULT_REPO_NAME, "repository name")
-    hf_username: str | None = _publishing(
-        NAME, None, "owner (default: HF_USERNAME, else the token's user)", needs="push_to_hf"
-    )
-    hf_token: str | None = _publishing(
-        Kind("TOKEN", str),
-        None,
-        "Hugging Face token; others can see it, HF_TOKEN is safer",
-        excludes="hf_token_file",
-    )
-    hf_token_file: Path | None = _publishing(FILE, None, "file that holds the token")
-    hf_private: bool = _publishing(None, False, "create a private repository")
+    push_to_hf: bool = _publishing(SWITCH, "push to the Hugging Face Hub when training has ended", needs="")
+    hf_repo_name: str = _publishing(NAME, "repository name", DEFAULT_REPO_NAME)
+    hf_username: str | None = _publishing(NAME, _OWNER_HELP)
+    hf_token: str | None = _publishing(TOKEN, _TOKEN_HELP, excludes="hf_token_file")
+    hf_token_file: Path | None = _publishing(FILE, "file that holds the token")
+    hf_private: bool = _publishing(SWITCH, "create a private repository")
 
-    # --- generated text
-    prompt: str = _text(
-        TEXT, "", "text to continue (default: none); --prompt=@... if it begins with @", excludes="prompt_file"
-    )
-    prompt_file: Path | None = _text(FILE, None, "a UTF-8 file to continue")
-    num_chars: int = _text(whole(0), 500, "characters to write")
-    num_samples: int = _text(whole(1), 1, "texts to write")
-    temperature: float = _text(number(0), 0.8, "0 takes the likeliest character, 1 samples from the model as it is")
-    top_k: int | None = _text(whole(1), None, "sample from the N likeliest characters (default: all)")
+    prompt: str = _text(TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
+    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
+    num_chars: int = _text(whole(0), "characters to write", 500)
+    num_samples: int = _text(whole(1), "texts to write", 1)
+    temperature: float = _text(number(0), "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
+    top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
     top_p: float | None = _text(
-        number(0, 1, above=True),
-        None,
-        "sample from the fewest characters with this total probability (default: 1, all)",
+        number(0, 1, above=True), "sample from the fewest characters with this total probability (default: 1, all)"
     )
 
     reasons: tuple[str, ...] = ()
@@ -349,7 +289,9 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         reasons=(device_reason, precision_reason, size_reason),
         default_limits=default_limits,
     )
-    join_problems([*problems, *_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)])
+    problems += [*_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)]
+    if problems:
+        raise SuiteError(list_problems(problems), ExitCode.USAGE)
     return settings
 
 
@@ -388,46 +330,35 @@ def _head_problems(d_model: int, num_heads: int) -> list[str]:
 
 # --- push_to_huggingface.py
 
-_from = _rows("what")
-_where = _rows("where")
-_who = _rows("who")
-_how = _rows("how")
+_what, _where, _who, _how = (_rows(title) for title in ("what", "where", "who", "how"))
 
 
 @dataclass(frozen=True)
 class PushOptions:
     """The options of push_to_huggingface.py, a field each."""
 
-    model_path: Path = _from(FILE, DEFAULT_MODEL_PATH, "the model file")
-    output_dir: Path | None = _from(FOLDER, None, "build the repository folder here and leave it")
-    only_if_better: float | None = _from(
-        Kind("MARGIN", number(0).convert),
-        None,
+    model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
+    output_dir: Path | None = _what(Kind("DIR", Path), "build the repository folder here and leave it")
+    only_if_better: float | None = _what(
+        number(0, metavar="MARGIN"),
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
         without_value=0.0,
     )
-    repo_name: str = _where(NAME, DEFAULT_REPO_NAME, "repository name")
-    username: str | None = _where(
-        NAME, None, "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
-    )
-    private: bool = _where(None, False, "create a private repository")
-    revision: str = _where(Kind("BRANCH", str), "main", "branch to push to, made if needed")
-    create_pr: bool = _where(None, False, "propose the push as a pull request")
-    tag: str | None = _where(Kind("TAG", str), None, "name the commit, e.g. v1.0")
-    commit_message: str | None = _where(TEXT, None, "commit message (default: loss, steps and version)")
-    overwrite: bool = _where(None, False, "push over a repository that this suite did not make")
-    token: str | None = _who(
-        Kind("TOKEN", str),
-        None,
-        "Hugging Face token; others on this machine can see it, HF_TOKEN is safer",
-        excludes="token_file",
-    )
-    token_file: Path | None = _who(FILE, None, "file that holds the token")
-    check: bool = _how(None, False, "only find out whether a push could work", excludes="dry_run")
-    dry_run: bool = _how(None, False, "do everything but send, and print the plan")
-    no_verify: bool = _how(None, False, "do not download and run what was pushed")
-    timeout: float = _how(Kind("SECONDS", number(0, above=True).convert), 60.0, "seconds to wait for one answer")
-    json: bool = _how(None, False, "print the result, or what went wrong, as one line of JSON")
+    repo_name: str = _where(NAME, "repository name", DEFAULT_REPO_NAME)
+    username: str | None = _where(NAME, _OWNER_HELP)
+    private: bool = _where(SWITCH, "create a private repository")
+    revision: str = _where(Kind("BRANCH", str), "branch to push to, made if needed", "main")
+    create_pr: bool = _where(SWITCH, "propose the push as a pull request")
+    tag: str | None = _where(Kind("TAG", str), "name the commit, e.g. v1.0")
+    commit_message: str | None = _where(TEXT, "commit message (default: loss, steps and version)")
+    overwrite: bool = _where(SWITCH, "push over a repository that this suite did not make")
+    token: str | None = _who(TOKEN, _TOKEN_HELP, excludes="token_file")
+    token_file: Path | None = _who(FILE, "file that holds the token")
+    check: bool = _how(SWITCH, "only find out whether a push could work", excludes="dry_run")
+    dry_run: bool = _how(SWITCH, "do everything but send, and print the plan")
+    no_verify: bool = _how(SWITCH, "do not download and run what was pushed")
+    timeout: float = _how(number(0, above=True, metavar="SECONDS"), "seconds to wait for one answer", 60.0)
+    json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
 
 def read_push_options(argv: Sequence[str] | None, description: str | None = None) -> PushOptions:

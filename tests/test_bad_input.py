@@ -24,8 +24,7 @@ import torch
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.hub.server import fake_token
-from tests.test_resume import assert_same, contents, strike_at
-from tests.train_client import TINY, Done, Trainee, tiny_text
+from tests.train_client import TINY, Done, Trainee, assert_same, contents, strike_at, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 OK, USAGE, BAD_DATA, NO_INPUT = ExitCode.OK, ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT

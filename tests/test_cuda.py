@@ -25,8 +25,7 @@ from charseq2seq.training.parallel import process_group
 from charseq2seq.training.run import suited_to
 from encoder_decoder_transformer import Transformer
 from tests.test_parallel import ended, torchrun
-from tests.test_resume import contents
-from tests.train_client import TINY, Done, Trainee, finish
+from tests.train_client import TINY, Done, Trainee, contents, finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 

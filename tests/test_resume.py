@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,46 +18,11 @@ from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.resume import check_figures
 from charseq2seq.training.run import train
-from tests.train_client import TINY, Done, Trainee, finish
+from tests.train_client import TINY, Trainee, assert_same, contents, strike_at
 from train_transformer import what_is_left
 
 STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """What is in a model file or a resume state."""
-    loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    return loaded
-
-
-def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
-    """Equal to the last bit, but for what a clock told."""
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for name in ours.keys() - {"seconds", "characters_per_second"}:
-            assert_same(ours[name], theirs[name], f"{where}/{name}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(one, other, f"{where}/{number}")
-    else:
-        assert ours == theirs, where
-
-
-def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
-    """Send a signal when the log says that a step is done."""
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if f" step {step} (" in line:
-            process.send_signal(number)
-            break
-    done = finish(process)
-    return Done(done.code, done.out, seen + done.log)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])

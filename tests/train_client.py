@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
@@ -89,3 +92,38 @@ def finish(process: subprocess.Popen[str]) -> Done:
     out, log = process.communicate()
     assert "Traceback" not in log, log
     return Done(process.returncode, out, log)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What is in a model file or a resume state."""
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal to the last bit, but for what a clock told."""
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in ours.keys() - {"seconds", "characters_per_second"}:
+            assert_same(ours[name], theirs[name], f"{where}/{name}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(one, other, f"{where}/{number}")
+    else:
+        assert ours == theirs, where
+
+
+def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
+    """Send a signal when the log says that a step is done."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if f" step {step} (" in line:
+            process.send_signal(number)
+            break
+    done = finish(process)
+    return Done(done.code, done.out, seen + done.log)

@@ -42,7 +42,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks.machine import describe_machine, markdown_table
-from charseq2seq.arguments import CommandLine, whole
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
@@ -460,8 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = CommandLine(description=__doc__, usage="%(prog)s [options]")
-    group = parser.add_argument_group("how much of it")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("kills", 200, "kills"),
         ("full_disk", 20, "runs on a full disk"),
@@ -469,10 +467,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("steps", STEPS, "steps of the job that is killed"),
         ("seed", 1, "of moments and signals"),
     ):
-        parser.add(group, f"--{name}", whole(0), default=default, metavar="N", help=f"{text} (default: %(default)s)")
-    args = parser.parse_args(argv)
-    parser.refuse()
-    return args
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
