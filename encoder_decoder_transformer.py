@@ -183,7 +183,7 @@ def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     """With one key per position every query head is just another query: heads are folded into rows."""
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
-    rows = query.unflatten(2, (kv_heads, -1)).transpose(1, 2).reshape(batch * kv_heads, -1, size)
+    rows = query.view(batch, length, kv_heads, -1, size).transpose(1, 2).reshape(batch * kv_heads, -1, size)
     key, value = (x.transpose(1, 2).flatten(0, 1) for x in (key, value))
     if mask is None:
         scores = torch.bmm(rows, key.transpose(1, 2)) * size**-0.5
@@ -479,7 +479,7 @@ class Transformer(nn.Module):
         """Compute with these operations, e.g. those that a GPU has faster kernels for."""
         for module in self.modules():
             if hasattr(module, "kernels"):
-                module.kernels = kernels
+                module.kernels = cast("Any", kernels)
         return self
 
     def decoder_context(self, source: Tensor, target: Tensor) -> Tensor:

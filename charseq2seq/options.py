@@ -34,13 +34,19 @@ from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 
+
+def _size(*numbers: int) -> dict[str, int]:
+    names = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
+    return dict(zip(names, numbers, strict=True))
+
+
 # Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
-    "tiny": {"d_model": 192, "num_heads": 3, "num_kv_heads": 1, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024},
-    "small": {"d_model": 384, "num_heads": 6, "num_kv_heads": 1, "num_encoder_layers": 2, "num_decoder_layers": 6, "d_ff": 1536},
-    "base": {"d_model": 512, "num_heads": 8, "num_kv_heads": 1, "num_encoder_layers": 2, "num_decoder_layers": 8, "d_ff": 2048},
-    "large": {"d_model": 1024, "num_heads": 16, "num_kv_heads": 1, "num_encoder_layers": 4, "num_decoder_layers": 16, "d_ff": 4096},
+    "tiny": _size(192, 3, 1, 1, 3, 1024),
+    "small": _size(384, 6, 1, 2, 6, 1536),
+    "base": _size(512, 8, 1, 2, 8, 2048),
+    "large": _size(1024, 16, 1, 4, 16, 4096),
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.

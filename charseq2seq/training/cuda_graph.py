@@ -10,7 +10,8 @@ this asks of a step:
   memory, because only one of them runs at a time.
 
 The first call of a variant runs as it is, on the stream that captures later: libraries set themselves up, and the
-optimizers make their state. It is a step like any other, so nothing has to be undone. (docs.pytorch.org, "CUDA Graphs".)
+optimizers make their state. It is a step like any other, so nothing has to be undone. The way to do all this is
+described in PyTorch's notes on CUDA semantics.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class GraphedStep:
 
     def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
         self._step = step
-        self._stream = torch.cuda.Stream()
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._inputs: Tensor | None = None
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}

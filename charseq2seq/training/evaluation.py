@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import encode, read_text
+from charseq2seq.corpus import Ids, encode, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group
@@ -67,19 +67,21 @@ def describe_protocol(source_length: int, target_length: int) -> str:
 
 
 def evaluate(
-    model: Transformer, ids: Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
+    model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
 ) -> Evaluation:
     """Score the characters `first` to `last` (exclusive; None: the end) of a text.
 
     Args:
         model: in the precision it was trained in; its training mode is kept.
-        ids: the text, of `ids_on_device`, where the model is; what stands before `first` serves as context, unscored.
+        ids: the text, (characters,), or what `ids_on_device` makes of it; what stands before `first` serves as
+            context, unscored.
         group: the processes that share the work; each has the model and the text, and all get the same result.
     """
     import torch
     import torch.nn.functional as F
 
     last = len(ids) if last is None else last
+    ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
@@ -131,7 +133,7 @@ def evaluate_file(
         raise SuiteError(f"{path} has no character that this model knows; give another text.", ExitCode.BAD_DATA)
     model = checkpoint.build_model().set_precision(torch_dtype(precision)).to(device)
     return {
-        **evaluate(model, ids_on_device(ids, device), first).facts(),
+        **evaluate(model, ids, first).facts(),
         "text": text.name,
         "sha256": text.sha256,
         "split": "validation" if own else "all",

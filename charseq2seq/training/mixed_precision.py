@@ -38,8 +38,8 @@ class WorkingCopy:
         self.master = master
         self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
         self.scaler = torch.amp.GradScaler(master.device.type, enabled=precision == "fp16")
-        self._masters = list(master.parameters())
-        self._copies = list(self.model.parameters())
+        self._masters: list[Tensor] = list(master.parameters())
+        self._copies: list[Tensor] = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
 
     def backward(self, loss: Tensor) -> None:
@@ -59,12 +59,13 @@ class WorkingCopy:
     @torch.no_grad()
     def _convert_gradients(self) -> None:
         """Hand the copy's gradients to the master; an encoder that got no source has none."""
-        used = [index for index, weight in enumerate(self._copies) if weight.grad is not None]
-        for weight in self._masters:
-            weight.grad = None
-        for index in used:
-            self._masters[index].grad = self._gradients[index]
-        torch._foreach_copy_([self._gradients[index] for index in used], [self._copies[index].grad for index in used])
+        converted, computed = [], []
+        for weight, gradient, copied in zip(self._masters, self._gradients, self._copies, strict=True):
+            weight.grad = None if copied.grad is None else gradient
+            if copied.grad is not None:
+                converted.append(gradient)
+                computed.append(copied.grad)
+        torch._foreach_copy_(converted, computed)
 
     @torch.no_grad()
     def refresh(self) -> None:

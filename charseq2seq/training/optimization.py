@@ -6,7 +6,7 @@ by `torch.optim.AdamW`. Learning rates are tensors on the weights' device: a cap
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -71,7 +71,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
     def rate(value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float32, device=model.device)
 
-    muon = BatchedMuon(hidden, lr=rate(learning_rate), momentum=0.95, weight_decay=weight_decay)
+    muon = BatchedMuon(hidden, lr=cast("float", rate(learning_rate)), momentum=0.95, weight_decay=weight_decay)
     adamw = torch.optim.AdamW(
         others,
         lr=rate(learning_rate * ADAMW_RATIO),

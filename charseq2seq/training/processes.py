@@ -143,8 +143,8 @@ def _join(device: str, rank: int, size: int) -> None:
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         store, _, _ = next(rendezvous("env://"))
-        # torchrun keeps the store when it starts the processes again (github.com/pytorch/pytorch/issues/135712): without
-        # a prefix of their own they would look for each other where the dead ones were.
+        # torchrun keeps the store when it restarts the processes (github.com/pytorch/pytorch/issues/135712): without a
+        # prefix of their own they would look for each other where the dead ones were.
         store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
             os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
         )

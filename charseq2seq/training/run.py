@@ -16,7 +16,7 @@ from charseq2seq.files import resume_path, run_lock
 from charseq2seq.options import Settings
 from charseq2seq.training.optimization import suitable_epochs, suitable_weight_decay
 from charseq2seq.training.processes import Group, process_group
-from charseq2seq.training.resume import State, find_resume_state, new_state, run_identity
+from charseq2seq.training.resume import find_resume_state, new_state, run_identity
 from charseq2seq.training.trainer import Outcome, Trainer
 
 # What the learning rate is multiplied by after a divergence.
@@ -46,7 +46,7 @@ def train(settings: Settings) -> Outcome:
         identity = run_identity(settings, corpus)
         saved = group.from_rank_0(lambda: find_resume_state(settings.resume, settings.model_path, identity))
         try:
-            return _train(settings, corpus, new_state(identity, saved), group)
+            return _train(settings, corpus, identity, saved, group)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -57,28 +57,28 @@ def train(settings: Settings) -> Outcome:
             ) from error
 
 
-def _train(settings: Settings, corpus: Corpus, state: State, group: Group) -> Outcome:
+def _train(
+    settings: Settings, corpus: Corpus, identity: dict[str, Any], saved: dict[str, Any] | None, group: Group
+) -> Outcome:
     """Train; if the loss diverges, continue once from the last good state with a smaller learning rate."""
-    trainer = Trainer(settings, corpus, state, group)
+    trainer = Trainer(settings, corpus, new_state(identity, saved), group)
     announce(trainer)
-    outcome = trainer.train()
+    first = trainer.train()
     del trainer  # or its memory would be needed twice
-    if outcome.diverged is None:
-        return outcome
-    if outcome.saved:
-        state = new_state(
-            state.identity, group.from_rank_0(lambda: load_resume_state(resume_path(settings.model_path)))
-        )
-    if outcome.stopped_by is not None or state.learning_rate_scale < 1:
-        raise SuiteError(outcome.diverged, ExitCode.DIVERGED)
-    saved = outcome.saved
-    state.learning_rate_scale *= _RETRY_SCALE
-    log(f"{outcome.diverged} Going on from step {state.step:,} with {_RETRY_SCALE:g} of the learning rate.")
-    outcome = Trainer(settings, corpus, state, group).train()
-    if outcome.diverged is None:
-        return outcome
-    kept = f" The best weights so far are in {resume_path(settings.model_path)}." * (saved or outcome.saved)
-    raise SuiteError(f"{outcome.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
+    if first.diverged is None:
+        return first
+    if first.saved:
+        saved = group.from_rank_0(lambda: load_resume_state(resume_path(settings.model_path)))
+    state = new_state(identity, saved)
+    if first.stopped_by is not None or state.learning_rate_scale < 1:
+        raise SuiteError(first.diverged, ExitCode.DIVERGED)
+    state.learning_rate_scale = _RETRY_SCALE
+    log(f"{first.diverged} Going on from step {state.step:,} with {_RETRY_SCALE:g} of the learning rate.")
+    second = Trainer(settings, corpus, state, group).train()
+    if second.diverged is None:
+        return second
+    kept = f" The best weights so far are in {resume_path(settings.model_path)}." * (first.saved or second.saved)
+    raise SuiteError(f"{second.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
 
 
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:

@@ -7,6 +7,7 @@ the last save are the same lines as every other (the idea is nanochat's).
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class Trainer:
         self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
         self.max_steps = step_budget(settings, corpus.num_train)
         self.working = WorkingCopy(self.master, settings.precision)
-        if state.step:
+        if state.weights:
             self._restore()
         self.model = group.distribute(self.working.model)
         self.ids = ids_on_device(corpus.ids, settings.device)
@@ -368,7 +369,7 @@ class Trainer:
             check_figures(state)
             self.master.load_state_dict(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
-                optimizer.load_state_dict(optimizer.state_dict() | {"state": saved})
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
             self.working.scaler.load_state_dict(state.scaler)
             self.working.refresh()
             self.sampler.restore(state.epoch, state.position)
@@ -380,8 +381,9 @@ class Trainer:
 def step_budget(settings: Settings, characters: int) -> int | None:
     """The most steps of a run: those asked for or those of its epochs, whichever are fewer; None: no such limit."""
     per_epoch = characters / (settings.batch_size * settings.target_length)
-    of_epochs = [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
-    return min([settings.max_steps] * bool(settings.max_steps) + of_epochs, default=None)
+    limits = [settings.max_steps] if settings.max_steps else []
+    limits += [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
+    return min(limits, default=None)
 
 
 def weights_of(model: Transformer) -> dict[str, Tensor]:
