@@ -43,8 +43,8 @@ from benchmarks.machine import (
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.console import run
 from charseq2seq.device import tune_cpu
+from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, set_learning_rates
-from charseq2seq.training.working_copy import WorkingCopy
 from encoder_decoder_transformer import Transformer
 
 # Does one training step on source and target, returns its loss.
@@ -52,7 +52,7 @@ Step = Callable[[Tensor, Tensor], float]
 
 
 def our_step(model: Transformer, precision: str) -> Step:
-    """What `Trainer._train_step` does, without the sampler."""
+    """What `Trainer._train_step` computes, without sampling and gathering windows."""
     optimizers = build_optimizers(model, learning_rate=0.04, weight_decay=0.1)
     working = WorkingCopy(model, precision)
 

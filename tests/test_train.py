@@ -20,10 +20,8 @@ from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision
 from charseq2seq.options import SIZES, read_settings, resolve_settings
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.loop import Trainer
 from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.progress import Progress
-from charseq2seq.training.run import suited_to
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.train_client import ROOT, TINY, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
