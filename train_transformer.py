@@ -165,7 +165,7 @@ def generate(args: Settings) -> int:
     """Print text that the model generates, character by character."""
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.device import choose_device
-    from charseq2seq.generation import Sampling, fastest_writer, is_small, known_prompt, read_prompt, stream_text
+    from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(args.num_threads or 1)  # one row is too little work to split: a second thread only waits (LOG.md)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
@@ -174,13 +174,14 @@ def generate(args: Settings) -> int:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
     model = checkpoint.build_model()
-    writer = fastest_writer(model if args.device == "auto" and is_small(model) else model.to(device))
+    model = model if args.device == "auto" and is_small(model) else model.to(device)
+    generator = TextGenerator(model, vocabulary)
     for sample in range(args.num_samples):
         if sample:
             write_result(f"\n{'-' * 40}\n")
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed + sample)
         write_result(prompt)
-        for text in stream_text(writer, vocabulary, prompt, args.num_chars, sampling):
+        for text in generator.stream(prompt, args.num_chars, sampling):
             write_result(text)
     write_result("\n")
     return 0

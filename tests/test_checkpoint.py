@@ -31,7 +31,7 @@ from charseq2seq.checkpoint import (
     save_resume_state,
 )
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.generation import Sampling, generate_text
+from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.publishing.model_card import render_card
 from charseq2seq.training.optimization import build_optimizers
 from encoder_decoder_transformer import Transformer
@@ -482,7 +482,7 @@ def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
     content["model_state_dict"] = OrderedDict(content["model_state_dict"])
     torch.save(content, path)
     checkpoint = load_checkpoint(path)
-    assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "", 9, Sampling())) == 9
+    assert len(TextGenerator(checkpoint.build_model(), checkpoint.vocabulary()).generate("", 9, Sampling())) == 9
     assert "caf" in render_card(checkpoint, "alice/m", [], None)
 
 

@@ -274,11 +274,11 @@ class ModelFiles:
         """Do with a model what the suite does with it."""
         if not isinstance(loaded, Checkpoint):
             return
-        from charseq2seq.generation import Sampling, generate_text
+        from charseq2seq.generation import Sampling, TextGenerator
         from charseq2seq.publishing.model_card import render_card
         from charseq2seq.publishing.training_curve import draw_training_curve
 
-        generate_text(loaded.build_model(), loaded.vocabulary(), "", 3, Sampling())
+        TextGenerator(loaded.build_model(), loaded.vocabulary()).generate("", 3, Sampling())
         render_card(loaded, "alice/model", [], None)
         json.dumps([loaded.config, loaded.training_args, loaded.metrics, loaded.corpus, loaded.environment])
         if loaded.metrics != self.checkpoint.metrics:

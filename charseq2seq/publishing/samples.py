@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint
-from charseq2seq.generation import Sampling, generate_text
+from charseq2seq.generation import Sampling, TextGenerator
 
 NUM_CHARS = 240
 TEMPERATURES = (0.5, 0.9)
@@ -32,7 +32,8 @@ def write_samples(checkpoint: Checkpoint) -> list[Sample]:
     """Let the checkpoint write one sample at each temperature, always with the same seed."""
     import torch
 
-    model, vocabulary = checkpoint.build_model(), checkpoint.vocabulary()
+    vocabulary = checkpoint.vocabulary()
+    generator = TextGenerator(checkpoint.build_model(), vocabulary)
     prompt = "ROMEO:" if is_shakespeare(checkpoint.corpus) else ""
     if vocabulary.unknown_characters(prompt):
         prompt = ""
@@ -40,7 +41,7 @@ def write_samples(checkpoint: Checkpoint) -> list[Sample]:
     torch.set_num_threads(1)  # the order of sums, and so the text, must not depend on the number of cores
     try:
         return [
-            Sample(one, prompt, prompt + generate_text(model, vocabulary, prompt, NUM_CHARS, Sampling(one, seed=SEED)))
+            Sample(one, prompt, prompt + generator.generate(prompt, NUM_CHARS, Sampling(one, seed=SEED)))
             for one in TEMPERATURES
         ]
     finally:
