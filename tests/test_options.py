@@ -62,14 +62,14 @@ USAGE --log_file text.txt -> --log_file and --data_path name the same file, .*; 
 USAGE --log_file transformer_model.pth -> --log_file and --model_path name the same file, .*; choose another
 USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
 USAGE --model_path text --data_path text.lock -> --data_path and the lock of --model_path name the same file, .*; choose
-CANNOT_CREATE --model_path '' -> a folder of that name is in the way;
-CANNOT_CREATE --model_path / -> write /: a folder of that name is in the way;
-CANNOT_CREATE --model_path folder -> a folder of that name is in the way;
-CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: the folder does not exist;
-CANNOT_CREATE --model_path text.txt/m.pth -> a part of the path is a file
-CANNOT_CREATE --model_path N300.pth -> the file name is too long;
-CANNOT_CREATE --model_path N244.pth -> the file name is too long;
-CANNOT_CREATE --log_file no/x.log -> no/x\.log: the folder does not exist;
+CANNOT_CREATE --model_path '' -> Is a directory;
+CANNOT_CREATE --model_path / -> write /: Is a directory;
+CANNOT_CREATE --model_path folder -> Is a directory;
+CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: No such file or directory;
+CANNOT_CREATE --model_path text.txt/m.pth -> Not a directory
+CANNOT_CREATE --model_path N300.pth -> File name too long;
+CANNOT_CREATE --model_path N244.pth -> File name too long;
+CANNOT_CREATE --log_file no/x.log -> no/x\.log: No such file or directory;
 NO_INPUT --resume N300 -> n{300} does not exist; --resume
 NO_INPUT --resume absent.pth -> absent\.pth does not exist; --resume takes
 BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no complete
@@ -141,9 +141,9 @@ def test_help_fits_a_terminal_and_answers_at_once_without_torch(program: str, us
     for name in ("torch", "numpy"):
         (user.home / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     shadowed = {"PYTHONPATH": str(user.home), "COLUMNS": "80"}
-    started = time.process_time(), time.perf_counter()
+    started = time.perf_counter()
     shown = user.run("--help", program=program, **shadowed)
-    assert time.perf_counter() - started[1] < 2, "0.1 s on an idle machine"
+    assert time.perf_counter() - started < 2, "0.1 s on an idle machine"
     assert shown.code == 0 and max(map(len, shown.out.splitlines())) <= 80
     assert shown.out.count(f"python {program}") >= 2, "examples"
     assert user.run("--version", program=program, **shadowed).out == f"charseq2seq {__version__}\n"
