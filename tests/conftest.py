@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from charseq2seq.device import use_threads
 from tests.train_client import Trainee
 from tests.warm_client import WarmClient
 
 # A runner started in the background ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+use_threads(1)  # every worker has one core, as every program that it starts
 
 
 @pytest.fixture(autouse=True)
