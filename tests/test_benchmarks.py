@@ -70,7 +70,7 @@ def test_train_throughput(tmp_path: Path) -> None:
 def test_the_products_alone_are_all_that_a_step_has() -> None:
     step = our_step(Transformer(**SHAPE.model()), "bf16")
     source, target = SHAPE.random_batch()
-    layers, shapes = 3, 3  # of matrices: square, keys' and values', feed-forward
+    layers, shapes = 3, 4  # of matrices: square, keys' and values', up, down
     weights, attention, newton_schulz = layers * 6 * 3 + 3, layers * 6, shapes * 5 * 3  # the head's are 3 more
     assert len(products_of(step, source, target)) == weights + attention + newton_schulz
 
