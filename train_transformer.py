@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,11 +29,11 @@ from charseq2seq.console import log, log_errors_only, log_to_file, run, write_re
 from charseq2seq.device import use_threads
 from charseq2seq.errors import SuiteError
 from charseq2seq.options import Settings, read_settings, resolve_settings
-from charseq2seq.training.parallel import is_follower, started_by_torchrun
+from charseq2seq.training.processes import is_rank_0
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.publish import PublishRequest
-    from charseq2seq.training.loop import Outcome
+    from charseq2seq.training.trainer import Outcome
 
 SAMPLE_PROMPT = "ROMEO:"
 LATE_ENOUGH = 0.8  # fraction of a run: if the best weights are older, the run was too long
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
     report = {} if report is None else report
     if args.mode == "train":
         report["outcome"] = "failed"  # until more is known
-    if is_follower():  # of several processes rank 0 alone logs and prints
+    if not is_rank_0():  # of several processes rank 0 alone logs and prints
         log_errors_only()
     elif args.log_file is not None:
         log_to_file(args.log_file)
@@ -62,7 +61,7 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
 
     use_threads(args.num_threads)
     settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
-    if is_follower():
+    if not is_rank_0():
         return train(settings).stopped_by or 0
     request = publish_request(args) if args.push_to_hf else None
     if args.data_path is None:
@@ -189,7 +188,4 @@ def generate(args: Settings) -> int:
 
 if __name__ == "__main__":
     report: dict[str, Any] = {}
-    code = run(functools.partial(main, report=report), report=report)
-    if code == 0 and started_by_torchrun():
-        os._exit(code)  # the group's threads outlive it, and one that needs Python while it ends aborts the process
-    sys.exit(code)
+    sys.exit(run(functools.partial(main, report=report), report=report))

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,8 @@ import numpy.typing as npt
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.vocabulary import CharVocabulary
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 TRAIN_FRACTION = 0.9
 LONGEST_VALIDATION = 1_000_000  # characters: half a minute on two cores, and exact to some thousandths
-
-# A batch reads its full source with this probability, else any length from none to full, so that the model also
-# learns to go on from short and empty prompts (its price is in benchmarks/LOG.md).
-FULL_SOURCE_SHARE = 0.8
 
 # A text is kept in pieces of so many bytes: most pieces of a Western text are ASCII, which Python keeps in one byte a
 # character, where a single emoji would quadruple the memory of a string that holds the whole text.
@@ -244,67 +237,3 @@ def _not_text(path: Path, problem: str) -> SuiteError:
 
 def _unreadable(path: Path, error: OSError) -> SuiteError:
     return SuiteError(f"the text {path} cannot be read ({error.strerror}); check its permissions.", ExitCode.NO_INPUT)
-
-
-class WindowSampler:
-    """Batches of (source, target) windows, shuffled pass by pass.
-
-    Everything is a function of the seed and of two counters, `epoch` and `position`, so that a resumed run
-    continues with exactly the batch that would have come next.
-
-    Args:
-        ids: the training split.
-        batch_size: windows a batch.
-        seed: of the order, the offsets and the source lengths.
-    """
-
-    def __init__(self, ids: Ids, source_length: int, target_length: int, batch_size: int, seed: int) -> None:
-        self.ids = ids
-        self.source_length = source_length
-        self.target_length = target_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        self.position = 0  # windows of this epoch already given
-        self._order: npt.NDArray[np.int64] | None = None
-
-    def _shuffled_starts(self) -> npt.NDArray[np.int64]:
-        """First characters of this epoch's windows, in the order in which they are given."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        window = self.source_length + self.target_length
-        offset = int(generator.integers(min(self.target_length, len(self.ids) - window + 1)))
-        return generator.permutation(np.arange(offset, len(self.ids) - window + 1, self.target_length))
-
-    def next_batch(self, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
-        """The next windows: source ids (batch, 0 to source_length) and target ids (batch, target_length), int64.
-
-        Where `size` processes share a batch, the one called `rank` gets every `size`-th of its windows.
-        """
-        import torch
-
-        rows: list[npt.NDArray[np.int64]] = []
-        generator = np.random.default_rng([self.seed, self.epoch, self.position])
-        while (missing := self.batch_size - sum(map(len, rows))) > 0:  # a batch may reach into the next epoch
-            if self._order is None:
-                self._order = self._shuffled_starts()
-            rows.append(self._order[self.position : self.position + missing])
-            self.position += len(rows[-1])
-            if self.position >= len(self._order):
-                self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        starts = np.concatenate(rows)[rank::size]
-        windows = self.ids[starts[:, None] + np.arange(self.source_length + self.target_length)]
-        length = self.source_length
-        if generator.random() >= FULL_SOURCE_SHARE:
-            length = int(generator.integers(self.source_length + 1))
-        tensor = torch.from_numpy(windows.astype(np.int64))
-        source = tensor[:, self.source_length - length : self.source_length]
-        return source, tensor[:, self.source_length :]
-
-    def state(self) -> dict[str, int]:
-        """Where the sampler stands; plain numbers."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Stand where `state` was taken."""
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = None

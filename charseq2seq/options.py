@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from charseq2seq.command_line import (
     FILE,
@@ -34,13 +34,19 @@ from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 
+
+def _size(*numbers: int) -> dict[str, int]:
+    names = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
+    return dict(zip(names, numbers, strict=True))
+
+
 # Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
-    "tiny": {"d_model": 192, "num_heads": 3, "num_encoder_layers": 1, "num_decoder_layers": 3, "d_ff": 1024},
-    "small": {"d_model": 384, "num_heads": 6, "num_encoder_layers": 2, "num_decoder_layers": 6, "d_ff": 1536},
-    "base": {"d_model": 512, "num_heads": 8, "num_encoder_layers": 2, "num_decoder_layers": 8, "d_ff": 2048},
-    "large": {"d_model": 1024, "num_heads": 16, "num_encoder_layers": 4, "num_decoder_layers": 16, "d_ff": 4096},
+    "tiny": _size(192, 3, 1, 1, 3, 1024),
+    "small": _size(384, 6, 1, 2, 6, 1536),
+    "base": _size(512, 8, 1, 2, 8, 2048),
+    "large": _size(1024, 16, 1, 4, 16, 4096),
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
@@ -77,6 +83,7 @@ class Settings:
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
+        default_limits: whether no limit of the run was asked for, so that the text decides the number of epochs.
     """
 
     mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
@@ -121,6 +128,7 @@ class Settings:
     )
     d_model: int = _model(whole(2, 65_536), "features per position")
     num_heads: int = _model(whole(1, 1024), "attention heads; d_model / num_heads must be even")
+    num_kv_heads: int = _model(whole(1, 1024), "key/value heads, each for a group of attention heads")
     num_encoder_layers: int = _model(whole(1, 1024), "layers that read the source")
     num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
     d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
@@ -131,9 +139,14 @@ class Settings:
 
     # The run; the first limit reached ends it.
     max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
+    max_epochs: float | None = _run(
+        number(0, above=True),
+        "end after so many epochs, passes over the text (default: chosen by the sizes of model and text, none with "
+        "another limit)",
+    )
     max_minutes: float | None = _run(
         number(0, above=True),
-        "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with --max_steps)",
+        "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
         PerDevice(4.5, 10.0),  # the final evaluation and the sample take the rest of five
         in_command=False,  # another machine does not make as many steps in as many minutes
     )
@@ -157,7 +170,6 @@ class Settings:
     gradient_checkpointing: bool = _memory(
         SWITCH, "compute activations again instead of keeping them: a third more time, far less memory"
     )
-    compile: bool = _memory(SWITCH, "torch.compile the model: slow start, faster steps", changes_weights=True)
 
     push_to_hf: bool = _publishing(SWITCH, "push to the Hugging Face Hub when training has ended", needs="")
     hf_repo_name: str = _publishing(NAME, "repository name", DEFAULT_REPO_NAME)
@@ -177,7 +189,7 @@ class Settings:
     )
 
     reasons: tuple[str, ...] = ()
-    parallel: ClassVar = "ddp"
+    default_limits: bool = True
 
     @property
     def model(self) -> dict[str, Any]:
@@ -264,8 +276,9 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     defaults = {
         name: getattr(row.default, kind.lower()) for name, row in OPTIONS.items() if isinstance(row.default, PerDevice)
     }
-    if asked.max_steps is not None:
-        del defaults["max_minutes"]  # whoever counts steps does not want a clock
+    default_limits = asked.max_steps is asked.max_epochs is asked.max_minutes is None
+    if not default_limits:
+        del defaults["max_minutes"]  # whoever counts steps or epochs does not want a clock
     size = asked.size or defaults["size"]
     size_reason = f"size {size}: " + ("asked for" if asked.size else f"default for a {kind}")
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
@@ -280,6 +293,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         num_threads=asked.num_threads or torch.get_num_threads(),
         hf_token=None,  # not needed for training, and nothing that is not there can leak
         reasons=(device_reason, precision_reason, size_reason),
+        default_limits=default_limits,
     )
     problems += [*_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)]
     if problems:

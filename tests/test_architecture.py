@@ -21,7 +21,7 @@ FLOORS = [
     {"files", "device"},
     {"vocabulary", "console"},
     {"corpus", "checkpoint", "data", "options"},
-    {"numpy_decoder", "generation"},
+    {"windows", "numpy_decoder", "generation"},
     {"training", "publishing"},
     {"train_transformer", "push_to_huggingface"},
 ]

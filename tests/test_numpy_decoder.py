@@ -37,7 +37,7 @@ def test_its_logits_are_the_models(sizes: dict[str, Any], length: int) -> None:
     expected = made(source, target)[0].detach().numpy()
     decoder = NumpyDecoder(made)
     decoder.begin(source)
-    known = made.known(source, target)[0].tolist()
+    known = made.decoder_context(source, target)[0].tolist()
     ends = range(len(known) - 8, len(known) + 1)
     scores = np.stack([decoder.logits(known[:end][-4:], length + place).copy() for place, end in enumerate(ends)])
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
