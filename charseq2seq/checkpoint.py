@@ -11,6 +11,7 @@ import inspect
 import math
 import pickle
 import platform
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -265,7 +266,8 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     try:
         # torch.load would take a file that does not begin as an archive for one of its older formats.
         problem = _archive_problem(path) if begin == b"PK\3\4" else "it is no checkpoint archive (damaged?)"
-        content = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols: one sentence is enough
+            content = None if problem else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors and plain values, and code in a file is never run"
         raise _unusable(path, reason) from error
