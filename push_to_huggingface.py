@@ -1,137 +1,102 @@
 """Publish a trained model: checkpoint -> repository folder -> Hugging Face Hub.
 
-    python push_to_huggingface.py --repo_name my-shakespeare-transformer --username me     # token from HF_TOKEN
-    python push_to_huggingface.py --check                                                 # may I?
-    python push_to_huggingface.py --dry_run --output_dir folder                           # what would be pushed?
-
-The result (the model's address, a plan, or JSON) goes to stdout, everything else to stderr. The token is taken from
---token, --token_file, HF_TOKEN or `hf auth login`, in this order. HF_ENDPOINT names another Hub.
+The result (the model's address, a plan, or JSON) goes to stdout, all else to
+stderr. The token is taken from --token, --token_file, HF_TOKEN or `hf auth
+login`, in this order. HF_ENDPOINT names another Hub.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from charseq2seq import __version__
 from charseq2seq.arguments import CommandLine, number
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import SuiteError
-from charseq2seq.publishing.request import DEFAULT_REPO_NAME, MAIN, Outcome, PublishRequest
+from charseq2seq.publishing.hub import MAIN
+from charseq2seq.publishing.preflight import DEFAULT_REPO_NAME, PublishRequest, preflight
 
-DEFAULT_MODEL_PATH = Path("transformer_model.pth")
+if TYPE_CHECKING:
+    from charseq2seq.publishing.publish import Outcome
+
+EXAMPLES = """examples:
+  python push_to_huggingface.py --check                # may this push happen?
+  python push_to_huggingface.py --repo_name my-transformer --username me
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, push, and say where the model lives."""
     args = parse_arguments(argv)
-    request = PublishRequest(
-        repo_name=args.repo_name,
-        username=args.username,
-        token=args.token,
-        token_file=args.token_file,
-        private=args.private,
-        commit_message=args.commit_message,
-        revision=args.revision,
-        create_pr=args.create_pr,
-        tag=args.tag,
-        overwrite=args.overwrite,
-        only_if_better=args.only_if_better,
-        verify=not args.no_verify,
-        timeout=args.timeout,
-        deadline=args.deadline,
-    )
-    # Not before the arguments are known to be right: these imports take a while.
-    from charseq2seq.publishing.failures import PublishError, failure_as_json
-
     try:
-        outcome = act(args, request)
+        outcome = act(args)
     except SuiteError as error:
         if args.json:
-            write_result(failure_as_json(error) + "\n")
-        if not isinstance(error, PublishError):
-            raise
-        log(str(error))
-        return error.exit_code
-    write_result(outcome.as_json() + "\n" if args.json else show(outcome))
+            facts = {"ok": False, "error": "refused", "message": str(error), **getattr(error, "facts", {})}
+            write_result(json.dumps({**facts, "exit_code": int(error.exit_code)}) + "\n")
+        raise
+    log(f"{outcome.state}: {outcome.url}")
+    if args.json:
+        write_result(outcome.as_json() + "\n")
+    else:
+        write_result(outcome.describe_changes() if args.dry_run else outcome.url + "\n")
     return 0
 
 
-def act(args: argparse.Namespace, request: PublishRequest) -> Outcome:
+def act(args: argparse.Namespace) -> Outcome:
     """Check, plan or publish."""
-    from charseq2seq.publishing.libraries import require_libraries
+    from charseq2seq.publishing.publish import Outcome, State, plan_push, publish
 
-    require_libraries()  # before the imports that need them
-    from charseq2seq.publishing.publish import plan_push, preflight, publish
-
+    request = PublishRequest(**{field.name: getattr(args, field.name) for field in fields(PublishRequest)})
     if args.check:
-        standing = preflight(request)
-        return Outcome("checked", standing.url, standing.repo_id)
-    do = plan_push if args.dry_run else publish
-    model_path = args.model_path or DEFAULT_MODEL_PATH
-    return do(model_path, request, from_dir=args.from_dir, output_dir=args.output_dir)
-
-
-def show(outcome: Outcome) -> str:
-    """The result as a person reads it."""
-    log(f"{outcome.state}: {outcome.url}")
-    if outcome.state == "planned":
-        from charseq2seq.publishing.plan import describe_plan
-
-        return describe_plan(list(outcome.plan))
-    return outcome.url + "\n"
+        found = preflight(request)
+        return Outcome(State.CHECKED, found.url, found.repo_id)
+    return (plan_push if args.dry_run else publish)(args.model_path, request, args.output_dir)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; a wrong one ends the program with status 2 and all that is wrong with it."""
-    parser = CommandLine(description=__doc__, usage="%(prog)s [options] [@file]")
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES, usage="%(prog)s [options] [@file]")
+    parser.add_argument("--version", action="version", version=f"charseq2seq {__version__}")
+
+    def add(group: Any, flag: str, help_text: str, metavar: str | None = None, **options: Any) -> None:
+        kind = {"metavar": metavar} if metavar else {"action": "store_true"}
+        group.add_argument(flag, help=help_text, **(kind | options))
+
     what = parser.add_argument_group("what")
-    what.add_argument("--model_path", type=Path, metavar="FILE", help=f"the model file (default: {DEFAULT_MODEL_PATH})")
-    what.add_argument("--from_dir", type=Path, metavar="DIR", help="a folder built before, instead of a model file")
-    what.add_argument("--output_dir", type=Path, metavar="DIR", help="build the repository folder here and leave it")
-    parser.add(
-        what,
-        "--only_if_better",
-        number(0, math.inf),
-        nargs="?",
-        const=0.0,
-        metavar="MARGIN",
-        help="push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
-    )
+    model_path = Path("transformer_model.pth")
+    add(what, "--model_path", "the model file (default: %(default)s)", "FILE", type=Path, default=model_path)
+    add(what, "--output_dir", "build the repository folder here and leave it", "DIR", type=Path)
+    better = "only if the loss is lower than the published one, by more than MARGIN nats per character (default: 0)"
+    margin: dict[str, Any] = {"nargs": "?", "const": 0.0, "metavar": "MARGIN", "help": better}
+    parser.add(what, "--only_if_better", number(0, math.inf), **margin)
     where = parser.add_argument_group("where")
-    where.add_argument(
-        "--repo_name", default=DEFAULT_REPO_NAME, metavar="NAME", help="repository name (default: %(default)s)"
-    )
-    where.add_argument(
-        "--username", metavar="NAME", help="owner, a user or organisation (default: HF_USERNAME, else the token's user)"
-    )
-    where.add_argument("--private", action="store_true", help="create a private repository")
-    where.add_argument(
-        "--revision", default=MAIN, metavar="BRANCH", help="branch to push to, made if needed (default: %(default)s)"
-    )
-    where.add_argument("--create_pr", action="store_true", help="propose the push as a pull request")
-    where.add_argument("--tag", metavar="TAG", help="name the commit, e.g. v1.0")
-    where.add_argument("--commit_message", metavar="TEXT", help="commit message (default: loss, steps and version)")
-    where.add_argument("--overwrite", action="store_true", help="push over a repository that this suite did not make")
+    add(where, "--repo_name", "repository name (default: %(default)s)", "NAME", default=DEFAULT_REPO_NAME)
+    add(where, "--username", "owner, a user or organisation (default: HF_USERNAME, else the token's user)", "NAME")
+    add(where, "--private", "create a private repository")
+    add(where, "--revision", "branch to push to, made if needed (default: %(default)s)", "BRANCH", default=MAIN)
+    add(where, "--create_pr", "propose the push as a pull request")
+    add(where, "--tag", "name the commit, e.g. v1.0", "TAG")
+    add(where, "--commit_message", "commit message (default: loss, step and version)", "TEXT")
+    add(where, "--overwrite", "push over a repository that this suite did not make")
     who = parser.add_argument_group("who")
-    who.add_argument(
-        "--token", metavar="TOKEN", help="Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
-    )
-    who.add_argument("--token_file", type=Path, metavar="FILE", help="file that holds the token")
+    add(who, "--token", "Hugging Face token; others on this machine can see it, HF_TOKEN is safer", "TOKEN")
+    add(who, "--token_file", "file that holds the token", "FILE", type=Path)
     how = parser.add_argument_group("how")
-    how.add_argument("--check", action="store_true", help="only find out whether a push could work")
-    how.add_argument("--dry_run", action="store_true", help="do everything but send, and print the plan")
-    how.add_argument("--no_verify", action="store_true", help="do not download and run what was pushed")
-    for flag, default, text in (
-        ("--timeout", 60.0, "to wait for one answer"),
-        ("--deadline", 3600.0, "that everything may take"),
-    ):
-        seconds = number(0, math.inf, above=True)
-        help_text = f"seconds {text} (default: %(default)g)"
-        parser.add(how, flag, seconds, default=default, metavar="SECONDS", help=help_text)
-    how.add_argument("--json", action="store_true", help="print the result, or what went wrong, as one line of JSON")
+    add(how, "--check", "only find out whether a push could work")
+    add(how, "--dry_run", "do everything but send, and print the plan")
+    add(how, "--no_verify", "do not download and run what was pushed", action="store_false", dest="verify")
+    seconds: dict[str, Any] = {"default": 60.0, "metavar": "SECONDS"}
+    wait = "seconds to wait for one answer (default: %(default)g)"
+    parser.add(how, "--timeout", number(0, math.inf, above=True), help=wait, **seconds)
+    add(how, "--json", "print the result, or what went wrong, as one line of JSON")
     args = parser.parse_args(argv)
     parser.refuse(contradictions(args))
     return args
@@ -139,11 +104,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def contradictions(args: argparse.Namespace) -> list[str]:
     """What was asked for and cannot be had together."""
+    named = args.tag or args.revision != MAIN
     pairs = {
-        "--model_path is what a folder is built from, --from_dir is one": args.model_path and args.from_dir,
-        "--output_dir is where a folder is built, --from_dir is one": args.output_dir and args.from_dir,
-        "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it": args.create_pr
-        and (args.tag or args.revision != MAIN),
+        "--create_pr proposes to main and tags nothing; leave out --tag and --revision": args.create_pr and named,
         "--token and --token_file exclude each other": args.token and args.token_file,
         "--check and --dry_run exclude each other": args.check and args.dry_run,
     }

@@ -38,7 +38,7 @@ from charseq2seq.files import lock_path, resume_path
 from charseq2seq.training.parallel import is_follower, started_by_torchrun
 
 if TYPE_CHECKING:
-    from charseq2seq.publishing.request import PublishRequest
+    from charseq2seq.publishing.preflight import PublishRequest
     from charseq2seq.training.loop import Outcome
 
 SAMPLE_PROMPT, SAMPLE_CHARACTERS = "ROMEO:", 500
@@ -93,7 +93,7 @@ def train_and_publish(args: argparse.Namespace, report: dict[str, Any]) -> int:
         return train_model(settings).stopped_by or 0
     request = publish_request(args) if args.push_to_hf else None
     if request is not None:
-        from charseq2seq.publishing.publish import preflight
+        from charseq2seq.publishing.preflight import preflight
 
         preflight(request)
     if args.data_path is None:
@@ -174,7 +174,7 @@ def push(model_path: Path, request: PublishRequest, report: dict[str, Any]) -> i
 
 def publish_request(args: argparse.Namespace) -> PublishRequest:
     """The publishing flags, as the push understands them."""
-    from charseq2seq.publishing.request import DEFAULT_REPO_NAME, PublishRequest
+    from charseq2seq.publishing.preflight import DEFAULT_REPO_NAME, PublishRequest
 
     return PublishRequest(
         repo_name=args.hf_repo_name or DEFAULT_REPO_NAME,

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from charseq2seq.errors import TOKEN
+
 Converter = Callable[[str], Any]
 # argparse knows groups and exclusive groups by one private base class; both have add_argument.
 Group = Any
-
-# What must not be repeated in a message, wherever on the command line it was put by mistake.
-_TOKEN = re.compile(r"\b(hf|api_org)_(?:(?:oauth|jwt)_[\w.-]{20,}|[A-Za-z0-9]{20,})")
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -55,7 +53,7 @@ class CommandLine(argparse.ArgumentParser):
         problems = [message, *self.problems]
         if len(problems) > 1:
             message = f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
-        super().error(_TOKEN.sub(r"\1_…", message))
+        super().error(TOKEN.sub("…", message))
 
     def add(self, group: Group, flag: str, convert: Converter, **options: Any) -> None:
         """Add an argument to a group; `convert` raises ValueError with what it wants instead.

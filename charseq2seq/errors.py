@@ -7,7 +7,15 @@ sendmail) read them rightly; the README prints this table.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+# What a token looks like, as the services document it: no message and no published file may show one.
+TOKEN = re.compile(
+    r"\b(?:hf|api_org)_(?:(?:oauth|jwt)_[\w.-]{20,}|[A-Za-z0-9]{20,})|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{60,}"
+    r"|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16}|xox[abp]-[A-Za-z0-9-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # of the environment
 
 
 class ExitCode(IntEnum):

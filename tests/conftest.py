@@ -3,8 +3,14 @@
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from charseq2seq.publishing.folder import build_folder
+from tests.hub.client import hub_with_people
+from tests.hub.server import HubServer
+from tests.push_client import REPO, Publisher, tiny_checkpoint
 
 # A runner started in the background ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -16,3 +22,24 @@ def _denormals() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub with people and with Xet."""
+    with hub_with_people() as server:
+        yield server
+
+
+@pytest.fixture
+def alice(hub: HubServer, tmp_path: Path) -> Publisher:
+    """Alice with the checkpoint `tiny_checkpoint()`."""
+    return Publisher(hub, tmp_path / "alice")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a push of `tiny_checkpoint()` as alice's default repository publishes."""
+    folder = tmp_path_factory.mktemp("built") / "folder"
+    build_folder(tiny_checkpoint(), folder, REPO)
+    return folder

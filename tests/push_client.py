@@ -12,10 +12,13 @@ from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
+from data import SHA256
 from tests.hub.client import WRITE
 from tests.hub.server import HubServer
 
 ROOT = Path(__file__).resolve().parents[1]
+NAME = "shakespeare-transformer"  # the default name of a repository
+REPO = f"alice/{NAME}"
 TEXT = "ROMEO: But soft, what light through yonder window breaks?\nJULIET|`é\n"
 GUIDE_FILES = {
     "README.md",
@@ -31,12 +34,15 @@ GUIDE_FILES = {
 ALL_FILES = GUIDE_FILES | {"model.safetensors", "training_curve.png"}
 
 
-def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: int = 0, **metrics: Any) -> Checkpoint:
+PLAYS = SHA256["shakespeare"]
+
+
+def tiny_checkpoint(loss: float = 1.5, *, sha256: str = PLAYS, seed: int = 0, **metrics: Any) -> Checkpoint:
     """A complete checkpoint of a tiny untrained model.
 
     Args:
         loss: its validation loss, nats per character.
-        name: of its corpus.
+        sha256: of its corpus; of another text than Shakespeare's plays its name is letters.txt.
         seed: of its weights.
         metrics: further ones, or others than the usual.
     """
@@ -52,6 +58,7 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
     with torch.no_grad():  # an untrained model's logits are all zero
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    name = "shakespeare.txt" if sha256 == PLAYS else "letters.txt"
     history = [
         {"step": step, "seconds": step / 10, "train_nats_per_char": loss + 2 / step, "nats_per_char": loss + 3 / step}
         for step in (1, 10, 100)
@@ -88,7 +95,7 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         },
         corpus={
             "name": name,
-            "sha256": "ab" * 32,
+            "sha256": sha256,
             "characters": 10_000,
             "distinct_characters": len(vocabulary) - 1,
             "train_characters": 9_000,
@@ -96,6 +103,11 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         },
         environment=library_versions() | {"hardware": "CPU, 2 threads"},
     )
+
+
+def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
+    """The commits of main, oldest first, except the Hub's own."""
+    return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
 
 
 def fresh_python(requirements: Path, folder: Path) -> Path:

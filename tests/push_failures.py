@@ -11,14 +11,17 @@ from typing import Any
 from charseq2seq.errors import ExitCode
 from tests.hub.client import LFS_ONLY, ONE_REPO, READ, STRANGER, WRITE
 from tests.hub.server import HubServer, fake_token
+from tests.push_client import REPO
 
-REPO = "alice/shakespeare-transformer"
 CHECK = ("--check",)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case: how it comes about, and what the user must see; `{names}` in arguments and environment are filled in."""
+    """A case: how it comes about, and what the user must see.
+
+    A `note` stands in the checkpoint; `{names}` in arguments and environment are filled in.
+    """
 
     kind: str
     headline: str
@@ -27,6 +30,7 @@ class Row:
     arrange: Callable[[HubServer], object] = lambda hub: None
     arguments: tuple[str, ...] = CHECK
     token: str | None = WRITE
+    note: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,20 +76,21 @@ DENIED, DOWN, BUSY, LARGE = ExitCode.NO_PERMISSION, ExitCode.UNAVAILABLE, ExitCo
 CONFLICT, BAD_DATA = ExitCode.CONFLICT, ExitCode.BAD_DATA
 MAY_WRITE = '"Write" permission'
 HTML = {"Content-Type": "text/html"}
-READ_ONLY, SCOPE, NAMESPACE = "read-only token", "token without the right to write here", "no right on this namespace"
+NO_RIGHT, NAMESPACE = "no right to write here", "no right on this namespace"
+UNREACHABLE = "Push failed: the Hub cannot be reached"
 BEFORE_ANYTHING_SLOW = {
     "bad token": Row("bad_token", "Push failed: HTTP 401 Unauthorized", DENIED, MAY_WRITE, token=fake_token("nobody")),
     "no token at all": Row(
         "bad_token", "Push failed: the Hub does not accept the token", DENIED, MAY_WRITE, token="hf_sp\u00e9cial"
     ),
     "no token": Row("no_token", "Push failed: no token", DENIED, "HF_TOKEN", token=None),
-    "read-only token": Row("read_only_token", f"Push failed: {READ_ONLY}", DENIED, MAY_WRITE, token=READ),
+    "read-only token": Row("forbidden", f"Push failed: {NO_RIGHT}", DENIED, MAY_WRITE, token=READ),
     "read-only on an existing repository": Row(
-        "read_only_token", f"Push failed: {READ_ONLY}", DENIED, MAY_WRITE, with_repo(), token=READ
+        "forbidden", f"Push failed: {NO_RIGHT}", DENIED, MAY_WRITE, with_repo(), token=READ
     ),
     "the Hub says read-only": Row(
-        "read_only_token",
-        f"Push failed: {READ_ONLY} (HTTP 403 Forbidden)",
+        "forbidden",
+        f"Push failed: {NO_RIGHT} (HTTP 403 Forbidden)",
         DENIED,
         MAY_WRITE,
         with_repo(status=403, message="you must use a write token to upload to a repository."),
@@ -96,19 +101,23 @@ BEFORE_ANYTHING_SLOW = {
     "an organisation to look at": Row(
         "namespace", f"Push failed: {NAMESPACE}", DENIED, "--username", arguments=(*CHECK, "--username", "museum")
     ),
-    "token for another repository": Row("scope", f"Push failed: {SCOPE}", DENIED, "write access", token=ONE_REPO),
+    "token for another repository": Row("forbidden", f"Push failed: {NO_RIGHT}", DENIED, MAY_WRITE, token=ONE_REPO),
     "token for another repository, this one exists": Row(
-        "scope", f"Push failed: {SCOPE} (HTTP 403 Forbidden)", DENIED, "write access", with_repo(), token=ONE_REPO
+        "forbidden", f"Push failed: {NO_RIGHT} (HTTP 403 Forbidden)", DENIED, MAY_WRITE, with_repo(), token=ONE_REPO
     ),
     "the Hub says it is somebody else's": Row(
-        "foreign",
-        "Push failed: no right on this repository (HTTP 403 Forbidden)",
-        DENIED,
+        "exists",
+        "Repository already exists",
+        CONFLICT,
         "--create_pr",
         with_repo(status=403, message="pass `create_pr=1` as a query parameter"),
     ),
     "any other refusal": Row(
-        "forbidden", "Push failed: HTTP 403 Forbidden", DENIED, "account access", failing("GET", "whoami", status=403)
+        "forbidden",
+        f"Push failed: {NO_RIGHT} (HTTP 403 Forbidden)",
+        DENIED,
+        "account access",
+        failing("GET", "whoami", status=403),
     ),
     "somebody else's repository": Row(
         "exists",
@@ -150,42 +159,32 @@ BEFORE_ANYTHING_SLOW = {
         failing("GET", "whoami", status=404),
     ),
     "host not found": Row(
-        "dns",
-        "Push failed: host not found",
+        "unreachable",
+        UNREACHABLE,
         DOWN,
         "HTTPS_PROXY",
         environment={"HF_ENDPOINT": "http://nowhere.invalid"},
     ),
-    "refused": Row(
-        "refused", "Push failed: Connection refused", DOWN, "HF_ENDPOINT", environment={"HF_ENDPOINT": "{dead_url}"}
-    ),
+    "refused": Row("unreachable", UNREACHABLE, DOWN, "HF_ENDPOINT", environment={"HF_ENDPOINT": "{dead_url}"}),
     "dead proxy": Row(
-        "refused",
-        "Push failed: Connection refused",
+        "unreachable",
+        UNREACHABLE,
         DOWN,
         "proxy",
         environment={"HTTP_PROXY": "{dead_url}", "HF_ENDPOINT": "http://hub.example", "NO_PROXY": ""},
     ),
     "proxy wants a password": Row(
-        "tls", "Push failed: TLS or proxy trouble", DOWN, "HTTPS_PROXY", failing("GET", "whoami", status=407)
-    ),
-    "deadline": Row(
-        "deadline",
-        "Push failed: Deadline passed",
-        DOWN,
-        "--deadline",
-        failing("GET", "whoami", delay=math.inf),
-        (*CHECK, "--deadline", "0.4"),
+        "unreachable", UNREACHABLE, DOWN, "HTTPS_PROXY", failing("GET", "whoami", status=407)
     ),
     "offline": Row(
-        "offline",
-        "Push failed: offline mode",
+        "unreachable",
+        UNREACHABLE,
         DOWN,
-        "unset HF_HUB_OFFLINE",
+        "HF_HUB_OFFLINE",
         environment={"HF_HUB_OFFLINE": "1"},
     ),
 }
-NEW = ("--no_verify", "--from_dir", "{folder}")
+NEW = ("--no_verify",)
 WITH_FILES_IN_HAND = {
     "413": Row("too_large", "File too large", LARGE, "Git LFS", failing("POST", "/commit/", status=413), NEW),
     "storage says 413": Row(
@@ -197,12 +196,9 @@ WITH_FILES_IN_HAND = {
         NEW,
         environment=LFS_ONLY,
     ),
-    "too large to be sent": Row(
-        "too_large", "File too large", LARGE, "make the model smaller", arguments=("--from_dir", "{large}")
-    ),
     "storage says 403": Row(
         "forbidden",
-        "Push failed: HTTP 403 Forbidden",
+        f"Push failed: {NO_RIGHT} (HTTP 403 Forbidden)",
         DENIED,
         "account",
         failing("PUT", "/lfs/", status=403),
@@ -253,10 +249,14 @@ WITH_FILES_IN_HAND = {
         (*NEW, "--only_if_better"),
     ),
     "a secret": Row(
-        "secret", "Push failed: the folder holds a secret", BAD_DATA, "build", arguments=("--from_dir", "{leaking}")
+        "secret", "Push failed: the folder holds a secret", BAD_DATA, "build", arguments=NEW, note=fake_token("planted")
     ),
     "a broken folder": Row(
-        "proof", "Push failed: the folder does not work", BAD_DATA, "train again", arguments=("--from_dir", "{broken}")
+        "proof",
+        "Push failed: the folder does not work",
+        BAD_DATA,
+        "train again",
+        arguments=(*NEW, "--output_dir", "{broken}"),
     ),
     "made, then trouble": Row(
         "unconfirmed",
@@ -282,7 +282,6 @@ TRIED_AGAIN_IN_VAIN = {
         BUSY,
         "wait a few minutes",
         failing("GET", "whoami", status=429, headers={"Retry-After": "7200"}),
-        (*CHECK, "--deadline", "30"),
     ),
     "gateway": Row(
         "server",
@@ -300,12 +299,12 @@ TRIED_AGAIN_IN_VAIN = {
         (*CHECK, "--timeout", "0.1"),
     ),
     "storage that is silent": Row(
-        "deadline",
-        "Push failed: Deadline passed",
+        "timeout",
+        "Push failed: Connection timeout",
         DOWN,
-        "push again",
+        "check the network",
         failing("PUT", "/lfs/", delay=math.inf),
-        (*NEW, "--deadline", "12"),
+        (*NEW, "--timeout", "0.5"),
         environment=LFS_ONLY,
     ),
     "connection lost": Row(

@@ -33,7 +33,7 @@ from charseq2seq.checkpoint import (
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import resume_path
 from charseq2seq.generation import Sampling, generate_text
-from charseq2seq.publishing.model_card import render_card
+from charseq2seq.publishing.card import render_card
 from charseq2seq.training.optimization import build_optimizers
 from encoder_decoder_transformer import Transformer
 from tests.push_client import ROOT, tiny_checkpoint

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,42 +15,28 @@ import pytest
 
 from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.failures import FAILURES
-from charseq2seq.publishing.repository_folder import build_folder
 from tests.hub.client import WRITE, hub_with_people
-from tests.hub.server import HubServer, fake_token
+from tests.hub.server import HubServer
 from tests.push_client import Publisher, tiny_checkpoint
-from tests.push_failures import BEFORE_ANYTHING_SLOW, DENIED, DOWN, REPO, TRIED_AGAIN_IN_VAIN, WITH_FILES_IN_HAND, Row
+from tests.push_failures import (
+    BEFORE_ANYTHING_SLOW,
+    DENIED,
+    DOWN,
+    TRIED_AGAIN_IN_VAIN,
+    UNREACHABLE,
+    WITH_FILES_IN_HAND,
+    Row,
+)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Repository folders of a tiny checkpoint: a good one, and some that must not be published."""
-    root = tmp_path_factory.mktemp("built")
-    build_folder(tiny_checkpoint(), root / "folder", REPO)
-    for name, file, content in (
-        ("large", "vocab.json", b" " * (10 << 20) + b"{}"),
-        ("leaking", "config.json", f'{{"note": "{fake_token("planted")}"}}'.encode()),
-        ("broken", "usage_example.py", b"raise SystemExit('it does not work')"),
-    ):
-        shutil.copytree(root / "folder", root / name)
-        (root / name / file).write_bytes(content)
-    return {path.name: str(path) for path in root.iterdir()}
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
-def see(hub: HubServer, home: Path, row: Row, folders: Mapping[str, str]) -> None:
+def see(hub: HubServer, home: Path, row: Row, broken: Path | None = None) -> None:
     """Let the row happen and check what the user sees."""
-    user = Publisher(hub, home)
+    noted = dataclasses.replace(tiny_checkpoint(), environment={"note": row.note})
+    user = Publisher(hub, home, noted if row.note else None)
     row.arrange(hub)
     heads = {name: hub.repo(name).head for name in hub.repos}
     filled = {name: value.format(dead_url=hub.dead_url) for name, value in row.environment.items()}
-    arguments = [argument.format(**folders) for argument in row.arguments]
+    arguments = [argument.format(broken=broken) for argument in row.arguments]
     done = user.push(*arguments, "--json", token=row.token, **filled)
     assert done.code == row.code, done.log
     assert f"❌ {row.headline}" in done.log and row.remedy in done.log, done.log
@@ -65,21 +50,25 @@ def see(hub: HubServer, home: Path, row: Row, folders: Mapping[str, str]) -> Non
 
 @pytest.mark.parametrize("case", BEFORE_ANYTHING_SLOW)
 def test_what_cannot_work_is_refused_before_anything_slow(case: str, hub: HubServer, tmp_path: Path) -> None:
-    see(hub, tmp_path / "user", BEFORE_ANYTHING_SLOW[case], {})
+    see(hub, tmp_path / "user", BEFORE_ANYTHING_SLOW[case])
     assert not hub.calls("POST", "/commit/|/repos/create|validate")
 
 
 @pytest.mark.parametrize("case", WITH_FILES_IN_HAND)
 def test_what_goes_wrong_later_is_told_and_publishes_nothing(
-    case: str, hub: HubServer, tmp_path: Path, folders: dict[str, str]
+    case: str, hub: HubServer, tmp_path: Path, folder: Path
 ) -> None:
-    see(hub, tmp_path / "user", WITH_FILES_IN_HAND[case], folders)
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "torch.py").write_text("raise SystemExit('this is not PyTorch')")
+    see(hub, tmp_path / "user", WITH_FILES_IN_HAND[case], broken)
 
 
-def test_what_is_tried_again_in_vain_is_told_in_the_end(tmp_path: Path, folders: dict[str, str]) -> None:
+@pytest.mark.slow
+def test_what_is_tried_again_in_vain_is_told_in_the_end(tmp_path: Path) -> None:
     def play(number: int, row: Row) -> None:
         with hub_with_people() as hub:
-            see(hub, tmp_path / str(number), row, folders)
+            see(hub, tmp_path / str(number), row)
 
     with ThreadPoolExecutor(4) as pool:  # they mostly wait
         for played in [pool.submit(play, number, row) for number, row in enumerate(TRIED_AGAIN_IN_VAIN.values())]:
@@ -96,9 +85,9 @@ def test_every_row_of_the_table_is_provoked() -> None:
 def test_an_unknown_certificate_is_told(tmp_path: Path) -> None:
     with hub_with_people(tls=True) as hub:
         unset = {"SSL_CERT_FILE": ""}
-        row = Row("tls", "Push failed: TLS or proxy trouble", DOWN, "SSL_CERT_FILE", environment=unset)
-        see(hub, tmp_path / "user", row, {})
-        see(hub, tmp_path / "user", BEFORE_ANYTHING_SLOW["bad token"], {})
+        row = Row("unreachable", UNREACHABLE, DOWN, "SSL_CERT_FILE", environment=unset)
+        see(hub, tmp_path / "user", row)
+        see(hub, tmp_path / "user", BEFORE_ANYTHING_SLOW["bad token"])
 
 
 def test_over_https_a_repository_hidden_by_a_401_is_still_a_401(tmp_path: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.hub.client import hub_with_people
+from charseq2seq import __version__
 from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
 
@@ -42,13 +39,6 @@ print("".join(token_of[index] for index in written[0].tolist()))
 """
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
 def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: HubServer, tmp_path: Path) -> None:
     token = fake_token("username")
     hub.add_user("username", tokens={token: "write"})
@@ -62,7 +52,7 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     files = repository.files()
     assert set(files) - {".gitattributes"} == ALL_FILES and not repository.private
     assert [one.title for one in repository.commits] == [
-        "1.5000 nats per character, step 90 (charseq2seq 0.1.0)",
+        f"1.5000 nats per character, step 90 (charseq2seq {__version__})",
         "initial commit",
     ]
     assert not any(token.encode() in content for content in files.values())
