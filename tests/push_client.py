@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +129,25 @@ def fresh_python(requirements: Path, folder: Path) -> Path:
     return programs
 
 
+# Forks of a process that has imported what takes seconds; not the Hub's client, which reads its settings at import.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch", "matplotlib.figure", "matplotlib.backends.backend_agg", "safetensors.torch", "charseq2seq.generation"]
+)
+
+
+def _push(home: Path, arguments: Sequence[str], environment: dict[str, str], out: Path, log: Path) -> None:
+    """Become push_to_huggingface.py, in a fork."""
+    os.chdir(home)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, path in ((1, out), (2, log)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
+    sys.argv = [str(ROOT / "push_to_huggingface.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 @dataclass
 class Push:
     """How a run of the command line ended."""
@@ -171,10 +194,16 @@ class Publisher:
 
     def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
         """Run push_to_huggingface.py to its end; it never shows a traceback, the token or control characters."""
-        process = self.start(*arguments, token=token, **environment)
-        out, log = process.communicate()
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
+            variables = {**self.hub.environment(self.home, token), "OMP_NUM_THREADS": "1", **environment}
+            process = _FORKS.Process(target=_push, args=(self.home, arguments, variables, *streams))
+            process.start()
+            process.join()
+            out, log = (path.read_text(encoding="utf-8") for path in streams)
+        assert process.exitcode is not None
         assert "Traceback" not in log, log
         assert (out + log).replace("\n", "").isprintable(), log
         assert token is None or token not in out + log
         assert "X-Amz-Signature" not in log, "a signed address opens what it names"
-        return Push(process.returncode, out, log)
+        return Push(process.exitcode, out, log)

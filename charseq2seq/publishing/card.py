@@ -205,7 +205,7 @@ def _command(checkpoint: Checkpoint) -> str:
     if checkpoint.training_args.get("max_minutes") or not arguments.get("max_steps"):
         arguments["max_steps"] = steps
     words = ["python train_transformer.py --mode train"]
-    if name != "shakespeare.txt":  # the default text is found by itself
+    if checkpoint.corpus.get("sha256") != SHA256["shakespeare"]:  # the default text is found by itself
         words.append(f"--data_path {shlex.quote(name)}")
     words += [
         f"--{key}" if value is True else f"--{key} {value}"
