@@ -1,55 +1,54 @@
 """A small, modern encoder-decoder Transformer in one file that needs nothing but PyTorch.
 
-The encoder reads a piece of text, the `source`, in both directions; the decoder writes the `target`, the text
+The encoder reads a piece of text, the `source`, in both directions; the decoder generates the `target`, the text
 that follows, one token at a time. It is the model of "Attention Is All You Need" (Vaswani et al., 2017,
 arXiv:1706.03762) with what has proved itself since, each for a measured reason (benchmarks/LOG.md):
 
 - merged attention: a decoder layer looks at the encoder's output and at its own past in *one* softmax instead
   of two attentions one after the other (Zhang et al., 2019, arXiv:1908.11365): a quarter fewer weights;
 - attention and feed-forward block side by side, as in GPT-J and PaLM (Chowdhery et al., 2022, arXiv:2204.02311): one
-  normalisation a layer instead of two, and when a text is written, two products with weights instead of four;
-- one key and one value for all heads of a query (Shazeer, 2019, arXiv:1911.02150): training is a seventh faster, and
-  writing many texts at once, which waits for the keys and values of the past, nearly twice as fast;
+  normalisation a layer instead of two, and when generating, two products with weights instead of four;
+- few keys and values, by default one for all heads of a query (Shazeer, 2019, arXiv:1911.02150; Ainslie et al., 2023,
+  arXiv:2305.13245): training is a seventh faster, and generating many texts at once nearly twice as fast;
 - rotary positions that run on from the source into the target, so that the last character read and the first
   one written are neighbours (Su et al., 2021, arXiv:2104.09864);
 - normalisation without parameters before every layer (OLMo: Groeneveld et al., 2024, arXiv:2402.00838), and of
   queries and keys (Henry et al., 2020, arXiv:2010.04245);
 - squared ReLU in the feed-forward blocks (Primer: So et al., 2021, arXiv:2109.08668);
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
-  in this way too), which needs far fewer random numbers than a draw for every position;
+  in this way too), which needs far fewer random numbers than dropout at every position;
 - output projections that start at zero, so that every block starts as the identity;
 - a short causal convolution over the embeddings: a letter alone says little, and no layer needs to find out first
   which ones stand before it (Primer, see above, has one inside attention);
-- a bigram table: what usually follows the previous token is looked up and added to the logits, which leaves
-  the layers to learn the rest.
+- a bigram table: logits of what usually follows the previous token, so that the layers learn only the rest.
 
 Shapes are written in comments as `(batch, length, d_model)`. Token ids are int64 tensors.
 
     model = Transformer(vocab_size=66)
     logits = model(source, target)                      # training: every target token at once
-    ids = model.generate(source, 200, temperature=0.8)  # writing: one token after the other
+    ids = model.generate(source, 200, temperature=0.8)  # one token after the other
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Longest sequence for which attention on a CPU is written out: up to here two matrix products and a softmax
-# beat scaled_dot_product_attention, whose backward pass would be the largest single cost of a step (benchmarks/LOG.md).
-_WRITTEN_OUT_LENGTH = 512
+# Up to this length two matrix products and a softmax beat scaled_dot_product_attention on a CPU: its backward pass
+# would be the largest single cost of a step (benchmarks/LOG.md).
+_LONGEST_EXPLICIT_ATTENTION = 512
 
-# Tokens that are embedded together: the one at a position and those right before it (widths of 4 are the custom).
+# Width of the convolution over the embeddings: a token and the three before it.
 _SPAN = 4
 
-# Positions by which a key/value cache grows.
-_CACHE_ROOM = 64
+# Positions by which a key/value cache grows on a CPU.
+_CACHE_GROWTH = 64
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -69,26 +68,26 @@ def rotary_table(length: int, head_size: int) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotation of feature pairs; written out, because its derivative is the rotation back: half of autograd's work."""
+    """Rotation with a hand-written backward pass: the gradient is the inverse rotation, half of autograd's work."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(table)
-        return _turn(x, table[0], table[1], 1)
+        return _rotate(x, table[0], table[1], 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (table,) = ctx.saved_tensors
-        return _turn(gradients[0].contiguous(), table[0], table[1], -1), None
+        return _rotate(gradients[0].contiguous(), table[0], table[1], -1), None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     partners = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos, partners, sin, value=direction)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each pair of features by its position's angle.
+    """Rotate each pair of features by its position's angle.
 
     Args:
         x: (..., length, head_size).
@@ -97,10 +96,21 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return cast("Tensor", _Rotate.apply(x, table))
 
 
-class _FeedForward(torch.autograd.Function):
-    """down(relu(up(x)) ** 2); written out, because the wide tensors in the middle cost as much as the products.
+def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Normalise every head of a query or key and give it its position.
 
-    Autograd would keep and pass over three of them, (rows, d_ff) each; here it is two, and one is changed in place.
+    Args:
+        x: (batch, length, heads, head_size).
+        table: (2, length, head_size).
+    """
+    return rotate(normalize(x), table[:, :, None])  # the same rotation for all heads of a position
+
+
+class _FeedForward(torch.autograd.Function):
+    """down(relu(up(x)) ** 2) with a hand-written backward pass.
+
+    The wide tensors in the middle cost as much as the products. Autograd would keep three of them, (rows, d_ff) each;
+    here it is two, and one is changed in place.
     """
 
     @staticmethod
@@ -116,9 +126,25 @@ class _FeedForward(torch.autograd.Function):
         rows, up, down, positive, squared = ctx.saved_tensors
         gradient = gradients[0].reshape(rows.shape)
         to_down = torch.mm(gradient.t(), squared)
-        half = torch.mm(gradient, down).mul_(positive)  # the square's derivative is twice this
+        half = torch.mm(gradient, down).mul_(positive)  # half of the derivative
         to_up = torch.mm(half.t(), rows).mul_(2)
         return torch.mm(half, up).mul_(2).view(gradients[0].shape), to_up, to_down
+
+
+def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Two matrices with a squared ReLU between them: x (..., d_model), up (d_ff, d_model), down (d_model, d_ff)."""
+    if torch.is_grad_enabled():
+        return cast("Tensor", _FeedForward.apply(x, up, down))
+    wide = F.linear(x, up).relu_()
+    return F.linear(wide.mul_(wide), down)
+
+
+class Kernels(NamedTuple):
+    """The operations that something faster may replace, see `Transformer.use_kernels`."""
+
+    embedding: Callable[[Tensor, Tensor], Tensor] = F.embedding
+    normalize_and_rotate: Callable[[Tensor, Tensor], Tensor] = normalize_and_rotate
+    feed_forward: Callable[[Tensor, Tensor, Tensor], Tensor] = feed_forward
 
 
 def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
@@ -134,88 +160,92 @@ def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of many heads to one key and one value per position.
+    """Softmax attention; several query heads share a key/value head (grouped-query attention).
 
     Args:
         query: (batch, target_length, heads, head_size).
-        key, value: (batch, context_length, head_size).
+        key, value: (batch, context_length, kv_heads, head_size).
         mask: additive, (target_length, context_length), or None.
 
     Returns:
         (batch, target_length, heads, head_size).
     """
+    if query.device.type == "cpu" and max(query.shape[1], key.shape[1]) <= _LONGEST_EXPLICIT_ATTENTION:
+        return _attend_explicitly(query, key, value, mask)
+    shared = query.shape[2] // key.shape[2]
+    queries, keys, values = (x.transpose(1, 2) for x in (query, key, value))
+    if shared > 1:
+        keys, values = (x.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2) for x in (keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)
+
+
+def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """With one key per position every query head is just another query: heads are folded into rows."""
     batch, length, heads, size = query.shape
-    if query.device.type != "cpu" or max(length, key.shape[1]) > _WRITTEN_OUT_LENGTH:
-        keys, values = (x.unsqueeze(1).expand(-1, heads, -1, -1) for x in (key, value))
-        return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
-    rows = query.reshape(batch, length * heads, size)  # a position's heads are queries as those of others: one matrix
+    kv_heads = key.shape[2]
+    rows = query.view(batch, length, kv_heads, -1, size).transpose(1, 2).reshape(batch * kv_heads, -1, size)
+    key, value = (x.transpose(1, 2).flatten(0, 1) for x in (key, value))
     if mask is None:
         scores = torch.bmm(rows, key.transpose(1, 2)) * size**-0.5
     else:
-        mask = mask.unsqueeze(1).expand(-1, heads, -1).reshape(length * heads, -1)
-        scores = torch.baddbmm(mask.expand(batch, -1, -1), rows, key.transpose(1, 2), alpha=size**-0.5)
-    return torch.bmm(scores.softmax(dim=-1), value).view(query.shape)
+        mask = mask.unsqueeze(1).expand(-1, heads // kv_heads, -1).reshape(rows.shape[1], -1)
+        scores = torch.baddbmm(mask.expand(len(rows), -1, -1), rows, key.transpose(1, 2), alpha=size**-0.5)
+    attended = torch.bmm(scores.softmax(dim=-1), value).view(batch, kv_heads, length, -1, size)
+    return attended.transpose(1, 2).reshape(query.shape)
 
 
 class Embedding(nn.Module):
-    """Learnt shares, feature by feature, of the normalised vectors of a token and of those right before it; normalised.
+    """Depthwise causal convolution of width 4 over the normalised embeddings of tokens; its output is normalised.
 
     Attributes:
         weight: a vector for every token, (vocab_size, d_model).
-        shares: (_SPAN, d_model); the last row is of the token itself.
+        shares: the convolution's weights, (4, d_model); the last row is for the token itself.
     """
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
+        self.kernels = Kernels()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
         self.shares = nn.Parameter(torch.empty(_SPAN, d_model))
 
     def tables(self) -> tuple[Tensor, ...]:
-        """What each token means _SPAN - 1, ..., 1 and 0 positions after it, (vocab_size, d_model) each."""
+        """What each token adds to the positions 3, 2, 1 and 0 after it, (vocab_size, d_model) each."""
         return (normalize(self.weight) * self.shares[:, None]).unbind()
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids, (batch, length) -> (batch, length, d_model)."""
         *earlier, own = self.tables()
-        x = F.embedding(ids, own)
+        x = self.kernels.embedding(ids, own)
         for distance, table in enumerate(reversed(earlier), start=1):
             if distance < ids.shape[1]:
-                x = x + F.pad(F.embedding(ids[:, :-distance], table), (0, 0, distance, 0))
+                x = x + F.pad(self.kernels.embedding(ids[:, :-distance], table), (0, 0, distance, 0))
         return normalize(x)
-
-    def last(self, ids: Tensor, tables: Tensor) -> Tensor:
-        """What `forward` says of the last position, (batch, d_model).
-
-        Args:
-            ids: (batch, up to _SPAN).
-            tables: those of `tables()` one below the other: a position's vectors are then a single lookup.
-        """
-        firsts = torch.arange(0, len(tables), len(self.weight), device=ids.device)[-ids.shape[1] :]
-        return normalize(F.embedding_bag(ids + firsts, tables, mode="sum"))
 
 
 class Attention(nn.Module):
-    """Many query heads look at one key per position; queries and keys are normalised and have rotary positions."""
+    """Query heads in groups that share a key; queries and keys are normalised and have rotary positions."""
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.kernels = Kernels()
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        kv_size = d_model // num_heads * num_kv_heads
         # Separate matrices, not one: Muon orthogonalises each on its own.
         self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model // num_heads, bias=False)
-        self.value = nn.Linear(d_model, d_model // num_heads, bias=False)
+        self.key = nn.Linear(d_model, kv_size, bias=False)
+        self.value = nn.Linear(d_model, kv_size, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
 
     def keys_and_values(self, context: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """What is looked at and what is taken from it, each (batch, context_length, head_size)."""
-        return rotate(normalize(self.key(context)), table), self.value(context)
+        """Keys and values of a context, each (batch, context_length, kv_heads, head_size)."""
+        key, value = (part(context).unflatten(-1, (self.num_kv_heads, -1)) for part in (self.key, self.value))
+        return self.kernels.normalize_and_rotate(key, table), value
 
     def forward(
         self, x: Tensor, table: Tensor, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """Let every position of `x` (batch, length, d_model) take what it needs from the context."""
-        query = self.query(x).unflatten(-1, (self.num_heads, -1))
-        query = rotate(normalize(query), table[:, :, None])  # all heads of a position turn alike
+        """Every position of `x`, (batch, length, d_model), attends to the context."""
+        query = self.kernels.normalize_and_rotate(self.query(x).unflatten(-1, (self.num_heads, -1)), table)
         return self.output(attend(query, *keys_and_values, mask).flatten(2))
 
 
@@ -224,44 +254,46 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
+        self.kernels = Kernels()
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        if torch.is_grad_enabled():
-            return _FeedForward.apply(x, self.up.weight, self.down.weight)
-        wide = self.up(x).relu_()
-        return self.down(wide.mul_(wide))
+        return self.kernels.feed_forward(x, self.up.weight, self.down.weight)
 
 
 class Dropout(nn.Module):
-    """Drop features in training; what a sequence loses it loses at all its positions.
+    """Drop features in training, each at all positions of a sequence.
 
     Args:
-        share: of the features, 0 to below 1; those that stay are scaled up, so that the expected sum stays too.
+        rate: fraction of the features that is dropped, 0 to below 1; the others are scaled up to keep the expected sum.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        self.share = share
+        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d_model) -> the same shape."""
-        if not (self.training and self.share):
+        if not (self.training and self.rate):
             return x
-        kept = x.new_full((x.shape[0], 1, x.shape[2]), 1 - self.share)
+        kept = x.new_full((x.shape[0], 1, x.shape[2]), 1 - self.rate)
         return x * (torch.bernoulli(kept) / kept)
 
 
-class EncoderLayer(nn.Module):
-    """Every source position looks at every other, and thinks."""
+class _Layer(nn.Module):
+    """Attention and feed-forward block side by side, on one normalised input."""
 
-    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, num_kv_heads: int, d_ff: int, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(d_model, num_heads)
+        self.attention = Attention(d_model, num_heads, num_kv_heads)
         self.feed_forward = FeedForward(d_model, d_ff)
         self.dropout = Dropout(dropout)
+
+
+class EncoderLayer(_Layer):
+    """Every source position attends to every other."""
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """(batch, source_length, d_model) -> the same shape."""
@@ -270,14 +302,8 @@ class EncoderLayer(nn.Module):
         return x + self.dropout(attended + self.feed_forward(h))
 
 
-class DecoderLayer(nn.Module):
-    """Every target position looks at the whole source and at the target before it, and thinks."""
-
-    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
-        super().__init__()
-        self.attention = Attention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model, d_ff)
-        self.dropout = Dropout(dropout)
+class DecoderLayer(_Layer):
+    """Every target position attends to the whole source and to the target before it."""
 
     def forward(self, x: Tensor, memory: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
         """All target positions at once.
@@ -294,78 +320,22 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(attended + self.feed_forward(h))
 
 
-class CachedLayer:
-    """A decoder layer that takes one position after the other, and remembers the keys and values of all it has seen.
-
-    Args:
-        layer: whose weights these are; they must not change as long as this is in use.
-        memory: the encoder's output, (batch, source_length, d_model).
-        table: rotary table of the source's positions.
-
-    Attributes:
-        keys, values: (batch, room, head_size).
-        nothing: what baddbmm wants to add to and, with beta=0, does not read.
-    """
-
-    def __init__(self, layer: DecoderLayer, memory: Tensor, table: Tensor) -> None:
-        attention, feed_forward = layer.attention, layer.feed_forward
-        self.keys, self.values = attention.keys_and_values(memory, table)
-        self.heads, self.head_size = attention.num_heads, self.keys.shape[-1]
-        self.nothing = self.keys.new_zeros(())
-        # Two products instead of six: a single position is too little work for a CPU to be worth the calls.
-        self.inward = torch.cat(
-            [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
-        )
-        self.outward = torch.cat([attention.output.weight, feed_forward.down.weight], dim=1)
-
-    def grow(self) -> None:
-        """Make room for further positions.
-
-        Always used as a whole: of a part of it bf16 products would make a copy, and be compiled for every length.
-        """
-        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_ROOM)) for x in (self.keys, self.values))
-
-    def step(self, x: Tensor, place: int, table: Tensor) -> Tensor:
-        """What `DecoderLayer.forward` makes of a further position.
-
-        Args:
-            x: (batch, d_model).
-            place: the position; there must be room for it.
-            table: the position's row of the rotary table, (2, head_size).
-
-        Returns:
-            (batch, d_model).
-        """
-        # Features by batch: a CPU rearranges the right-hand matrix of a product first, and the weights are the larger.
-        inward = torch.mm(self.inward, normalize(x).t())
-        narrow, wide = inward.tensor_split([(self.heads + 2) * self.head_size])
-        rows = narrow.t().reshape(len(x), self.heads + 2, self.head_size)
-        turned = _turn(normalize(rows), table[0], table[1], 1)  # the value too, which goes unused: no copy is made
-        self.keys[:, place] = turned[:, -2]
-        self.values[:, place] = rows[:, -1]
-        scale = self.head_size**-0.5
-        scores = torch.baddbmm(self.nothing, turned[:, :-2], self.keys.transpose(1, 2), beta=0, alpha=scale)
-        scores[..., place + 1 :] = -math.inf  # room not yet filled; less work than a mask
-        taken = torch.bmm(scores.softmax(dim=-1), self.values).flatten(1)
-        found = torch.cat([taken.t(), wide.relu_().square()])
-        return x + torch.mm(self.outward, found).t()
-
-
 class Transformer(nn.Module):
     """Encoder-decoder over one vocabulary and one embedding for both sides.
 
     Args:
         vocab_size: number of token ids, the start token included.
         d_model: features per position.
-        num_heads: attention heads; `d_model / num_heads` must be an even number (64 is fastest on CPUs).
+        num_heads: attention heads; `d_model / num_heads` must be an even number (64 is fastest).
         num_encoder_layers: layers that read the source.
         num_decoder_layers: layers that write the target.
         d_ff: features inside a feed-forward block.
-        dropout: share of each layer's output features that is dropped in training, 0 to below 1 (see `Dropout`).
+        dropout: fraction of each layer's output features that is dropped in training (see `Dropout`).
         source_length: most tokens the encoder reads.
-        target_length: most tokens the decoder writes before what it wrote becomes the next source.
+        target_length: most tokens the decoder writes before the end of its text becomes the next source.
         start_id: the token that the decoder starts from when the source is empty.
         bigram: whether there is a bigram table, `vocab_size` squared weights.
+        num_kv_heads: key/value heads, a divisor of `num_heads`: each serves a group of query heads.
 
     Raises:
         ValueError: sizes that do not fit together; the message names them all.
@@ -384,6 +354,7 @@ class Transformer(nn.Module):
         target_length: int = 192,
         start_id: int = 0,
         bigram: bool = True,
+        num_kv_heads: int = 1,
     ) -> None:
         super().__init__()
         problems = [
@@ -397,11 +368,14 @@ class Transformer(nn.Module):
                 "d_ff": d_ff,
                 "source_length": source_length,
                 "target_length": target_length,
+                "num_kv_heads": num_kv_heads,
             }.items()
             if number < 1
         ]
         if min(d_model, num_heads) > 0 and (d_model % num_heads or d_model // num_heads % 2):
             problems.append(f"d_model / num_heads must be an even whole number, not {d_model} / {num_heads}")
+        if min(num_heads, num_kv_heads) > 0 and num_heads % num_kv_heads:
+            problems.append(f"num_kv_heads must divide num_heads {num_heads}, not {num_kv_heads}")
         if not 0.0 <= dropout < 1.0:
             problems.append(f"dropout must be at least 0 and below 1, not {dropout}")
         if not 0 <= start_id < max(1, vocab_size):
@@ -413,10 +387,11 @@ class Transformer(nn.Module):
         self.target_length = target_length
         self.start_id = start_id
         self.num_heads = num_heads
-        self.checkpoint_activations = False  # True trades time for memory: a layer's inside is computed twice
+        self.checkpoint_activations = False  # True saves memory and costs time: each layer is computed twice
         self.embedding = Embedding(vocab_size, d_model)
-        self.encoder = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, dropout) for _ in range(num_decoder_layers))
+        sizes = (d_model, num_heads, num_kv_heads, d_ff, dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(num_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_decoder_layers))
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         self.bigram = nn.Embedding(vocab_size, vocab_size) if bigram else None
         self.dropout = Dropout(dropout)
@@ -426,7 +401,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights: what writes into the residual stream or the logits starts at zero."""
+        """Initialise: what is added to the residual stream or the logits starts at zero."""
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.embedding.shares[:-1])
         nn.init.ones_(self.embedding.shares[-1])
@@ -467,15 +442,15 @@ class Transformer(nn.Module):
 
         Args:
             memory: the result of `encode`, (batch, source_length, d_model).
-            text: the result of `known`: ids, (batch, source_length + target_length - 1), or (batch, target_length)
-                after an empty source.
+            text: the result of `decoder_context`: ids, (batch, source_length + target_length - 1), or
+                (batch, target_length) after an empty source.
 
         Returns:
             Logits in float32, (batch, target_length, vocab_size).
         """
         first = max(0, memory.shape[1] - 1)
         decoder_input = text[:, first:]
-        before = min(first, _SPAN - 1)  # tokens that are embedded with the first one
+        before = min(first, _SPAN - 1)  # tokens that the convolution needs before the first one
         length, end = decoder_input.shape[1], memory.shape[1] + decoder_input.shape[1]
         x = self.dropout(self.embedding(text[:, first - before :])[:, before:])
         mask = causal_mask(length, end, like=x)
@@ -489,21 +464,28 @@ class Transformer(nn.Module):
         return cast("Tensor", layer(*inputs))
 
     def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
-        """Decoder output (batch, n, d_model) and the tokens it stands on -> float32 (batch, n, vocab_size)."""
+        """Decoder output (..., d_model) and the input token of each position -> float32 (..., vocab_size)."""
         logits = F.linear(normalize(x).float(), self.head.weight.float())
         return logits if self.bigram is None else logits + self.bigram(decoder_input).float()
 
     def set_precision(self, dtype: torch.dtype) -> Transformer:
-        """Compute in this type, all but the logits: rounded to 8 bits they would cost more than they save."""
+        """Compute in this type, except the logits: rounding them to 8 bits costs more than it saves."""
         for part in (self.embedding, self.encoder, self.decoder):
             part.to(dtype)
         self.rotary = self.rotary.to(dtype)
         return self
 
-    def known(self, source: Tensor, target: Tensor) -> Tensor:
-        """All that comes before the last target token: the source, or the start token if it is empty, and the target.
+    def use_kernels(self, kernels: Kernels) -> Transformer:
+        """Compute with these operations, e.g. those that a GPU has faster kernels for."""
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = cast("Any", kernels)
+        return self
 
-        Its last `target_length` tokens are the decoder's input: the predecessor in the text of every target token.
+    def decoder_context(self, source: Tensor, target: Tensor) -> Tensor:
+        """All tokens before the last target token: the source, or the start token if it is empty, and the target.
+
+        The last `target_length` of them are the decoder's input: the predecessor in the text of every target token.
         """
         return torch.cat([self._or_start(source), target[:, :-1]], dim=1)
 
@@ -520,7 +502,7 @@ class Transformer(nn.Module):
         Returns:
             Logits in float32, (batch, target_length, vocab_size); entry i scores target token i.
         """
-        return self.decode(self.encode(source), self.known(source, target))
+        return self.decode(self.encode(source), self.decoder_context(source, target))
 
     @torch.inference_mode()
     def stream(
@@ -533,7 +515,7 @@ class Transformer(nn.Module):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
-        """Write `num_tokens` tokens after the source, one at a time, in constant memory.
+        """Generate `num_tokens` tokens after the source, one at a time, in constant memory.
 
         When the decoder has written `target_length` tokens, the last `source_length` tokens of the text become
         the next source. Only the last `source_length` tokens of a longer source are read. The model is left in eval
@@ -541,56 +523,31 @@ class Transformer(nn.Module):
 
         Args:
             source: ids, (batch, any length, 0 included).
-            num_tokens: how many tokens to write.
+            num_tokens: how many tokens to generate.
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
-            top_k: choose among the k likeliest tokens only.
-            top_p: choose among the fewest tokens that together have this probability (after temperature).
-            generator: the source of randomness; its device must be the model's.
+            top_k: sample from the k likeliest tokens only.
+            top_p: sample from the fewest tokens that together have this probability (after temperature).
+            generator: the source of randomness, on the model's device or on the CPU.
 
         Yields:
             The next token of every row, (batch,).
         """
         self.eval()
         text = source[:, -self.source_length :]
+        decoder = CachedDecoder(self, len(text), (temperature, top_k, top_p))
         while num_tokens > 0:
-            score = self._begin(text)
-            recent = self._or_start(text)[:, -_SPAN:]
-            written = []
-            places = range(text.shape[1], text.shape[1] + min(num_tokens, self.target_length))
-            # As many draws for a short text as for a long one, so that the one begins as the other.
-            draws = torch.rand(
-                self.target_length, len(text), generator=generator, dtype=torch.float32, device=self.device
-            )
-            for place, draw in zip(places, draws, strict=False):
-                logits = score(recent, place)
-                logits[:, self.start_id] = -math.inf  # it is never written
-                token = sample(logits, draw, temperature, top_k, top_p)
-                written.append(token[:, None])
-                recent = torch.cat([recent, written[-1]], dim=1)[:, -_SPAN:]
-                yield token
-            num_tokens -= len(written)
-            text = torch.cat([text, *written], dim=1)[:, -self.source_length :]
-
-    def _begin(self, source: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """Read a source; the result scores what comes after a text, of which it needs the last `_SPAN` tokens.
-
-        These, (batch, up to _SPAN), and the last one's position are its arguments, (batch, vocab_size) what it returns.
-        Positions come one after the other; every decoder layer has a key/value cache.
-        """
-        memory = self.encode(source)
-        table = self.rotary[:, : memory.shape[1]]
-        layers = [CachedLayer(layer, memory, table) for layer in cast("list[DecoderLayer]", list(self.decoder))]
-        tables = torch.cat(self.embedding.tables())
-
-        def score(recent: Tensor, place: int) -> Tensor:
-            x = self.embedding.last(recent, tables)
-            for layer in layers:
-                if place == layer.keys.shape[1]:
-                    layer.grow()
-                x = layer.step(x, place, self.rotary[:, place])
-            return self.logits(x, recent[:, -1])
-
-        return score
+            decoder.begin(text)
+            length = min(num_tokens, self.target_length)
+            # Always as many random numbers: a shorter text is the beginning of a longer one.
+            device = self.device if generator is None else generator.device
+            shape = (self.target_length, len(text))
+            random = torch.rand(shape, generator=generator, dtype=torch.float32, device=device).to(self.device)
+            tokens = []
+            for numbers in random[:length]:
+                tokens.append(decoder.step(numbers))
+                yield tokens[-1]
+            num_tokens -= length
+            text = torch.cat([text, torch.stack(tokens, dim=1)], dim=1)[:, -self.source_length :]
 
     def generate(
         self,
@@ -602,21 +559,160 @@ class Transformer(nn.Module):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """All tokens of `stream` (which see) at once: ids, (batch, num_tokens), without the source."""
+        """All tokens of `stream` at once, see there: ids, (batch, num_tokens), without the source."""
         tokens = list(
             self.stream(source, num_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         )
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
 
 
+# ----- generating: the decoder one position at a time ---------------------------------------------------------------
+
+
+class _CachedLayer:
+    """A decoder layer that takes one position after the other and remembers the keys and values of all of them.
+
+    Args:
+        layer: its weights must not change as long as this is in use.
+
+    Attributes:
+        keys, values: (batch, kv_heads, capacity, head_size).
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        self.attention = attention
+        self.head_size = len(attention.query.weight) // attention.num_heads
+        # Two products instead of six: a single position is too little work to be worth the calls.
+        self.inward = torch.cat(
+            [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
+        )
+        self.outward = torch.cat([attention.output.weight, feed_forward.down.weight], dim=1)
+        self.keys = self.values = self.inward.new_empty(0)
+
+    def begin(self, memory: Tensor, table: Tensor, capacity: int) -> None:
+        """Read the encoder's output, (batch, source_length, d_model), and forget everything else."""
+        keys, values = (x.transpose(1, 2) for x in self.attention.keys_and_values(memory, table))
+        if self.keys.dim() == 1 or capacity != self.keys.shape[2]:
+            shape = (*keys.shape[:2], capacity, keys.shape[3])
+            self.keys, self.values = keys.new_zeros(shape), keys.new_zeros(shape)
+        self.keys[:, :, : keys.shape[2]], self.values[:, :, : keys.shape[2]] = keys, values
+
+    def grow(self) -> None:
+        """Add capacity. The whole buffer is always used: slices would be copied, and recompiled by oneDNN."""
+        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_GROWTH)) for x in (self.keys, self.values))
+
+    def step(self, x: Tensor, position: Tensor, table: Tensor, hidden: Tensor) -> Tensor:
+        """`DecoderLayer.forward` for one more position.
+
+        Args:
+            x: (batch, d_model).
+            position: int64, (1,).
+            table: the position's rows of the rotary table, (2, 1, head_size).
+            hidden: additive mask, (1, capacity).
+
+        Returns:
+            (batch, d_model).
+        """
+        batch, heads, kv_heads = len(x), self.attention.num_heads, self.attention.num_kv_heads
+        # oneDNN packs the right operand of a product; the weights are the larger one and stay on the left.
+        inward = torch.mm(self.inward, normalize(x).t())
+        narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size])
+        rows = narrow.t().reshape(batch, heads + 2 * kv_heads, self.head_size)
+        rotated = _rotate(normalize(rows), table[0], table[1], 1)  # the unused values too: no copy is made
+        self.keys.index_copy_(2, position, rotated[:, heads : heads + kv_heads].unsqueeze(2))
+        self.values.index_copy_(2, position, rows[:, heads + kv_heads :].unsqueeze(2))
+        queries = rotated[:, :heads].reshape(batch * kv_heads, -1, self.head_size)
+        keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
+        mask = hidden.expand(*queries.shape[:2], -1)
+        scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.head_size**-0.5)
+        attended = torch.bmm(scores.softmax(dim=-1), values).reshape(batch, -1)
+        return x + torch.mm(self.outward, torch.cat([attended.t(), wide.relu_().square()])).t()
+
+
+class CachedDecoder:
+    """Generates a batch of texts, one token after the other; every layer caches its keys and values.
+
+    On a GPU starting some hundred small kernels takes longer than running them: there a step is captured once as a
+    CUDA graph over caches of full size, and replayed for every token.
+
+    Args:
+        model: must not change as long as this is in use.
+        batch: number of texts.
+        sampling: temperature, top_k and top_p of `Transformer.stream`.
+    """
+
+    def __init__(self, model: Transformer, batch: int, sampling: tuple[float, int | None, float | None]) -> None:
+        device = model.device
+        self.model, self.sampling = model, sampling
+        self.capacity = model.source_length + model.target_length
+        self.layers = [_CachedLayer(layer) for layer in cast("list[DecoderLayer]", list(model.decoder))]
+        tables = torch.cat(model.embedding.tables())
+        self.tables = F.pad(tables, (0, 0, 0, 1))  # the last row, zeros, stands for tokens before the text
+        self.first_rows = torch.arange(0, len(tables), len(model.embedding.weight), device=device)
+        self.recent = torch.empty(batch, _SPAN, dtype=torch.long, device=device)  # the last tokens; -1 before the text
+        self.position = torch.zeros(1, dtype=torch.long, device=device)  # of the last token
+        self.hidden = torch.full((self.capacity, self.capacity), -math.inf, device=device, dtype=tables.dtype).triu_(1)
+        self.random = torch.empty(batch, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm_up_steps = 2 if device.type == "cuda" else -1  # then comes the capture; never on a CPU
+
+    def begin(self, source: Tensor) -> None:
+        """Read a source, (batch, up to source_length), and forget everything else."""
+        memory = self.model.encode(source)
+        self.length = memory.shape[1]  # positions in the caches
+        capacity = self.capacity if self.model.device.type == "cuda" else self.length
+        for layer in self.layers:
+            layer.begin(memory, self.model.rotary[:, : self.length], capacity)
+        tokens = source if source.shape[1] else torch.full_like(self.recent[:, :1], self.model.start_id)
+        self.recent.copy_(F.pad(tokens, (_SPAN, 0), value=-1)[:, -_SPAN:])
+        self.position.fill_(self.length - 1)
+
+    def step(self, random: Tensor) -> Tensor:
+        """The next token of every text, (batch,), by as many random numbers from 0 to below 1."""
+        self.random.copy_(random)
+        self.length += 1
+        if self.graph is None and self.warm_up_steps == 0:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.next_token = self._step()
+        self.warm_up_steps -= 1
+        if self.graph is None:
+            return self._step()
+        self.graph.replay()
+        return self.next_token.clone()
+
+    def _step(self) -> Tensor:
+        token = sample(self.logits(), self.random, *self.sampling)
+        self.recent.copy_(torch.cat([self.recent[:, 1:], token[:, None]], dim=1))
+        return token
+
+    def logits(self) -> Tensor:
+        """Take in the last token; the logits of the next one, (batch, vocab_size); the start token's are -inf."""
+        self.position += 1
+        rows = torch.where(self.recent < 0, len(self.tables) - 1, self.recent + self.first_rows)
+        x = normalize(F.embedding_bag(rows, self.tables, mode="sum"))
+        table = self.model.rotary.index_select(1, self.position)
+        for layer in self.layers:
+            if self.length > layer.keys.shape[2]:
+                layer.grow()
+            hidden = self.hidden.index_select(0, self.position)
+            x = layer.step(
+                x, self.position, table, F.pad(hidden, (0, layer.keys.shape[2] - self.capacity), value=-math.inf)
+            )
+        logits = self.model.logits(x, self.recent[:, -1])
+        logits[:, self.model.start_id] = -math.inf
+        return logits
+
+
 def sample(
-    logits: Tensor, draw: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor, random: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Choose one token a row; the order is top-k, temperature, top-p.
+    """One token a row; the order is top-k, temperature, top-p.
 
     Args:
         logits: (batch, vocab_size).
-        draw: (batch,), random numbers from 0 to below 1.
+        random: (batch,), numbers from 0 to below 1.
         temperature, top_k, top_p: as in `Transformer.stream`.
 
     Returns:
@@ -636,8 +732,8 @@ def sample(
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
-    # The first token at which the running sum passes the draw's share of the total. GPUs add in parallel: there the sum
-    # may waver by a rounding where nothing is added, so it is taken from where something is.
+    # The token in whose part of the running sum the random number falls. GPUs add in parallel: their running sum can
+    # waver by a rounding where nothing is added, so it is taken from where something is.
     running = (probabilities.cumsum(dim=-1) * (probabilities > 0)).cummax(dim=-1).values
-    chosen = torch.searchsorted(running, draw[:, None] * running[:, -1:], right=True).squeeze(1)
-    return chosen.remainder(logits.shape[-1])  # the first token where the logits are not numbers
+    token = torch.searchsorted(running, random[:, None] * running[:, -1:], right=True).squeeze(1)
+    return token.remainder(logits.shape[-1])  # the first token where the logits are not numbers

@@ -38,7 +38,7 @@ from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters,
 from charseq2seq.checkpoint import save_checkpoint
 from charseq2seq.console import run
 from charseq2seq.device import torch_dtype
-from charseq2seq.training.settings import SIZES
+from charseq2seq.options import SIZES
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint

@@ -42,7 +42,7 @@ import torch
 
 from benchmarks.machine import describe_machine, markdown_table, matrix_product_peak, timed
 from charseq2seq.console import run
-from charseq2seq.training.settings import SIZES
+from charseq2seq.options import SIZES
 from encoder_decoder_transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,11 +54,10 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from charseq2seq.corpus import encode
-from charseq2seq.text_files import read_through
+from charseq2seq.corpus import encode, read_text
 from charseq2seq.vocabulary import CharVocabulary
 start = time.perf_counter()
-text = read_through(Path(sys.argv[2]))
+text = read_text(Path(sys.argv[2]))
 read = time.perf_counter()
 encode(text, CharVocabulary(text.alphabet))
 encoded = time.perf_counter()

@@ -2,7 +2,7 @@
 
 It holds tensors and plain Python types only, so that `torch.load(..., weights_only=True)` reads it and no code in
 a file can run. `load_checkpoint` trusts nothing: a damaged, foreign, newer or hostile file gives one sentence, and
-reading never takes more memory than four times the file and `MEMORY_ALLOWANCE` (benchmarks/fuzz.py tries).
+reading never takes more memory than four times the file and `MEMORY_ALLOWANCE` (benchmarks/campaigns/fuzz.py tries).
 What resuming needs beyond it lies in a second file, `resume_path(model_path)`, written and read the same way.
 """
 

@@ -7,31 +7,40 @@ that cannot be written (stderr closed, its disk full) never stops a run; a reade
 from __future__ import annotations
 
 import contextlib
-import logging
+import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, as_refusal
+from charseq2seq.errors import ExitCode, SuiteError, TerminatedError, ending_of
 from charseq2seq.files import write_error
 
-_log_files: list[logging.Handler] = []
-_silent = threading.Event()
+if TYPE_CHECKING:
+    import logging
 
 
-def leave_speaking_to_another() -> None:
-    """From now on say nothing but errors: of several processes of one run, one speaks."""
-    _silent.set()
+class _Output:
+    """What a process says besides stderr and stdout; the only state of this module."""
+
+    log_file: logging.Handler | None = None
+    errors_only = False
+
+
+_output = _Output()
+
+
+def log_errors_only() -> None:
+    """From now on write neither log nor results, only errors: of the processes of one run, rank 0 writes."""
+    _output.errors_only = True
 
 
 def log_to_file(path: Path) -> None:
-    """From now on write the log to this file too, every line timed; at 10 MB it is rotated.
+    """From now on write the log to this file too, every line timed; at 10 MB it is rotated, and 3 old ones are kept.
 
     Raises:
         SuiteError: the file cannot be written.
@@ -39,11 +48,11 @@ def log_to_file(path: Path) -> None:
     from logging.handlers import RotatingFileHandler
 
     try:
-        handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", errors="replace")
+        file = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", errors="replace")
     except OSError as error:
         raise write_error(path, error) from error
-    _log_files.append(handler)
-    logging.raiseExceptions = False  # a log that can no longer be written must not stop a run
+    file.handleError = lambda record: None  # type: ignore[method-assign] # a full disk must not stop a run
+    _output.log_file = file
 
 
 def is_terminal() -> bool:
@@ -56,7 +65,7 @@ def is_terminal() -> bool:
 
 def log(message: str = "") -> None:
     """Write a message to the log, every line timed unless a person is reading."""
-    if not _silent.is_set():
+    if not _output.errors_only:
         _write(message)
 
 
@@ -67,13 +76,10 @@ def _write(message: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stderr.write((message if is_terminal() else timed) + "\n")
         sys.stderr.flush()
-    for file in _log_files:
-        file.emit(logging.makeLogRecord({"msg": timed}))
+    if _output.log_file is not None:
+        import logging
 
-
-def log_error(error: SuiteError) -> None:
-    """Write to the log why something was refused."""
-    _write(str(error) if str(error).startswith("❌") else f"error: {error}")
+        _output.log_file.emit(logging.makeLogRecord({"msg": timed}))
 
 
 def write_result(text: str) -> None:
@@ -83,7 +89,7 @@ def write_result(text: str) -> None:
         BrokenPipeError: its reader went away; `run` turns this into exit code 141.
         SuiteError: it cannot be written, e.g. because it is a file on a full disk.
     """
-    if sys.stdout is None or _silent.is_set():
+    if sys.stdout is None or _output.errors_only:
         return
     try:
         sys.stdout.write(text)
@@ -99,50 +105,65 @@ def write_result(text: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what a stream could not write vanish, or the interpreter fails with status 120 when it tries once more."""
+    """Send what a stream could not write to the null device: else the interpreter tries again and ends with 120."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _fill_closed_descriptors() -> None:
-    """Open what the caller closed (`2>&-`): no model file may get the number that libraries print their warnings to."""
-    with contextlib.suppress(OSError):
-        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-            pass
-        os.close(descriptor)
+def run(
+    main: Callable[[Sequence[str] | None], int],
+    argv: Sequence[str] | None = None,
+    report: dict[str, Any] | None = None,
+) -> int:
+    """Run an entry point, and turn what can go wrong into one sentence and an exit code.
 
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise TerminatedError
-
-
-def stopped_by(stop: KeyboardInterrupt) -> ExitCode:
-    """Say that the program was stopped; returns the status to end with."""
-    log("terminated." if isinstance(stop, TerminatedError) else "interrupted.")
-    return ExitCode.TERMINATED if isinstance(stop, TerminatedError) else ExitCode.INTERRUPTED
-
-
-def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run an entry point and turn what can go wrong into one sentence and an exit code."""
-    _fill_closed_descriptors()
+    Args:
+        main: takes the command line, returns the exit code.
+        argv: the command line; None: that of the program.
+        report: what `main` puts in here is printed at the end as one line of JSON, together with what went wrong, the
+            duration and the exit code; while it is empty, nothing is.
+    """
+    started = time.monotonic()
+    _prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)  # temporaries are removed and locks released on the way out
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
-            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        return main(argv)
-    except (SuiteError, MemoryError, RuntimeError) as error:
-        refusal = as_refusal(error)
-        log_error(refusal)
-        return refusal.exit_code
-    except KeyboardInterrupt as stop:
-        return stopped_by(stop)
-    except BrokenPipeError:
-        return ExitCode.OUTPUT_CLOSED
+        code, facts = _attempt(lambda: main(argv))
+        if report:
+            report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
+            unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))
+            code = code or unwritten
+        return code
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 _discard(stream)
+
+
+def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
+    """Do something, and log why it ended; returns the exit code and what the report says."""
+    try:
+        return do() or ExitCode.OK, {}
+    except BaseException as error:
+        ending = ending_of(error)  # raises what is a defect
+        if ending.message:
+            _write(ending.message)
+        return ending.exit_code, ending.facts
+
+
+def _prepare_streams() -> None:
+    """Make the three standard streams usable, whatever the caller has made of them."""
+    # What was closed (`2>&-`) is opened: else a model file gets the number that libraries print their warnings to.
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError

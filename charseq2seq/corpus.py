@@ -1,44 +1,65 @@
-"""A text -> ids, split, and windows.
+"""A text on disk -> ids, and its contiguous split.
 
-Ids have the smallest unsigned type that holds them. Those of a large text lie in a file beside it and are mapped into
-memory, so that a text may be larger than the memory; the file's name has the text's hash, and the next run finds it.
+A text is a file, a folder of text files or a glob pattern of them, plain or compressed. What is read depends on the
+files only: UTF-8 without byte order marks, CRLF as LF, several files in the order of their names, as `cat` joins them.
 
-The split is contiguous: the last 10 % of the characters, but no more than a million, validate, the others train.
-Training draws windows of `source_length + target_length` characters without replacement: one pass lays windows end to
-end from a random offset, so that every character is a target exactly once, and shuffles them.
+The last 10 % of the characters, but at most a million, are the validation split; the others train.
 """
 
 from __future__ import annotations
 
-import re
+import codecs
+import glob
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import atomic_write, sweep_stale_temporaries
-from charseq2seq.text_files import Text, read_through
 from charseq2seq.vocabulary import CharVocabulary
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAIN_SHARE = 0.9
+TRAIN_FRACTION = 0.9
 LONGEST_VALIDATION = 1_000_000  # characters: half a minute on two cores, and exact to some thousandths
 
-# A batch reads its full source with this probability, else any length from none to full, so that the model also
-# learns to go on from short and empty prompts (its price is in benchmarks/LOG.md).
-FULL_SOURCE_SHARE = 0.8
+# A text is kept in pieces of so many bytes: most pieces of a Western text are ASCII, which Python keeps in one byte a
+# character, where a single emoji would quadruple the memory of a string that holds the whole text.
+_PIECE = 1 << 17
 
-# Ids of so many bytes are made anew by every run: that takes less than half a second.
-_LARGE = 64 << 20
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_IN_FOLDERS = (".txt", *(f".txt{suffix}" for suffix in _COMPRESSED))
 
 Ids = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text in memory.
+
+    Attributes:
+        path: what the user named.
+        sha256: of the files' bytes, decompressed and joined; for a plain file, what sha256sum prints.
+        alphabet: its distinct characters, in order of code point.
+        pieces: its characters; joined, they are the text.
+    """
+
+    path: Path
+    sha256: str
+    alphabet: str
+    pieces: list[str]
+
+    @property
+    def name(self) -> str:
+        """The name that a model records: never a path of a person's machine."""
+        return self.path.name or self.path.resolve().name
+
+    @property
+    def characters(self) -> int:
+        """Number of characters."""
+        return sum(map(len, self.pieces))
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class Corpus:
     """A text as ids, and where training ends and validation begins.
 
     Attributes:
-        ids: (characters,).
+        ids: (characters,), of the smallest unsigned type that holds them.
         num_train: the first so many characters train, the others validate.
     """
 
@@ -62,7 +83,7 @@ class Corpus:
         return self.ids[: self.num_train]
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of the text it was trained on."""
+        """What a checkpoint records of the text it was trained on."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -77,18 +98,17 @@ def load_corpus(path: Path, window: int) -> Corpus:
     """Read a text and turn it into ids.
 
     Args:
-        path: a UTF-8 text.
-        window: the length of a training window in characters; both splits must have something to give.
+        path: a UTF-8 text, see `read_text`.
+        window: the length of a training window in characters; the training split must hold two of them.
 
     Raises:
-        SuiteError: the text cannot be read (see `read_through`), or is too short or too uniform to train on, or the
-            file for its ids cannot be written.
+        SuiteError: the text cannot be read, is too short, or is one character repeated.
     """
-    text = read_through(path)
+    text = read_text(path)
     vocabulary = CharVocabulary(text.alphabet)
-    num_train = max(int(text.characters * TRAIN_SHARE), text.characters - LONGEST_VALIDATION)
+    num_train = max(int(text.characters * TRAIN_FRACTION), text.characters - LONGEST_VALIDATION)
     if num_train < 2 * window:
-        needed = int(2 * window / TRAIN_SHARE) + 2
+        needed = int(2 * window / TRAIN_FRACTION) + 2
         raise SuiteError(
             f"the text {path} has {text.characters:,} characters, training with these windows needs at least "
             f"{needed:,}; give a longer text or a smaller --source_length and --target_length.",
@@ -104,107 +124,116 @@ def load_corpus(path: Path, window: int) -> Corpus:
 def encode(text: Text, vocabulary: CharVocabulary) -> Ids:
     """The ids of a text, (characters,), without the characters that the vocabulary lacks."""
     dtype = np.min_scalar_type(len(vocabulary) - 1)
-    pieces = (vocabulary.encode_known(piece).astype(dtype, copy=False) for piece in text.pieces())
-    if text.characters * dtype.itemsize <= _LARGE or text.alphabet != "".join(vocabulary.characters):
-        return np.concatenate(list(pieces))
-    path = cache_path(text)
-    if (ids := _cached(path, text, vocabulary)) is None:
-        log(f"ids: writing {path} ({text.characters * dtype.itemsize / 2**20:,.0f} MiB), for later runs too")
-        _write_cache(path, pieces, np.zeros(0, dtype), text.characters)
-        ids = np.load(path, mmap_mode="r")
-    return ids
+    return np.concatenate([vocabulary.encode_known(piece).astype(dtype, copy=False) for piece in text.pieces])
 
 
-def cache_path(text: Text) -> Path:
-    """Where the ids of a large text lie: beside it, under its hash."""
-    folder = text.path.parent if text.path.exists() else text.files[0].parent  # the latter for a pattern
-    name = re.sub(r"[^\w.-]", "_", text.path.resolve().name)
-    return folder / f"{name}.{text.sha256[:16]}.ids.npy"
-
-
-def _cached(path: Path, text: Text, vocabulary: CharVocabulary) -> Ids | None:
-    """The ids that an earlier run left, or None where there are none or they are damaged."""
-    try:
-        ids: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    fits = ids.shape == (text.characters,) and ids.dtype == np.min_scalar_type(len(vocabulary) - 1)
-    return ids if fits and 0 < ids.min() <= ids.max() < len(vocabulary) else None
-
-
-def _write_cache(path: Path, pieces: Iterator[Ids], like: Ids, length: int) -> None:
-    """Write ids as numpy does, a piece at a time; those of an earlier state of the text go."""
-    sweep_stale_temporaries(path)
-    header = np.lib.format.header_data_from_array_1_0(like) | {"shape": (length,)}
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces:
-            file.write(piece.tobytes())
-    name = path.name[: -len("0123456789abcdef.ids.npy")]
-    for other in path.parent.iterdir():
-        if other != path and re.fullmatch(re.escape(name) + r"[0-9a-f]{16}\.ids\.npy", other.name):
-            other.unlink(missing_ok=True)
-
-
-class WindowSampler:
-    """Batches of (source, target) windows, shuffled pass by pass.
-
-    Everything is a function of the seed and of two counters, `epoch` and `position`, so that a resumed run
-    continues with exactly the batch that would have come next.
+def read_text(path: Path) -> Text:
+    """Read a text.
 
     Args:
-        ids: the training split.
-        batch_size: windows a batch.
-        seed: of the order, the offsets and the source lengths.
+        path: a file, a folder (every *.txt in it and below, compressed ones too) or a glob pattern.
+
+    Raises:
+        SuiteError: missing, not a file, unreadable, empty, damaged, not UTF-8 (with the offset of the first wrong
+            byte), or with NUL bytes.
     """
+    digest = hashlib.sha256()
+    pieces = [piece for file in find_files(path) for piece in _pieces_of(file, digest)]
+    alphabet: set[str] = set()
+    ascii_so_far = b""  # deleting known ASCII characters from a piece is much faster than a set of all its characters
+    for piece in pieces:
+        if new := piece.encode().translate(None, ascii_so_far):
+            alphabet.update(new.decode())
+            ascii_so_far = "".join(filter(str.isascii, alphabet)).encode()
+    if not alphabet:
+        raise SuiteError(f"the text {path} is empty; give one with some thousands of characters.", ExitCode.BAD_DATA)
+    return Text(path, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
 
-    def __init__(self, ids: Ids, source_length: int, target_length: int, batch_size: int, seed: int) -> None:
-        self.ids = ids
-        self.source_length = source_length
-        self.target_length = target_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        self.position = 0  # windows of this epoch already given
-        self._order: npt.NDArray[np.int64] | None = None
 
-    def _shuffled_starts(self) -> npt.NDArray[np.int64]:
-        """First characters of this epoch's windows, in the order in which they are given."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        window = self.source_length + self.target_length
-        offset = int(generator.integers(min(self.target_length, len(self.ids) - window + 1)))
-        return generator.permutation(np.arange(offset, len(self.ids) - window + 1, self.target_length))
+def find_files(path: Path) -> list[Path]:
+    """The files of a text, in the order of their names.
 
-    def next_batch(self, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
-        """The next windows: source ids (batch, 0 to source_length) and target ids (batch, target_length), int64.
+    Raises:
+        SuiteError: there are none, or `path` is a pipe or a device.
+    """
+    try:
+        if path.is_dir():
+            files = _files_in(path)
+            reason = f"the folder {path} holds no text ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name"
+            reason += " another, or a file, with --data_path."
+        elif path.exists():
+            files = [path] if path.is_file() else []
+            reason = f"{path} is a pipe or device, not a text file; name a file with --data_path."
+        else:
+            matches = glob.glob(str(path), recursive=True) if glob.has_magic(str(path)) else []  # noqa: PTH207
+            files = [file for file in map(Path, sorted(matches)) if file.is_file()]
+            reason = f"the text {path} does not exist; check --data_path."
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not files:
+        raise SuiteError(reason, ExitCode.NO_INPUT)
+    return files
 
-        Where `size` processes share a batch, the one called `rank` gets every `size`-th of its windows.
-        """
-        import torch
 
-        rows: list[npt.NDArray[np.int64]] = []
-        generator = np.random.default_rng([self.seed, self.epoch, self.position])
-        while (missing := self.batch_size - sum(map(len, rows))) > 0:  # a batch may reach into the next epoch
-            if self._order is None:
-                self._order = self._shuffled_starts()
-            rows.append(self._order[self.position : self.position + missing])
-            self.position += len(rows[-1])
-            if self.position >= len(self._order):
-                self.epoch, self.position, self._order = self.epoch + 1, 0, None
-        starts = np.concatenate(rows)[rank::size]
-        windows = self.ids[starts[:, None] + np.arange(self.source_length + self.target_length)]
-        length = self.source_length
-        if generator.random() >= FULL_SOURCE_SHARE:
-            length = int(generator.integers(self.source_length + 1))
-        tensor = torch.from_numpy(windows.astype(np.int64))
-        source = tensor[:, self.source_length - length : self.source_length]
-        return source, tensor[:, self.source_length :]
+def _files_in(folder: Path) -> list[Path]:
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.name.endswith(_IN_FOLDERS))
+    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return [folder / name for name in sorted(visible, key=Path.as_posix) if (folder / name).is_file()]
 
-    def state(self) -> dict[str, int]:
-        """Where the sampler stands; plain numbers."""
-        return {"epoch": self.epoch, "position": self.position}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Stand where `state` was taken."""
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = None
+def _pieces_of(path: Path, digest: Any) -> Iterator[str]:
+    """The characters of one file; its bytes go into the digest."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, held = 0, ""
+    for raw in _bytes_of(path):
+        digest.update(raw)
+        if not offset and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise _not_text(path, "is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8).")
+        split = len(decoder.getstate()[0])  # bytes of a character that began in the last piece
+        try:
+            piece = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            raise _not_text(
+                path,
+                f"is not UTF-8: byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}; "
+                "convert it (iconv -f LATIN1 -t UTF-8, say).",
+            ) from error
+        if (nul := piece.find("\0")) >= 0:
+            nul_offset = offset - split + len(piece[:nul].encode())
+            raise _not_text(path, f"has a NUL byte at offset {nul_offset:,}: it is binary or UTF-16; give plain UTF-8.")
+        if not offset:
+            piece = piece.removeprefix("\ufeff")
+        offset += len(raw)
+        piece = held + piece
+        held = "\r" if raw and piece.endswith("\r") else ""  # its LF may come with the next piece
+        yield piece.removesuffix(held).replace("\r\n", "\n") if "\r" in piece else piece
+
+
+def _bytes_of(path: Path) -> Iterator[bytes]:
+    """The bytes of one file, decompressed; an empty piece ends them."""
+    import bz2
+    import gzip
+    import lzma
+    import zlib
+
+    openers: dict[str, Any] = dict(zip(_COMPRESSED, (gzip.open, bz2.open, lzma.open), strict=True))
+    damaged = "is damaged or not what its name says ({error}); get it again."
+    try:
+        with openers.get(path.suffix, Path.open)(path, "rb") as file:
+            while raw := file.read(_PIECE):
+                yield raw
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise _not_text(path, damaged.format(error=error)) from error
+    except OSError as error:
+        if error.errno is None:  # gzip and bz2 report damage in this way
+            raise _not_text(path, damaged.format(error=error)) from error
+        raise _unreadable(path, error) from error
+    yield b""
+
+
+def _not_text(path: Path, problem: str) -> SuiteError:
+    return SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
+
+
+def _unreadable(path: Path, error: OSError) -> SuiteError:
+    return SuiteError(f"the text {path} cannot be read ({error.strerror}); check its permissions.", ExitCode.NO_INPUT)

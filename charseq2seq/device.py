@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from charseq2seq.errors import ExitCode, SuiteError
@@ -86,11 +88,26 @@ def torch_dtype(precision: str) -> torch.dtype:
 
 
 def use_threads(number: int | None) -> None:
-    """Compute with so many CPU threads; None: as many as PyTorch finds."""
+    """Compute with so many CPU threads, in PyTorch and in numpy; None: as many as they find."""
     if number is not None:
+        import threadpoolctl  # type: ignore[import-untyped]
         import torch
 
         torch.set_num_threads(number)
+        threadpoolctl.threadpool_limits(number, user_api="blas")  # numpy's, loaded together with torch
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one CPU thread until the block ends: then the order of sums does not depend on the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    use_threads(1)
+    try:
+        yield
+    finally:
+        use_threads(threads)
 
 
 def tune_cpu() -> None:

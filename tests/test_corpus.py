@@ -1,20 +1,26 @@
-"""The split, ids kept on disk, and windows that miss nothing and repeat nothing."""
+"""Texts in the wild, their ids and their split, and windows that miss nothing and repeat nothing."""
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import hashlib
+import lzma
+import os
+import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charseq2seq.corpus import Corpus, Ids, WindowSampler, load_corpus
+from charseq2seq.corpus import Ids, WindowSampler, find_files, load_corpus, read_text
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.push_client import ROOT
 
@@ -26,6 +32,163 @@ def saved(folder: Path, content: bytes | str) -> Path:
     path = folder / "play.txt"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAY.encode(),
+        codecs.BOM_UTF8 + PLAY.encode(),
+        PLAY.replace("\n", "\r\n").encode(),
+        codecs.BOM_UTF8 + PLAY.replace("\n", "\r\n").encode(),
+    ],
+)
+def test_a_text_is_read_whatever_wrote_it(content: bytes, tmp_path: Path) -> None:
+    text = read_text(saved(tmp_path, content))
+    assert "".join(text.pieces) == PLAY
+    assert (text.characters, text.alphabet) == (len(PLAY), "".join(sorted(set(PLAY))))
+    assert text.sha256 == hashlib.sha256(content).hexdigest(), "the file's, as sha256sum prints it"
+
+
+def test_only_line_ends_are_changed(tmp_path: Path) -> None:
+    text = "a\rb\n\rc\t\x0b\x0c\x1b\x85\u2028\ufeffd\r"
+    assert "".join(read_text(saved(tmp_path, text)).pieces) == text
+
+
+LATIN = b"Ay me, caf\xe9 Juliet\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (codecs.BOM_UTF8, "is empty"),
+        (PLAY.encode("utf-16"), "UTF-16"),
+        (codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"), "UTF-16"),
+        ("ab".encode("utf-16-le"), "NUL byte at offset 1"),
+        (LATIN, "byte 0xE9 at offset 10"),
+        (codecs.BOM_UTF8 + LATIN, "byte 0xE9 at offset 13"),
+        (b"a" * 1_234_567 + b"\xff", "byte 0xFF at offset 1,234,567"),
+        (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
+        ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xED at offset 0"),
+        (b"\xc0\x80", "byte 0xC0 at offset 0"),
+        (PLAY.encode() + b"\0" + PLAY.encode(), f"NUL byte at offset {len(PLAY.encode())}"),
+        (codecs.BOM_UTF8 + b"a\0", "NUL byte at offset 4"),
+        (bytes(range(256)), "byte 0x80 at offset 128"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, content)
+    with pytest.raises(SuiteError, match=said) as refusal:
+        read_text(path)
+    assert refusal.value.exit_code == ExitCode.BAD_DATA
+    assert str(path) in str(refusal.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    saved(tmp_path, PLAY)
+    for name, said in {
+        "missing": "does not exist",
+        "dangling": "does not exist",
+        "play.txt/part": "does not exist",
+        "folder": "holds no text",
+        "pipe": "is a pipe or device",
+        "x" * 300: "cannot be read",
+        "loop": "does not exist",
+    }.items():
+        with pytest.raises(SuiteError, match=said) as refusal:
+            read_text(tmp_path / name)
+        assert refusal.value.exit_code == ExitCode.NO_INPUT
+    with pytest.raises(SuiteError, match="is a pipe or device"):
+        read_text(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become a user without rights")
+def test_a_text_that_may_not_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    saved(folder, PLAY)
+    tmp_path.chmod(0o755)
+    script = (
+        "import os, sys; os.chdir(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path; from charseq2seq.corpus import SuiteError, read_text\n"
+        "read_text(Path('folder/play.txt')); os.setuid(65534)\n"  # from root to nobody
+        "try: print(read_text(Path('folder/play.txt')).path.name)\n"
+        "except SuiteError as error: print(int(error.exit_code), error)"
+    )
+    refused = "66 the text folder/play.txt cannot be read (Permission denied); check its permissions."
+    for folder_mode, file_mode, said in ((0o755, 0o644, "play.txt"), (0o755, 0, refused), (0, 0o644, refused)):
+        folder.chmod(folder_mode)
+        (folder / "play.txt").chmod(file_mode)
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path, ROOT], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == said + "\n"
+
+
+# --- in pieces, in many files, compressed
+
+
+def test_no_seam_between_pieces_shows(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    text = "".join(chance.choices(["\r\n", "\r", "\n", "a", "é", "莎", "🎭", "\ufeff", "ab" * 50_000], k=2000))
+    read = read_text(saved(tmp_path, "x" + text))
+    expected = ("x" + text).replace("\r\n", "\n")
+    assert "".join(read.pieces) == expected
+    assert (read.characters, read.alphabet) == (len(expected), "".join(sorted(set(expected))))
+
+
+@pytest.mark.parametrize("place", range(2**17 - 4, 2**17 + 2))
+@pytest.mark.parametrize(("wrong", "said"), [(b"\xff", "byte 0xFF at offset"), (b"\0", "NUL byte at offset")])
+def test_the_place_of_what_is_wrong_is_counted_across_pieces(
+    wrong: bytes, said: str, place: int, tmp_path: Path
+) -> None:
+    content = ("é莎" * 2**16).encode()[:place].decode(errors="ignore").encode()
+    with pytest.raises(SuiteError, match=f"{said} {len(content):,}"):
+        read_text(saved(tmp_path, content + wrong + b"rest"))
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_compressed_text_is_the_same_text(suffix: str, tmp_path: Path) -> None:
+    content = PLAY.encode() * 10_000
+    plain, packed = saved(tmp_path, content), tmp_path / f"play.txt{suffix}"
+    packed.write_bytes(PACKERS[suffix](content))
+    one, other = read_text(plain), read_text(packed)
+    assert (one.sha256, one.characters, one.alphabet) == (other.sha256, other.characters, other.alphabet)
+    assert "".join(other.pieces) == PLAY * 10_000
+    for damaged in (packed.read_bytes()[:-9], content, b""):
+        packed.write_bytes(damaged)
+        with pytest.raises(SuiteError, match=r"is damaged or not what its name says|is empty") as refusal:
+            read_text(packed)
+        assert refusal.value.exit_code == ExitCode.BAD_DATA and str(packed) in str(refusal.value)
+
+
+def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    plays = tmp_path / "plays"
+    contents = {"b.txt": "second, ", "a/z.txt": "first, ", "c.txt.gz": "third", "notes.md": "no", ".hidden.txt": "no"}
+    for name, content in contents.items():
+        path = plays / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PACKERS[".gz"](content.encode()) if path.suffix == ".gz" else content.encode())
+    whole = read_text(plays)
+    assert "".join(whole.pieces) == "first, second, third"
+    assert whole.sha256 == hashlib.sha256(b"first, second, third").hexdigest(), "as cat joins them"
+    assert "".join(read_text(plays / "?.txt*").pieces) == "second, third"
+    assert find_files(plays / "**" / "*.txt") == [plays / "a/z.txt", plays / "b.txt"]
+    assert find_files(plays / "*") == [plays / "b.txt", plays / "c.txt.gz", plays / "notes.md"]
+    (tmp_path / "a[1].txt").write_text("the very file, not a pattern")
+    assert find_files(tmp_path / "a[1].txt") == [tmp_path / "a[1].txt"]
+    for missing in (tmp_path / "*.none", plays / "a" / "*"[:0] / "x*"):
+        with pytest.raises(SuiteError, match="does not exist") as refusal:
+            read_text(missing)
+        assert refusal.value.exit_code == ExitCode.NO_INPUT
 
 
 # --- the split
@@ -81,86 +244,22 @@ def test_a_text_that_teaches_nothing_is_refused(text: str, said: str, tmp_path: 
 
 def test_thousands_of_distinct_characters_and_one_long_line(tmp_path: Path) -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 5000))) * 20
-    corpus: Corpus = load_corpus(saved(tmp_path, text), 100)
+    corpus = load_corpus(saved(tmp_path, text), 100)
     assert len(corpus.vocabulary) == 5001
     assert corpus.vocabulary.decode(corpus.ids.tolist()) == text
 
 
-# --- ids kept on disk
-
-
-LARGE = 65 << 20  # characters; the ids of fewer are made anew by every run
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text whose ids are kept; tests put it back as it was."""
-    path = tmp_path_factory.mktemp("large") / "large.txt"
-    path.write_bytes((b"We sail, we sail!\n" * (LARGE // 18 + 1))[: LARGE - 2] + "é".encode())
-    return path
-
-
-def kept_beside(path: Path) -> list[Path]:
-    """The files of ids in a text's folder."""
-    return sorted(path.parent.glob("*.ids.npy"))
-
-
-def test_ids_of_a_large_text_are_kept_and_found_again(large: Path) -> None:
-    corpus = load_corpus(large, 100)
-    (kept,) = kept_beside(large)
-    assert kept.name == f"large.txt.{corpus.sha256[:16]}.ids.npy"
+def test_the_longest_validation_split_is_a_million_characters(tmp_path: Path) -> None:
+    text = "We sail, we sail!\n" * 600_000 + "🎭"
+    corpus = load_corpus(saved(tmp_path, text), 100)
     assert len(corpus.ids) - corpus.num_train == 1_000_000, "scoring a tenth of it would take longer than training"
-    assert isinstance(corpus.ids, np.memmap) and corpus.ids.dtype == np.uint8 and len(corpus.ids) == LARGE - 1
-    text = large.read_text(encoding="utf-8")
+    assert corpus.ids.dtype == np.uint8 and len(corpus.ids) == len(text)
     assert corpus.vocabulary.decode(corpus.ids[-1000:].tolist()) == text[-1000:]
-    written = kept.stat().st_mtime_ns
-    assert np.array_equal(load_corpus(large, 100).ids, corpus.ids) and kept.stat().st_mtime_ns == written
-    source, target = WindowSampler(corpus.train_ids, 8, 16, 4, 0).next_batch()
-    assert source.dtype == target.dtype == torch.int64
 
 
-@pytest.mark.parametrize("damage", ["cut short", "not ids", "ids of no character", "empty"])
-def test_ids_that_are_damaged_are_made_anew(damage: str, large: Path) -> None:
-    expected = load_corpus(large, 100).ids[:100].copy()
-    (kept,) = kept_beside(large)
-    content = kept.read_bytes()
-    kept.write_bytes(
-        {
-            "cut short": content[:-5],
-            "not ids": b"x" * len(content),
-            "ids of no character": content[:-5] + b"\xff\xff\xff\xff\xff",
-            "empty": b"",
-        }[damage]
-    )
-    assert np.array_equal(load_corpus(large, 100).ids[:100], expected) and kept.read_bytes() == content
-
-
-def test_ids_of_a_text_that_has_changed_go(large: Path) -> None:
-    load_corpus(large, 100)
-    bystander = large.with_name("large.txt.notes.ids.npy")
-    bystander.touch()
-    (before,) = (path for path in kept_beside(large) if path != bystander)
-    content = large.read_bytes()
-    large.write_bytes(content.replace(b"sail", b"soil", 1))
-    load_corpus(large, 100)
-    assert bystander in kept_beside(large) and before not in kept_beside(large) and len(kept_beside(large)) == 2
-    large.write_bytes(content)
-    bystander.unlink()
-
-
-def test_two_runs_that_make_the_same_ids_at_once_get_the_same(large: Path) -> None:
-    for kept in kept_beside(large):
-        kept.unlink()
-    script = (
-        "import hashlib, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from charseq2seq.corpus import load_corpus\n"
-        "print(hashlib.sha256(load_corpus(Path(sys.argv[2]), 100).ids.tobytes()).hexdigest())"
-    )
-    command = [sys.executable, "-c", script, str(ROOT), str(large)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [run.communicate()[0] for run in runs]
-    assert printed[0] == printed[1] == hashlib.sha256(load_corpus(large, 100).ids.tobytes()).hexdigest() + "\n"
-    assert len(list(large.parent.iterdir())) == 2, "the text and its ids"
+def test_one_emoji_does_not_quadruple_the_memory_of_a_text(tmp_path: Path) -> None:
+    text = read_text(saved(tmp_path, "We sail!\n" * 500_000 + "🎭"))
+    assert sum(map(sys.getsizeof, text.pieces)) < 1.2 * text.characters
 
 
 # --- windows

@@ -209,7 +209,7 @@ def test_a_full_disk_costs_nothing_that_was_there(client: WarmClient, user: Trai
             assert free == 140_000, "it all fits"
             continue
         assert done.code == ExitCode.IO_ERROR and done.report["exit_code"] == ExitCode.IO_ERROR, done.log
-        assert re.search(r"cannot write \S+\.pth: the disk is full; free some space and run again", done.log)
+        assert re.search(r"cannot write \S+\.pth: No space left on device; check the disk", done.log)
         assert model.read_bytes() == earlier and load_resume_state(resume)
         assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "m.pth", "m.pth.lock", "m.resume.pth"]
     ballast.unlink()
@@ -223,7 +223,7 @@ def test_a_disk_that_is_read_only_is_refused_before_training(
     (small_disk / "m.pth").write_bytes(b"an earlier one")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = client.train(user, *SHORT, "--model_path", str(small_disk / "m.pth"))
-    assert done.code == ExitCode.CANNOT_CREATE and "the file system is read-only; choose a folder" in done.log, done.log
+    assert done.code == ExitCode.CANNOT_CREATE and "Read-only file system; choose a path" in done.log, done.log
     assert "step" not in done.log and (small_disk / "m.pth").read_bytes() == b"an earlier one"
 
 
@@ -234,7 +234,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_training(client: War
     for flag, name in (("--model_path", "m.pth"), ("--log_file", "x.log")):
         done = client.train(user, *SHORT, flag, f"theirs/{name}")
         assert done.code == ExitCode.CANNOT_CREATE, done.log
-        assert re.search(rf"cannot write theirs/{name}\S*: permission is denied; choose a folder", done.log), done.log
+        assert re.search(rf"cannot write theirs/{name}\S*: Permission denied; choose a path", done.log), done.log
         assert "step" not in done.log and not list(folder.iterdir())
 
 
@@ -266,7 +266,7 @@ def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user:
 def test_a_little_chaos_does_no_damage(user: Trainee) -> None:
     little = ["--kills", "3", "--full_disk", "1", "--pushes", "0", "--steps", "60"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *little],
+        [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "chaos.py"), *little],
         env=user.environment(),
         capture_output=True,
         text=True,

@@ -18,16 +18,14 @@ from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision
 from charseq2seq.errors import ExitCode
+from charseq2seq.options import Settings, read_settings, resolve_settings
 from charseq2seq.training.loop import Trainer
 from charseq2seq.training.muon import BatchedMuon
 from charseq2seq.training.parallel import process_group
 from charseq2seq.training.run import suited_to
-from charseq2seq.training.settings import Settings, resolve_settings
 from encoder_decoder_transformer import Transformer
 from tests.test_parallel import ended, torchrun
-from tests.test_resume import contents
-from tests.train_client import TINY, Done, Trainee, finish
-from train_transformer import parse_arguments
+from tests.train_client import TINY, Done, Trainee, contents, finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 
@@ -183,7 +181,7 @@ def as_only_process(user: Trainee, monkeypatch: pytest.MonkeyPatch, **changes: A
     place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    args = parse_arguments([*TINY, "--device", "cuda", "--max_steps", "60", "--model_path", str(user.model)])
+    args = read_settings([*TINY, "--device", "cuda", "--max_steps", "60", "--model_path", str(user.model)])
     return replace(resolve_settings(args, user.text), **changes)
 
 

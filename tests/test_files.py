@@ -1,10 +1,11 @@
-"""A file is there whole or not at all, whatever happens while it is written."""
+"""A file is there whole or not at all, and one run at a time writes a model: a second one is told who was first."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from charseq2seq.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
-    sweep_stale_temporaries,
+    resume_path,
+    run_lock,
     write_error,
 )
 from tests.push_client import ROOT
@@ -69,6 +71,11 @@ def output_of(script: str, path: Path, *prefix: str) -> str:
 def only(path: Path, content: bytes = OLD) -> None:
     """Assert that a folder holds one file of this content, and nothing else."""
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == {path.name: content}
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Temporary files beside a path."""
+    return list(path.parent.glob("*.tmp"))
 
 
 @pytest.fixture
@@ -120,21 +127,20 @@ def test_nothing_is_seen_before_all_is_on_the_disk(path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
     atomic_write_bytes(path, b"new")
-    assert events == [f"fsync model.pth.{os.getpid()}.tmp", "replace", f"fsync {path.parent.name}"]
+    assert re.fullmatch(rf"fsync model\.pth\.[0-9a-f]{{8}}\.tmp replace fsync {path.parent.name}", " ".join(events))
 
 
 # --- death
 
 
 @pytest.mark.parametrize("moment", ["os._exit(9)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
-def test_death_while_writing_leaves_the_old_file_and_a_stale_one_that_is_swept(moment: str, path: Path) -> None:
+def test_death_while_writing_leaves_the_old_file_and_a_leftover(moment: str, path: Path) -> None:
     process = child(f"with atomic_write(path) as file:\n    file.write(b'half'); file.flush(); {moment}", path)
     process.communicate()
-    temporary = path.with_name(f"model.pth.{process.pid}.tmp")
     assert path.read_bytes() == OLD
-    assert temporary.read_bytes() == b"half"
-    assert sweep_stale_temporaries(path) == [temporary]
-    only(path)
+    assert [left.read_bytes() for left in leftovers(path)] == [b"half"]
+    with run_lock(path):
+        assert not leftovers(path) and path.read_bytes() == OLD
 
 
 def test_kill_at_any_moment_leaves_a_whole_file(path: Path) -> None:
@@ -150,34 +156,18 @@ def test_kill_at_any_moment_leaves_a_whole_file(path: Path) -> None:
         process.communicate()
         content = path.read_bytes()
         assert content == OLD or content == content[:1] * 300_000
-        sweep_stale_temporaries(path)
+        for left in leftovers(path):
+            left.unlink()
         only(path, content)
 
 
-def test_only_stale_temporaries_of_this_file_are_swept(path: Path) -> None:
-    living = child("print('here', flush=True); sys.stdin.read()", path)
-    dead = child("", path)
-    dead.communicate()
-    stale = [f"model.pth.{pid}.tmp" for pid in (dead.pid, os.getpid(), 10**30)]
-    kept = [
-        f"model.pth.{living.pid}.tmp",
-        f"model.pth.{os.getppid()}.tmp",
-        f"another.pth.{dead.pid}.tmp",
-        f"old.model.pth.{dead.pid}.tmp",
-        f"model.pth.{dead.pid}.tmp.txt",
-        "model.pth.tmp",
-        "model.pth.12x.tmp",
-        "model.pth",
-    ]
-    for name in stale + kept:
+def test_a_run_removes_what_a_killed_one_left_and_nothing_else(path: Path) -> None:
+    stale = {"model.pth.0123abcd.tmp", "model.resume.pth.ffffffff.tmp"}
+    kept = {"model.pth", "other.pth.0123abcd.tmp", "old.model.pth.0123abcd.tmp", "model.pth.tmp", "model.pth.mine.tmp"}
+    for name in stale | kept:
         path.with_name(name).write_bytes(OLD)
-    try:
-        assert {swept.name for swept in sweep_stale_temporaries(str(path))} == set(stale)
-    finally:
-        living.kill()
-        living.communicate()
-    assert {entry.name for entry in path.parent.iterdir()} == set(kept)
-    assert sweep_stale_temporaries(path.parent / "missing" / "model.pth") == []
+    with run_lock(path):
+        assert {entry.name for entry in path.parent.iterdir()} == kept | {"model.pth.lock"}
 
 
 # --- a disk that refuses
@@ -197,7 +187,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_a_file_that_may_not_be_so_large(path: Path) -> None:
     with (
         file_size_limit(100_000),
-        pytest.raises(SuiteError, match=r"larger than this system allows.*ulimit") as refusal,
+        pytest.raises(SuiteError, match=r"File too large; check the disk") as refusal,
     ):
         atomic_write_bytes(path, bytes(200_000))
     assert refusal.value.exit_code == ExitCode.IO_ERROR
@@ -228,7 +218,7 @@ for free in range(0, 36_864, 4096):  # tmpfs counts in pages; page 0 is the old 
 @as_root
 def test_a_full_disk(path: Path) -> None:
     said = output_of(ON_A_FULL_DISK, path, "unshare", "--mount").splitlines()
-    kept = f"kept 74 cannot write {path}: the disk is full; free some space and run again"
+    kept = f"kept 74 cannot write {path}: No space left on device; check the disk and its free space, and run again"
     kept += " (any earlier file there is untouched)."
     assert set(said) == {"written", kept}
     assert [line == kept for line in said[::2]] == [True] * 5 + [False] * 4, "20,000 bytes are five pages"
@@ -241,7 +231,7 @@ def test_a_full_disk(path: Path) -> None:
 def test_a_read_only_disk(path: Path) -> None:
     mount = f"os.system('mount --bind {path.parent} {path.parent}; mount -o remount,ro,bind {path.parent}')\n"
     said = output_of(mount + LARGE + REFUSED, path, "unshare", "--mount")
-    assert said.startswith(f"73 cannot write {path}: the file system is read-only; choose a folder")
+    assert said.startswith(f"73 cannot write {path}: Read-only file system; choose a path")
     only(path)
 
 
@@ -249,17 +239,17 @@ def test_a_read_only_disk(path: Path) -> None:
 def test_a_folder_of_somebody_else(path: Path) -> None:
     path.parent.chmod(0o755)
     said = output_of("os.chdir(path.parent); os.setuid(65534); path = Path('model.pth')\n" + LARGE + REFUSED, path)
-    assert said.startswith("73 cannot write model.pth: permission is denied; choose a folder you may write to")
+    assert said.startswith("73 cannot write model.pth: Permission denied; choose a path that you may write to")
     only(path)
 
 
 def test_paths_that_cannot_be(path: Path) -> None:
     (path.parent / "folder").mkdir()
     for name, said in {
-        "missing/model.pth": "the folder does not exist; create it",
-        "model.pth/model.pth": "a part of the path is a file; choose another path",
-        "folder": "a folder of that name is in the way; choose another path",
-        "x" * 300: "the file name is too long; choose a shorter one",
+        "missing/model.pth": "No such file or directory; choose a path",
+        "model.pth/model.pth": "Not a directory; choose a path",
+        "folder": "Is a directory; choose a path",
+        "x" * 300: "File name too long; choose a path",
     }.items():
         with pytest.raises(SuiteError, match=said) as refusal:
             atomic_write_bytes(path.parent / name, b"new")
@@ -305,6 +295,142 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_written(tmp_path: Path) ->
     for content in (b"the first", b"the second"):  # the file is not there yet, or is
         atomic_write_bytes(link, content)
         assert link.is_symlink() and file.read_bytes() == link.read_bytes() == content
-    stale = file.with_name(f"model.pth.{2**22 + 1}.tmp")
+    stale = file.with_name("model.pth.01234567.tmp")
     stale.touch()
-    assert sweep_stale_temporaries(link) == [stale] and list(file.parent.iterdir()) == [file]
+    with run_lock(link):
+        assert list(file.parent.iterdir()) == [file]
+
+
+# --- the lock
+
+
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+# Says so when it has the lock, and keeps it until its stdin ends; refused, it ends as an entry point does.
+HOLDER = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from charseq2seq.console import run
+from charseq2seq.files import run_lock
+
+def main(argv):
+    with run_lock(Path(sys.argv[1])):
+        if len(sys.argv) > 2:
+            subprocess.Popen(sys.argv[2:], stdin=sys.stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print("locked", flush=True)
+        sys.stdin.read()
+    return 0
+
+sys.exit(run(main))
+"""
+
+
+def start(path: Path, *command: str) -> subprocess.Popen[str]:
+    """A run that wants the lock of `path`, and once it has it starts a command that outlives it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def locked(path: Path, *command: str) -> subprocess.Popen[str]:
+    """A run that has the lock."""
+    process = start(path, *command)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_a_second_run_is_told_who_was_first_and_since_when(path: Path) -> None:
+    first = locked(path)
+    for _ in range(2):  # asking does not erase who holds it
+        second = start(path)
+        output, log = second.communicate()
+        assert (second.returncode, output) == (75, "")
+        said = rf"another run is writing {path} \(process {first.pid} since {TIME}\); wait for it"
+        assert re.search(said, log), log
+        assert "Traceback" not in log
+    first.communicate()
+    assert first.returncode == 0
+    with run_lock(path):
+        pass
+
+
+def test_a_kill_releases_the_lock(path: Path) -> None:
+    first = locked(path)
+    with pytest.raises(SuiteError), run_lock(path):
+        pass
+    first.kill()
+    first.communicate()
+    second = locked(path)
+    second.communicate()
+    assert second.returncode == 0
+
+
+def test_a_child_of_the_first_run_does_not_keep_the_lock(path: Path) -> None:
+    first = locked(path, sys.executable, "-c", "import sys; sys.stdin.read()")
+    first.kill()
+    first.wait()
+    with run_lock(path):
+        pass
+    first.communicate()  # ends the child
+
+
+def test_the_lock_is_this_models_only_and_is_given_back(path: Path) -> None:
+    with run_lock(path), run_lock(path.with_name("another.pth")), pytest.raises(SuiteError) as refusal, run_lock(path):
+        pass
+    assert refusal.value.exit_code == ExitCode.LOCKED
+    with pytest.raises(ValueError, match="a defect"), run_lock(path):
+        raise ValueError("a defect")
+    with run_lock(path):
+        pass
+    said = path.with_name("model.pth.lock").read_text()
+    assert re.fullmatch(rf"process {os.getpid()} since {TIME}", said), "the last holder"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+def test_a_holder_that_is_not_recorded_is_still_a_holder(content: bytes, path: Path) -> None:
+    with run_lock(path):
+        path.with_name("model.pth.lock").write_bytes(content)
+        with pytest.raises(SuiteError, match=r"its holder (is not recorded|cannot be read)") as refusal, run_lock(path):
+            pass
+    assert refusal.value.exit_code == ExitCode.LOCKED
+
+
+def test_the_lock_of_a_path_that_cannot_be_is_refused_and_nothing_is_made(path: Path) -> None:
+    for name, said in {
+        "missing/model.pth": "No such file or directory",
+        "missing/deeper/model.pth": "No such file or directory",
+        "model.pth/model.pth": "Not a directory",
+        "x" * 300: "File name too long",
+    }.items():
+        with pytest.raises(SuiteError, match=said) as refusal, run_lock(path.parent / name):
+            pass
+        assert refusal.value.exit_code == ExitCode.CANNOT_CREATE
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.pth"]
+
+
+@as_root
+def test_the_lock_in_a_folder_of_somebody_else(path: Path) -> None:
+    path.parent.chmod(0o755)
+    become_nobody = f"import filelock; os.chdir({str(path.parent)!r}); os.setuid(65534)\n"
+    script = HOLDER.replace("sys.exit", become_nobody + "sys.exit")
+    command = [sys.executable, "-c", script, "model.pth"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 73, "not 75: nobody holds it"
+    assert "Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "resume"),
+    [
+        ("transformer_model.pth", "transformer_model.resume.pth"),
+        ("folder/a.b.pt", "folder/a.b.resume.pt"),
+        ("model", "model.resume.pth"),
+    ],
+)
+def test_where_the_resume_state_lies(model: str, resume: str) -> None:
+    assert resume_path(Path(model)) == Path(resume)

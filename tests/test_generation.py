@@ -12,20 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.generation import Sampling, generate_text, is_small, known_prompt, read_prompt, stream_text
-from charseq2seq.training.settings import SIZES
+from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
+from charseq2seq.options import SIZES
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.push_client import tiny_checkpoint
 
-Written = tuple[Transformer, CharVocabulary]
-
 
 @pytest.fixture(scope="module")
-def written() -> Written:
-    """A tiny model and its vocabulary."""
+def generator() -> TextGenerator:
+    """Text of a tiny model."""
     checkpoint = tiny_checkpoint()
-    return checkpoint.build_model(), checkpoint.vocabulary()
+    return TextGenerator(checkpoint.build_model(), checkpoint.vocabulary())
 
 
 @pytest.mark.parametrize(("size", "small"), [("tiny", True), ("small", True), ("base", False)])
@@ -37,43 +35,43 @@ def test_small_models_are_better_off_on_the_cpu(size: str, small: bool) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "R", "ROMEO: But soft,", "ROMEO: But soft, what light through " * 20])
 @pytest.mark.parametrize("num_chars", [0, 1, 12, 50])
-def test_any_prompt_gives_any_length(written: Written, prompt: str, num_chars: int) -> None:
-    text = generate_text(*written, prompt, num_chars, Sampling(temperature=1.0))
+def test_any_prompt_gives_any_length(generator: TextGenerator, prompt: str, num_chars: int) -> None:
+    text = generator.generate(prompt, num_chars, Sampling(temperature=1.0))
     assert len(text) == num_chars
-    assert set(text) <= set(written[1].characters)
+    assert set(text) <= set(generator.vocabulary.characters)
 
 
-def test_text_is_streamed_a_character_at_a_time(written: Written) -> None:
-    whole = generate_text(*written, "ROMEO:", 40, Sampling())
-    stream = stream_text(*written, "ROMEO:", 10**9, Sampling())
+def test_text_is_streamed_a_character_at_a_time(generator: TextGenerator) -> None:
+    whole = generator.generate("ROMEO:", 40, Sampling())
+    stream = generator.stream("ROMEO:", 10**9, Sampling())
     pieces = list(itertools.islice(stream, 40))
     assert "".join(pieces) == whole
     assert {len(piece) for piece in pieces} == {1}
 
 
-def test_the_same_seed_gives_the_same_text_whatever_happened_before(written: Written) -> None:
+def test_the_same_seed_gives_the_same_text_whatever_happened_before(generator: TextGenerator) -> None:
     torch.manual_seed(1)
-    first = generate_text(*written, "ROMEO:", 60, Sampling(seed=5))
+    first = generator.generate("ROMEO:", 60, Sampling(seed=5))
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert generate_text(*written, "ROMEO:", 60, Sampling(seed=5)) == first
-    assert generate_text(*written, "ROMEO:", 60, Sampling(seed=6)) != first
+    assert generator.generate("ROMEO:", 60, Sampling(seed=5)) == first
+    assert generator.generate("ROMEO:", 60, Sampling(seed=6)) != first
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sampling_is_what_was_asked_for(written: Written) -> None:
-    greedy = generate_text(*written, "ROMEO:", 60, Sampling(temperature=0))
+def test_sampling_is_what_was_asked_for(generator: TextGenerator) -> None:
+    greedy = generator.generate("ROMEO:", 60, Sampling(temperature=0))
     for same in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-6), Sampling(temperature=1e-6)):
-        assert generate_text(*written, "ROMEO:", 60, same) == greedy
-    wild = generate_text(*written, "ROMEO:", 400, Sampling(temperature=1e9))
-    assert len(set(wild)) > 0.9 * len(written[1].characters)
+        assert generator.generate("ROMEO:", 60, same) == greedy
+    wild = generator.generate("ROMEO:", 400, Sampling(temperature=1e9))
+    assert len(set(wild)) > 0.9 * len(generator.vocabulary.characters)
 
 
-def test_a_prompt_is_continued_not_repeated(written: Written) -> None:
-    model, vocabulary = written
+def test_a_prompt_is_continued_not_repeated(generator: TextGenerator) -> None:
+    vocabulary = generator.vocabulary
     source = torch.from_numpy(vocabulary.encode("JULIET")).long()[None]
-    expected = model.generate(source, 20, temperature=0)[0].tolist()
-    assert generate_text(model, vocabulary, "JULIET", 20, Sampling(temperature=0)) == vocabulary.decode(expected)
+    expected = tiny_checkpoint().build_model().generate(source, 20, temperature=0)[0].tolist()
+    assert generator.generate("JULIET", 20, Sampling(temperature=0)) == vocabulary.decode(expected)
 
 
 @given(prompt=st.text(st.sampled_from("ROMEO: é|ÄÖ莎\0\ud800"), max_size=30))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from charseq2seq.generation import Sampling, fastest_writer, generate_text
-from charseq2seq.numpy_decoder import NumpyDecoder, choose
+from charseq2seq.generation import Sampling, TextGenerator
+from charseq2seq.numpy_decoder import NumpyDecoder
+from charseq2seq.numpy_decoder import sample as sample_one
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer, sample
 
@@ -36,7 +37,7 @@ def test_its_logits_are_the_models(sizes: dict[str, Any], length: int) -> None:
     expected = made(source, target)[0].detach().numpy()
     decoder = NumpyDecoder(made)
     decoder.begin(source)
-    known = made.known(source, target)[0].tolist()
+    known = made.decoder_context(source, target)[0].tolist()
     ends = range(len(known) - 8, len(known) + 1)
     scores = np.stack([decoder.logits(known[:end][-4:], length + place).copy() for place, end in enumerate(ends)])
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
@@ -71,7 +72,7 @@ def test_it_chooses_as_the_model_does(scores: list[float], temperature: float) -
     rows = torch.tensor(scores).expand(len(DRAWS), -1)
     expected = sample(rows, torch.tensor(DRAWS), temperature).tolist()
     with np.errstate(all="ignore"):
-        chosen = [choose(np.array(scores, np.float32), draw, temperature, None, None) for draw in DRAWS]
+        chosen = [sample_one(np.array(scores, np.float32), draw, temperature, None, None) for draw in DRAWS]
     assert chosen == expected
     if all(score < math.inf for score in scores):  # none of them infinite or not a number
         assert all(scores[token] > -math.inf for token in chosen)
@@ -96,13 +97,14 @@ def test_dropout_is_off() -> None:
     assert list(decoder.stream(source, 40, temperature=0.0)) == expected
 
 
-def test_it_is_what_a_cpu_writes_with_and_streams() -> None:
+def test_it_is_what_generates_on_a_cpu_and_streams() -> None:
     made, vocabulary = model(), CharVocabulary("abcdefghij")
-    writer = fastest_writer(made)
-    assert isinstance(writer, NumpyDecoder)
-    text = generate_text(writer, vocabulary, "abc", 30, Sampling(top_k=5))
-    assert text == generate_text(made, vocabulary, "abc", 30, Sampling(top_k=5))
-    assert len(list(itertools.islice(writer.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
+    writer = TextGenerator(made, vocabulary)
+    assert isinstance(writer.decoder, NumpyDecoder)
+    expected = made.generate(torch.tensor([[1, 2, 3]]), 30, top_k=5, generator=torch.Generator().manual_seed(7))
+    text = writer.generate("abc", 30, Sampling(temperature=1.0, top_k=5, seed=7))
+    assert text == vocabulary.decode(expected[0].tolist())
+    assert len(list(itertools.islice(writer.decoder.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
 
 
 def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:
@@ -113,7 +115,7 @@ def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:
 def test_positions_of_a_huge_model_are_prepared_when_they_are_reached() -> None:
     made = model(source_length=5000)
     decoder = NumpyDecoder(made)
-    assert len(decoder.layers[0].places) < 2000
+    assert len(decoder.layers[0].views) < 2000
     source = torch.randint(1, 11, (1, 3000))
     written = []
     for writer in (made, decoder):

@@ -13,10 +13,9 @@ import pytest
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode
-from charseq2seq.generation import Sampling, generate_text
+from charseq2seq.generation import Sampling, TextGenerator
 from tests.hub.client import WRITE, hub_with_people
-from tests.test_resume import contents
-from tests.train_client import ROOT, TINY, Done, Trainee
+from tests.train_client import ROOT, TINY, Done, Trainee, contents
 
 TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
 EVERY_STEP = ["--max_steps", "50", "--eval_interval", "1", "--precision", "fp32"]
@@ -79,7 +78,7 @@ def test_two_processes_do_what_one_does(user: Trainee, tmp_path: Path) -> None:
     assert len(curve(user)) == 50 and curve(user) == pytest.approx(curve(alone), abs=2e-4)
     ours, theirs = load_checkpoint(user.model), load_checkpoint(alone.model)
     assert ours.metrics["nats_per_char"] == pytest.approx(theirs.metrics["nats_per_char"], abs=2e-4)
-    assert len(generate_text(ours.build_model(), ours.vocabulary(), "ALL:", 20, Sampling())) == 20
+    assert len(TextGenerator(ours.build_model(), ours.vocabulary()).generate("ALL:", 20, Sampling())) == 20
 
 
 def test_three_processes_share_what_three_does_not_divide(user: Trainee, tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_model_in_parts_learns_what_a_whole_one_does(precision: str, user: Tra
     again = ended(torchrun(user, TWO, *TRAIN, *longer, "--parallel", "fsdp"))
     assert again.code == 0 and "continuing the finished run at step 16" in again.log, again.log
     checkpoint = load_checkpoint(user.model)
-    assert len(generate_text(checkpoint.build_model(), checkpoint.vocabulary(), "ALL:", 20, Sampling())) == 20
+    assert len(TextGenerator(checkpoint.build_model(), checkpoint.vocabulary()).generate("ALL:", 20, Sampling())) == 20
 
 
 def test_parts_need_several_processes(user: Trainee) -> None:

@@ -1,4 +1,4 @@
-"""Every command of the README is run, and what it promises is there."""
+"""What the documents say is so: commands run, links lead somewhere, and both languages agree."""
 
 from __future__ import annotations
 
@@ -8,30 +8,55 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import pytest
+import yaml
 
+from charseq2seq import __version__
 from charseq2seq.errors import ExitCode
+from charseq2seq.options import read_settings
 from tests.hub.server import HubServer
-from tests.push_client import ROOT
-from tests.train_client import TINY, tiny_text
-from train_transformer import parse_arguments
+from tests.train_client import ROOT, TINY, tiny_text
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md"))
+WALK = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+HEADINGS = {
+    "charseq2seq: train a small Transformer on a text, and publish it": (
+        "charseq2seq：用一段文字訓練小型 Transformer，並發布出去"
+    ),
+    "Write and measure": "寫作與評估",
+    "Train on something else": "用別的文字訓練",
+    "Publish": "發布",
+    "Every night": "每晚自動執行",
+    "More machines": "更多機器",
+    "How good, how fast": "多好、多快",
+    "Where is what": "檔案在哪裡",
+    "Read it in an afternoon": "一個下午讀完",
+    "Licence": "授權",
+}
+# Of the user's guide: what its readers may have in their scripts.
+GUIDE_FLAGS = {"push_to_hf", "hf_repo_name", "hf_username", "hf_token", "hf_private"}
+GUIDE_FLAGS |= {"model_path", "repo_name", "username", "token", "private", "commit_message"}
+TOKEN = "your_token_here"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """What stands between the fences of a language."""
+    return re.findall(rf"^ *```{language}\n(.*?)```", text, re.DOTALL | re.MULTILINE)
 
 
 def commands(text: str) -> list[str]:
     """The commands of a README, one a line."""
-    blocks = re.findall(r"^ *```bash\n(.*?)```", text, re.DOTALL | re.MULTILINE)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [line.strip() for block in blocks(text, "bash") for line in block.splitlines() if line.strip()]
 
 
 COMMANDS = commands(README)
-CHINESE_COMMANDS = [command for command in commands(CHINESE) if not command.startswith("pip install")]
-TOKEN = "your_token_here"
 
 
 @pytest.fixture
@@ -80,9 +105,9 @@ def on_machines(words: list[str]) -> list[list[str]]:
     return [words] * int(words[words.index("--nnodes") + 1])
 
 
-@pytest.mark.parametrize("listed", [COMMANDS, CHINESE_COMMANDS], ids=["English", "Chinese"])
-def test_every_command_works(listed: list[str], folder: Path, hub: HubServer) -> None:
-    for command in listed:
+@pytest.mark.slow
+def test_every_command_works(folder: Path, hub: HubServer) -> None:
+    for command in COMMANDS:
         if "pytest" in command:
             continue  # that one is being run right now, by .ci/run
         environment = hub.environment(folder, TOKEN) | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -96,34 +121,135 @@ def test_every_command_works(listed: list[str], folder: Path, hub: HubServer) ->
     assert hub.repos == ["your_username/my-shakespeare-transformer"]
 
 
+def test_every_command_has_arguments_that_are_understood() -> None:
+    for command in COMMANDS:
+        if "train_transformer.py" in command and "@" not in command and "--help" not in command:
+            read_settings(shlex.split(command.partition("train_transformer.py")[2]))
+
+
+# --- both languages
+
+
+def test_both_languages_have_the_same_commands_flags_figures_and_headings() -> None:
+    assert commands(CHINESE) == COMMANDS
+    assert blocks(CHINESE, "python") == blocks(README, "python")
+    assert flags(CHINESE) == flags(README)
+    assert figures(CHINESE) == figures(README)
+    headings = [re.findall(r"^#+ (.*)", outside_of_code(text), re.MULTILINE) for text in (README, CHINESE)]
+    assert [HEADINGS.get(heading) for heading in headings[0]] == headings[1]
+
+
+def outside_of_code(text: str) -> str:
+    """A document without what stands between fences."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def flags(text: str) -> set[str]:
+    """All flags that a document names."""
+    return set(re.findall(r"--(\w[\w-]*)", text))
+
+
+def figures(text: str) -> list[str]:
+    """The measured numbers in a document's tables."""
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    return re.findall(r"\d+,\d{3}|\d+\.\d+", rows)
+
+
+def test_the_guide_s_flags_and_snippet_are_here() -> None:
+    assert flags(README) >= GUIDE_FLAGS
+    (snippet,) = blocks(README, "python")
+    assert snippet in (ROOT / "tests" / "test_push_guide.py").read_text(encoding="utf-8"), "which runs it"
+
+
+# --- tables, tree, links
+
+
+def test_the_exit_codes_are_all_in_the_table() -> None:
+    for text in (README, CHINESE):
+        table = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+        assert table == {int(code) for code in ExitCode}
+
+
+def test_records_are_few_and_can_be_reproduced() -> None:
+    table = (ROOT / "benchmarks" / "RECORDS.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert 1 <= len([row for row in rows if "---" not in row[0]]) <= 10
+    for _, _, command, _, date in rows[1:]:
+        (script,) = re.findall(r"python (\S+\.py)", command)
+        assert (ROOT / script).exists() and re.search(r"\d{4}-\d\d-\d\d", date)
+
+
+# --- the walk through the model
+
+
+def test_romeo_goes_through_the_model() -> None:
+    steps = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", WALK, re.DOTALL)
+    expected = "".join(printed for _, printed in steps)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code for code, _ in steps)],
+        cwd=ROOT,
+        env={"PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(steps) >= 5 and done.stdout == expected
+
+
+def test_the_figure_is_what_its_script_draws() -> None:
+    from docs.draw_how_it_works import FIGURE, draw
+
+    assert FIGURE.read_text(encoding="utf-8") == draw()
+
+
+# --- what runs elsewhere
+
+
 def test_the_slurm_job_is_the_command_for_several_machines() -> None:
     job = ROOT / "examples" / "cluster" / "train.sbatch"
     assert subprocess.run(["bash", "-n", job], check=False).returncode == 0
     (command,) = [command for command in COMMANDS if "--nnodes" in command]
     of_job = set(re.findall(r"--\w+", job.read_text().partition("srun")[2]))
     assert set(re.findall(r"--\w+", command)) <= of_job
-    assert parse_arguments(job.read_text().partition("train_transformer.py")[2].split()).size == "large"
+    assert read_settings(job.read_text().partition("train_transformer.py")[2].split()).size == "large"
 
 
-def test_ci_runs_the_test_command() -> None:
+def load_yaml(name: str) -> Any:
+    """A YAML file of the repository."""
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_ci_runs_the_test_command_the_slow_tests_and_all_linters_of_the_hooks() -> None:
     (command,) = [command for command in COMMANDS if "pytest" in command]
-    assert "requirements_dev.txt && .*pytest" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "requirements_dev.txt && .*pytest" in script and "-m slow" in script
     assert re.search("requirements_dev.txt && .*pytest", command)
     assert command.split(" && ")[0] == "python3 -m venv .venv"
+    hooks = [hook for repo in load_yaml(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    linters = [hook["entry"].split(" --")[0] for hook in hooks if hook["id"].startswith(("ruff", "mypy", "vulture"))]
+    assert len(linters) == 4 and all(linter in script for linter in linters)
 
 
-def test_the_exit_codes_are_all_in_the_table() -> None:
-    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
-    assert table == {int(code) for code in ExitCode}
+def test_the_workflow_tests_the_pythons_that_are_promised() -> None:
+    jobs = load_yaml(".github/workflows/tests.yml")["jobs"]
+    versions = jobs["linux"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={versions[0]}" and versions[-1] == "3.14"
+    assert {"run": ".ci/run"} in jobs["linux"]["steps"]
+    assert jobs["experimental"]["continue-on-error"] is True
 
 
-def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README + CHINESE):
-        assert (ROOT / target).exists(), target
+def test_there_is_one_version() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["dynamic"] == ["version", "dependencies"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "charseq2seq.__version__"}
+    newest, *_ = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest == __version__
 
 
-def test_the_snippet_of_the_guide_is_here() -> None:
-    from tests.test_push_guide import GUIDE_SNIPPET
-
-    assert GUIDE_SNIPPET.strip() in README
-    assert GUIDE_SNIPPET.strip() in CHINESE
+def test_every_module_imports_with_what_a_user_installs() -> None:
+    script = str(ROOT / ".ci" / "import_all.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d\d modules import\n", done.stdout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,15 @@ import torch
 
 from charseq2seq.corpus import WindowSampler
 from charseq2seq.errors import ExitCode
+from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
 from charseq2seq.training.resume import check_figures
 from charseq2seq.training.run import train
-from charseq2seq.training.settings import resolve_settings
-from tests.train_client import TINY, Done, Trainee, finish
-from train_transformer import parse_arguments, what_is_left
+from tests.train_client import TINY, Trainee, assert_same, contents, strike_at
+from train_transformer import what_is_left
 
 STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """What is in a model file or a resume state."""
-    loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    return loaded
-
-
-def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
-    """Equal to the last bit, but for what a clock told."""
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for name in ours.keys() - {"seconds", "characters_per_second"}:
-            assert_same(ours[name], theirs[name], f"{where}/{name}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(one, other, f"{where}/{number}")
-    else:
-        assert ours == theirs, where
-
-
-def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
-    """Send a signal when the log says that a step is done."""
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if f" step {step} (" in line:
-            process.send_signal(number)
-            break
-    done = finish(process)
-    return Done(done.code, done.out, seen + done.log)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
@@ -155,11 +119,11 @@ def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> 
 
 def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
     outcome = Outcome(evaluation=None, best_step=8, steps=8, seconds=1.0, complete=True, stopped_by=ExitCode.TERMINATED)
-    pushing = parse_arguments(["--push_to_hf", "--hf_repo_name", "plays", "--hf_private", "--model_path", "a m.pth"])
+    pushing = read_settings(["--push_to_hf", "--hf_repo_name", "plays", "--hf_private", "--model_path", "a m.pth"])
     said, command = what_is_left(pushing, outcome).split(": ")
     assert said == "the run itself was complete, but the model is not pushed yet"
     assert command == "python push_to_huggingface.py --model_path 'a m.pth' --repo_name plays --private"
-    assert what_is_left(parse_arguments([]), outcome) == "the run itself was complete"
+    assert what_is_left(read_settings([]), outcome) == "the run itself was complete"
 
 
 def test_patience_ends_a_run_well(tmp_path: Path) -> None:
@@ -200,7 +164,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
     monkeypatch.setattr(Trainer, "_accumulate_gradients", once_not_a_number)
     monkeypatch.chdir(trainee.home)
     longer = [*TINY, *SHORT, "--max_steps", "12", "--resume", trainee.resume.name]
-    outcome = train(resolve_settings(parse_arguments(longer), trainee.text))
+    outcome = train(resolve_settings(read_settings(longer), trainee.text))
     assert outcome.complete and spoilt == [8, 9, 8, 9, 10, 11]
 
 
@@ -249,7 +213,7 @@ def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
 
     monkeypatch.setattr(WindowSampler, "next_batch", next_batch)
     monkeypatch.chdir(trainee.home)
-    settings = resolve_settings(parse_arguments([*TINY, *SHORT, "--precision", "fp32"]), trainee.text)
+    settings = resolve_settings(read_settings([*TINY, *SHORT, "--precision", "fp32"]), trainee.text)
     with pytest.raises(TrainingDivergedError, match="the size of the weights became nan at step 1:") as raised:
         train(replace(settings, learning_rate=math.inf))
     assert raised.value.stopped and not trainee.resume.exists()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from charseq2seq.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
@@ -63,10 +69,12 @@ class Trainee:
         kept |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if name in os.environ}
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start train_transformer.py in this folder."""
+    def start(
+        self, *arguments: str, program: str = "train_transformer.py", **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start a program of the suite in this folder."""
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train_transformer.py"), *arguments],
+            [sys.executable, str(ROOT / program), *arguments],
             env=self.environment(**environment),
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -75,9 +83,9 @@ class Trainee:
             text=True,
         )
 
-    def run(self, *arguments: str, **environment: str) -> Done:
-        """Run train_transformer.py to its end; it never shows a traceback."""
-        return finish(self.start(*arguments, **environment))
+    def run(self, *arguments: str, program: str = "train_transformer.py", **environment: str) -> Done:
+        """Run a program of the suite to its end; it never shows a traceback."""
+        return finish(self.start(*arguments, program=program, **environment))
 
     def train(self, *arguments: str, **environment: str) -> Done:
         """Train a tiny model on text.txt."""
@@ -89,3 +97,58 @@ def finish(process: subprocess.Popen[str]) -> Done:
     out, log = process.communicate()
     assert "Traceback" not in log, log
     return Done(process.returncode, out, log)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What is in a model file or a resume state."""
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal to the last bit, but for what a clock told."""
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in ours.keys() - {"seconds", "characters_per_second"}:
+            assert_same(ours[name], theirs[name], f"{where}/{name}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(one, other, f"{where}/{number}")
+    else:
+        assert ours == theirs, where
+
+
+def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
+    """Send a signal when the log says that a step is done."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if f" step {step} (" in line:
+            process.send_signal(number)
+            break
+    done = finish(process)
+    return Done(done.code, done.out, seen + done.log)
+
+
+def see(done: Done, code: ExitCode, says: str) -> None:
+    """Check how a command line ended: with this code and, where that is not 0, with one sentence that matches.
+
+    A sentence says what is wrong and, after a semicolon, what to do.
+    """
+    assert done.code == code, done.log
+    flat = " ".join(done.log.split())
+    assert re.search(says, flat), done.log
+    if code != ExitCode.OK:
+        assert len(re.findall(r"\berror: |❌", done.log)) == 1, done.log
+        assert done.log.replace("\n", "").isprintable() and len(re.split(r"\berror: |❌", flat)[1]) < 1000, done.log
+
+
+def see_refused(done: Done, code: ExitCode, says: str) -> None:
+    """As `see`, for a training run: its last line of stdout tells the same."""
+    see(done, code, says)
+    assert done.report["outcome"] == "failed" and done.report["exit_code"] == code
+    assert re.search(says, " ".join(done.report["message"].split())), done.report

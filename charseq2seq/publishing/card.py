@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charseq2seq.options import training_command
 from data import SHA256
 
 if TYPE_CHECKING:
@@ -58,9 +59,6 @@ _RESULTS = {
     "bits_per_char": "Bits per character",
     "perplexity": "Perplexity",
 }
-# What a checkpoint tells of its run that does not change the model, or is said by another flag.
-_NO_FLAGS = {"data", "device", "compile", "num_threads", "log_interval", "max_minutes"}
-_NO_FLAGS |= {"parallel", "accumulation_steps", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,10 @@ def generate_samples(checkpoint: Checkpoint) -> list[Sample]:
     """Let the model continue a prompt at each temperature, always with the same seed."""
     import torch
 
-    from charseq2seq.generation import Sampling, generate_text
+    from charseq2seq.generation import Sampling, TextGenerator
 
-    model, vocabulary = checkpoint.build_model(), checkpoint.vocabulary()
+    vocabulary = checkpoint.vocabulary()
+    generator = TextGenerator(checkpoint.build_model(), vocabulary)
     prompt = "ROMEO:" if is_shakespeare(checkpoint.corpus) else ""
     if vocabulary.unknown_characters(prompt):
         prompt = ""
@@ -91,7 +90,7 @@ def generate_samples(checkpoint: Checkpoint) -> list[Sample]:
     torch.set_num_threads(1)  # the order of sums, and so the text, must not depend on the number of cores
     try:
         samplings = [Sampling(temperature, seed=SAMPLE_SEED) for temperature in SAMPLE_TEMPERATURES]
-        texts = [generate_text(model, vocabulary, prompt, SAMPLE_LENGTH, sampling) for sampling in samplings]
+        texts = [generator.generate(prompt, SAMPLE_LENGTH, sampling) for sampling in samplings]
     finally:
         torch.set_num_threads(threads)
     return [Sample(one, prompt, prompt + text) for one, text in zip(SAMPLE_TEMPERATURES, texts, strict=True)]
@@ -199,19 +198,11 @@ def _training_facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 
 def _command(checkpoint: Checkpoint) -> str:
-    """Counts steps even where the run was timed: another machine does not make as many in as many minutes."""
-    name, steps = str(checkpoint.corpus.get("name", "shakespeare.txt")), checkpoint.metrics.get("steps")
-    arguments = {key: value for key, value in checkpoint.training_args.items() if key not in _NO_FLAGS}
-    if checkpoint.training_args.get("max_minutes") or not arguments.get("max_steps"):
-        arguments["max_steps"] = steps
+    """The command that trains a model like this one, a flag a line."""
     words = ["python train_transformer.py --mode train"]
-    if checkpoint.corpus.get("sha256") != SHA256["shakespeare"]:  # the default text is found by itself
-        words.append(f"--data_path {shlex.quote(name)}")
-    words += [
-        f"--{key}" if value is True else f"--{key} {value}"
-        for key, value in arguments.items()
-        if value is not None and value is not False
-    ]
+    if checkpoint.corpus.get("sha256") != SHA256["shakespeare"]:  # the default text needs no flag
+        words.append(f"--data_path {shlex.quote(str(checkpoint.corpus.get('name', 'text.txt')))}")
+    words += training_command(checkpoint.training_args, checkpoint.metrics.get("steps"))
     return " \\\n    ".join(words)
 
 

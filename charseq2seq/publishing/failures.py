@@ -214,13 +214,8 @@ class PublishError(SuiteError):
         if request_id:
             lines.append(f"   request id: {request_id}")
         super().__init__("\n".join(lines), failure.exit_code)
-        self.facts: dict[str, object] = {
-            "error": kind,
-            "message": self.headline,
-            "cause": self.cause,
-            "remedy": self.remedy,
-        }
-        self.facts |= {"status": status, "request_id": request_id}  # for programs
+        self.facts = {"error": kind, "message": self.headline, "cause": self.cause, "remedy": self.remedy}
+        self.facts |= {"status": status, "request_id": request_id}
 
 
 def _status_line(status: int | None) -> str:

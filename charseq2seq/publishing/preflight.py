@@ -9,56 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import is_our_card
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
 from charseq2seq.publishing.secrets import find_credentials
 
-DEFAULT_REPO_NAME = "shakespeare-transformer"
-
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 _OLDEST_CLIENT = 1  # huggingface_hub 1.0 brought the client factory, by which requests get time limits
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
-
-
-@dataclass(frozen=True)
-class PublishRequest:
-    """What to publish as what.
-
-    Attributes:
-        repo_name: of the repository, without its owner.
-        username: its owner, a user or an organisation; None: HF_USERNAME, else the token's user.
-        token, token_file: None: HF_TOKEN, else the stored login.
-        private: make a new repository private, and refuse an existing public one.
-        commit_message: None: one that tells loss and steps.
-        revision: the branch to push to; made if it is not there.
-        create_pr: propose the push instead of making it.
-        tag: names the commit.
-        overwrite: push over a repository that this suite did not make.
-        only_if_better: push only if the loss is lower than the published one by more than this many nats.
-        verify: download what was pushed, and run it.
-        timeout: seconds that one request may wait for an answer.
-    """
-
-    repo_name: str = DEFAULT_REPO_NAME
-    username: str | None = None
-    token: str | None = field(default=None, repr=False)
-    token_file: Path | None = None
-    private: bool = False
-    commit_message: str | None = None
-    revision: str = MAIN
-    create_pr: bool = False
-    tag: str | None = None
-    overwrite: bool = False
-    only_if_better: float | None = None
-    verify: bool = True
-    timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +40,7 @@ class PreflightResult:
         return f"{self.hub.endpoint}/{self.repo_id}"
 
 
-def preflight(request: PublishRequest) -> PreflightResult:
+def preflight(request: PushOptions) -> PreflightResult:
     """Find out, and say, whether this push can work.
 
     Raises:
@@ -155,7 +119,7 @@ def user_errors(token: str | None) -> Iterator[None]:
         raise explanation from None
 
 
-def target(request: PublishRequest, account: str) -> str:
+def target(request: PushOptions, account: str) -> str:
     """`owner/name` of the repository to push to."""
     return f"{request.username or os.environ.get('HF_USERNAME') or account}/{request.repo_name}"
 
@@ -173,7 +137,7 @@ def check_name(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def check_remote(remote: Remote | None, request: PublishRequest) -> None:
+def check_remote(remote: Remote | None, request: PushOptions) -> None:
     """Refuse to publish what shall be private, and to push over the work of others.
 
     Raises:
@@ -198,7 +162,7 @@ def _is_ours(remote: Remote) -> bool:
     return parse_record(remote.texts.get(RECORD, "")) is not None or is_our_card(remote.texts.get(CARD, ""))
 
 
-def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PublishRequest) -> None:
+def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PushOptions) -> None:
     """Refuse what the token cannot do, as far as the Hub tells beforehand."""
     namespace = repo_id.partition("/")[0]
     if account.token_role == "read":

@@ -20,18 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq import __version__
 from charseq2seq.console import log
+from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import merge_cards
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import RepositoryFolder, build_folder, parse_record, refuse_large_files
 from charseq2seq.publishing.hub import CARD, PAUSES, RECORD, Remote, RemoteFile, wait_or_raise
-from charseq2seq.publishing.preflight import (
-    PreflightResult,
-    PublishRequest,
-    check_remote,
-    preflight,
-    target,
-    user_errors,
-)
+from charseq2seq.publishing.preflight import PreflightResult, check_remote, preflight, target, user_errors
 from charseq2seq.publishing.proof import prove_folder, run_example
 from charseq2seq.publishing.secrets import refuse_secrets
 
@@ -86,7 +80,7 @@ class Outcome:
         return "".join(f"{change.state:8} {change.size:>12,} bytes  {change.name}\n" for change in self.changes)
 
 
-def publish(model_path: Path, request: PublishRequest, output_dir: Path | None = None) -> Outcome:
+def publish(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all.
 
     Args:
@@ -109,7 +103,7 @@ def publish(model_path: Path, request: PublishRequest, output_dir: Path | None =
     return outcome
 
 
-def plan_push(model_path: Path, request: PublishRequest, output_dir: Path | None = None) -> Outcome:
+def plan_push(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
     """Do everything that `publish` does before it sends anything; without a token, without asking the Hub.
 
     Raises:
@@ -214,7 +208,7 @@ def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
 class Push:
     """One push on its way; whenever the Hub is looked at again, `remote` and `plan` are made anew."""
 
-    def __init__(self, request: PublishRequest, found: PreflightResult, folder: RepositoryFolder) -> None:
+    def __init__(self, request: PushOptions, found: PreflightResult, folder: RepositoryFolder) -> None:
         self.request, self.folder = request, folder
         self.hub, self.token, self.repo_id, self.url = found.hub, found.token, found.repo_id, found.url
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
@@ -339,7 +333,7 @@ class Push:
             raise PublishError("visibility", "it has become so while this push was made")
         log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")
-        if self.request.verify:
+        if not self.request.no_verify:
             with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(files), Path(folder))
                 run_example(Path(folder))

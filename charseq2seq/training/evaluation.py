@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import Ids, encode
+from charseq2seq.corpus import Ids, encode, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.text_files import read_through
-from charseq2seq.training.parallel import ALONE, Group
+from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.vocabulary import describe_character
+from charseq2seq.windows import gather, ids_on_device, tile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from encoder_decoder_transformer import Transformer
 
-_BATCH_SIZE = 32
+_BATCH_SIZE = (32, 256)  # windows on a CPU, on a GPU
 
 
 @dataclass(frozen=True)
@@ -69,28 +66,34 @@ def describe_protocol(source_length: int, target_length: int) -> str:
     )
 
 
-def evaluate(model: Transformer, ids: Ids, first: int = 0, last: int | None = None, group: Group = ALONE) -> Evaluation:
+def evaluate(
+    model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
+) -> Evaluation:
     """Score the characters `first` to `last` (exclusive; None: the end) of a text.
 
     Args:
-        model: in the precision it was trained in; its device is used, its training mode is kept.
-        ids: the text, (characters,); what stands before `first` serves as context, unscored.
+        model: in the precision it was trained in; its training mode is kept.
+        ids: the text, (characters,), or what `ids_on_device` makes of it; what stands before `first` serves as
+            context, unscored.
         group: the processes that share the work; each has the model and the text, and all get the same result.
     """
     import torch
+    import torch.nn.functional as F
 
     last = len(ids) if last is None else last
-    device = next(model.parameters()).device
+    ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
-    total = 0.0
-    with torch.no_grad():  # not inference_mode: FSDP keeps the buffers that it makes here
-        batches = _batches(ids, first, last, model.source_length, model.target_length)
-        for source, target in itertools.islice(batches, group.rank, None, group.size):
-            total += _summed_loss(model, source.to(device), target.to(device))
+    total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
+    with torch.inference_mode():
+        batches = tile(first, last, model.source_length, model.target_length, _BATCH_SIZE[ids.device.type == "cuda"])
+        for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
+            source, target = gather(ids, starts.to(ids.device), source_length, target_length)
+            logits = model(source, target)
+            total += F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
     model.train(was_training)
     return Evaluation(
-        nats_per_char=group.sum(total)[0] / (last - first),
+        nats_per_char=group.sum(float(total))[0] / (last - first),
         characters=last - first,
         max_context=model.source_length + model.target_length,
         protocol=describe_protocol(model.source_length, model.target_length),
@@ -114,7 +117,7 @@ def evaluate_file(
     Raises:
         SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
     """
-    text, vocabulary = read_through(path), checkpoint.vocabulary()
+    text, vocabulary = read_text(path), checkpoint.vocabulary()
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(
@@ -136,27 +139,3 @@ def evaluate_file(
         "split": "validation" if own else "all",
         "skipped_characters": text.characters - len(ids),
     }
-
-
-def _summed_loss(model: Transformer, source: Tensor, target: Tensor) -> float:
-    import torch.nn.functional as F
-
-    logits = model(source, target)
-    return float(F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
-
-
-def _batches(
-    ids: Ids, first: int, last: int, source_length: int, target_length: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows that cover `first` to `last`; those of one shape share a batch."""
-    import torch
-
-    groups: dict[tuple[int, int], list[int]] = {}
-    for start in range(first, last, target_length):
-        shape = (min(start, source_length), min(last - start, target_length))
-        groups.setdefault(shape, []).append(start)
-    for (length, width), starts in groups.items():
-        for i in range(0, len(starts), _BATCH_SIZE):
-            rows = np.array(starts[i : i + _BATCH_SIZE])[:, None]
-            window = torch.from_numpy(ids[rows + np.arange(-length, width)].astype(np.int64))
-            yield window[:, :length], window[:, length:]

@@ -1,13 +1,13 @@
-"""Muon, batched and evened out: torch.optim.Muon with all matrices of one shape in one product.
+"""Muon with batched products and per-neuron normalisation.
 
-Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves every direction of a matrix equally far: the
-momentum is brought close to the nearest orthogonal matrix by a few Newton-Schulz iterations. A small Transformer has
-many small matrices, and thirty loops of small products keep two cores half busy; stacked, they take less than half
-of the time. Processes that train together share the stacks out.
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) makes updates of equal size in every direction of a
+matrix: the momentum is brought close to the nearest orthogonal matrix by a few Newton-Schulz iterations. A small
+Transformer has many small matrices, and thirty loops of small products keep two cores half busy; matrices of one shape
+are stacked, which takes less than half of the time.
 
-What comes out moves all directions alike, but not all neurons: some rows of a tall matrix are far longer than others,
-and so are some columns of a wide one. NorMuon (Li et al., 2025, arXiv:2510.05491) divides each by its usual length.
-Both are measured in benchmarks/LOG.md.
+The update is equal in all directions, but not for all neurons: some rows of a tall matrix get far longer updates than
+others, and so do some columns of a wide one. NorMuon (Li et al., 2025, arXiv:2510.05491) divides each by its running
+RMS. Both are measured in benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -20,67 +20,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charseq2seq.training.parallel import ALONE, Group
-from charseq2seq.training.sharding import part, split_like, whole_of_part
-
-# Entries of matrices that are stacked at most: what a stack takes in passing, some 14 bytes each, stays below a GiB.
+# Entries of the matrices in one stack: what a stack needs while it is used, some 14 bytes each, stays below a GiB.
 _LARGEST_STACK = 1 << 26
 
-# A neuron's usual length is a mean over about 1 / (1 - _MEMORY) steps.
-_MEMORY = 0.99
+# The running mean of squares is over about 1 / (1 - _BETA2) steps.
+_BETA2 = 0.99
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (its further arguments) with batched Newton-Schulz iterations and neurons that move alike.
+    """`torch.optim.Muon` with batched Newton-Schulz iterations and per-neuron normalisation; its further arguments.
 
-    Its state has, besides the momentum, the usual squares of the lengths of the rows of a weight's moves, or of their
-    columns if the weight is not tall.
-
-    Args:
-        weights: to optimise; may be split over the group (see `sharding`).
-        group: the processes that make the same step, each of which orthogonalises its share of the matrices.
+    `lr` may be a tensor, which a captured step needs. The state of a weight has, besides the momentum, `squares`: the
+    running mean squares of its rows' updates, or of its columns' if the weight is not tall.
     """
-
-    def __init__(self, weights: Sequence[Tensor], group: Group = ALONE, **arguments: Any) -> None:
-        super().__init__(weights, **arguments)
-        self.group = group
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move every parameter that has a gradient; there is no `closure` here."""
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            gradients = [part(weight.grad) for weight in weights]
-            for weight in weights:
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                if "squares" not in state:  # in runs that were begun before there were any, too
-                    state["squares"] = torch.zeros(max(weight.shape), device=weight.device)
-            momenta = [part(self.state[weight]["momentum_buffer"]) for weight in weights]
+        """Update every parameter that has a gradient; there is no `closure` here."""
+        for options in self.param_groups:
+            weights = [weight for weight in options["params"] if weight.grad is not None]
             if not weights:
                 continue
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
-            torch._foreach_mul_([part(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
+            for weight in weights:
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                    state["squares"] = torch.zeros(max(weight.shape), device=weight.device)
+            gradients = [weight.grad for weight in weights]
+            momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - options["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, options["momentum"])  # Nesterov momentum
+            torch._foreach_mul_(weights, 1 - options["lr"] * options["weight_decay"])
             for stack in _stacks(weights):
-                wide = [_wide(whole_of_part(updates[index], weights[index])) for index in stack]
-                usual = [self.state[weights[index]]["squares"] for index in stack]
-                moves = even_out(self._orthogonalize(wide, group), usual)
-                for index, move in zip(stack, moves, strict=True):
-                    rows, columns = weights[index].shape
-                    step = group["lr"] * math.sqrt(max(1, rows / columns))
-                    mine = part(split_like(move.T if rows > columns else move, weights[index]))
-                    part(weights[index]).add_(mine, alpha=-step)
+                self._update([weights[index] for index in stack], [updates[index] for index in stack], options)
 
-    def _orthogonalize(self, matrices: list[Tensor], options: dict[str, Any]) -> Tensor:
-        """All of them, (matrices, rows, columns), a share by each process."""
-        share = -(-len(matrices) // self.group.size)
-        first = self.group.rank * share
-        # The last ones, which may have too few, repeat a matrix: every share must have the same shape.
-        mine = [matrices[min(index, len(matrices) - 1)] for index in range(first, first + share)]
-        moves = orthogonalize(torch.stack(mine), options["ns_coefficients"], options["ns_steps"], options["eps"])
-        return self.group.join(moves)[: len(matrices)]
+    def _update(self, weights: list[Tensor], updates: list[Tensor], options: dict[str, Any]) -> None:
+        """Orthogonalise, normalise and apply the updates of matrices of one shape."""
+        rows, columns = weights[0].shape
+        tall = rows > columns
+        stack = torch.stack([update.T for update in updates] if tall else updates)
+        stack = orthogonalize(stack, options["ns_coefficients"], options["ns_steps"], options["eps"])
+        factors = neuron_factors(stack, [self.state[weight]["squares"] for weight in weights])
+        factors = factors * (options["lr"] * math.sqrt(max(1, rows / columns)))
+        stack = stack * factors.to(stack.dtype)
+        torch._foreach_sub_(weights, list((stack.mT if tall else stack).unbind()))
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -94,30 +77,28 @@ def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], st
     return x
 
 
-def even_out(moves: Tensor, usual: list[Tensor]) -> Tensor:
-    """Divide every column of matrices by its usual length; each matrix as a whole stays as long as it is.
+def neuron_factors(updates: Tensor, squares: list[Tensor]) -> Tensor:
+    """What divides every column of matrices by its running RMS and leaves each matrix as long as it is.
 
     Args:
-        moves: (matrices, rows, columns).
-        usual: running means of the columns' squares, (columns,) for each matrix; they are brought up to date.
+        updates: (matrices, rows, columns).
+        squares: running mean squares of the columns, (columns,) for each matrix; they are updated.
+
+    Returns:
+        (matrices, 1, columns), in float32.
     """
-    squares = moves.square().sum(1, dtype=torch.float32)
-    torch._foreach_lerp_(usual, list(squares), 1 - _MEMORY)
-    divisors = torch.stack(usual).clamp(min=1e-8)  # a column may never have moved
-    evened = (squares / divisors).sum(1, keepdim=True).clamp(min=1e-8)
-    factors = (squares.sum(1, keepdim=True) / evened / divisors).sqrt()
-    return moves * factors.unsqueeze(1).to(moves.dtype)
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    now = updates.square().sum(1, dtype=torch.float32)
+    torch._foreach_lerp_(squares, list(now), 1 - _BETA2)
+    divisors = torch.stack(squares).clamp(min=1e-8)  # a column's updates may all have been zero
+    normalized = (now / divisors).sum(1, keepdim=True).clamp(min=1e-8)
+    return (now.sum(1, keepdim=True) / normalized / divisors).sqrt().unsqueeze(1)
 
 
 def _stacks(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of the matrices that can be stacked once they lie wide."""
+    """Indices of matrices of one shape, so many that their stack is not too large."""
     same: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        same[tuple(sorted(matrix.shape))].append(index)
+        same[tuple(matrix.shape)].append(index)
     for (rows, columns), indices in same.items():
         most = max(1, _LARGEST_STACK // (rows * columns))
         yield from (indices[first : first + most] for first in range(0, len(indices), most))

@@ -1,12 +1,16 @@
-"""How a run tells where it stands: a bar on a terminal, plain lines elsewhere."""
+"""What a run tells and hears: a bar on a terminal or plain lines; Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from types import TracebackType
+import signal
+from collections.abc import Iterator
+from types import FrameType, TracebackType
 from typing import Self
 
 from charseq2seq.console import is_terminal, log
+from charseq2seq.errors import ExitCode
 
 
 def format_duration(seconds: float) -> str:
@@ -40,24 +44,24 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, step: int, loss: float, speed: float, spent: float, share: float) -> None:
-        """Tell where the run stands after a step.
+    def show(self, step: int, loss: float, speed: float, spent: float, fraction: float) -> None:
+        """Show how far the run is after a step.
 
         Args:
             step: steps done.
             loss: smoothed training loss, nats per character; not a number where none is known yet.
             speed: target characters per second.
             spent: seconds of training.
-            share: how much of the budget is spent, 0 to 1.
+            fraction: of the budget that is spent, 0 to 1.
         """
         if self._bar is None and step % self._log_interval:
             return
-        left = format_duration(spent * (1 / share - 1)) if share > 0.001 else "?"
+        left = format_duration(spent * (1 / fraction - 1)) if fraction > 0.001 else "?"
         figures = f"loss {loss:.4f} nats/char, " * (not math.isnan(loss)) + f"{speed:,.0f} chars/s"
         if self._bar is None:
-            log(f"step {step:,} ({share:.0%}): {figures}, {format_duration(spent)} spent, {left} left")
+            log(f"step {step:,} ({fraction:.0%}): {figures}, {format_duration(spent)} spent, {left} left")
         else:
-            self._bar.n = min(100.0, 100 * share)
+            self._bar.n = min(100.0, 100 * fraction)
             self._bar.set_description_str(f"step {step:,}", refresh=False)
             self._bar.set_postfix_str(f"{figures}, {left} left", refresh=False)
             self._bar.refresh()
@@ -69,3 +73,40 @@ class Progress:
         log(message)
         if self._bar is not None:
             self._bar.refresh()
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop, and how.
+
+    Attributes:
+        signal: the signal that asked, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> ExitCode | None:
+        """The status to end with after saving; None where nobody asked."""
+        if self.signal is None:
+            return None
+        return ExitCode.TERMINATED if self.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        log(f"{self.signal.name}: finishing this step and saving; Ctrl-C again leaves at once.")
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the loop sees, until the block ends."""
+    request = StopRequest()
+    earlier = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Continuing a run exactly where it stood.
 
 The resume state lies beside the model. `--resume auto` continues an unfinished run of the same text, architecture and
-arguments; one that differs is set aside, never overwritten; after a finished run a new one starts.
+arguments; one that differs is moved to another name, never overwritten; after a finished run a new one starts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,62 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import resume_path, write_error
 
 if TYPE_CHECKING:
-    from charseq2seq.corpus import Corpus
-    from charseq2seq.training.settings import Settings
+    from torch import Tensor
 
-# What changes a result by rounding only.
-_IRRELEVANT = ("data", "log_interval", "num_threads", "parallel", "accumulation_steps", "gradient_checkpointing")
+    from charseq2seq.corpus import Corpus
+    from charseq2seq.options import Settings
 
 # What may differ when a finished run is extended by --resume PATH.
-_BUDGET = ("max_steps ", "max_minutes ", "patience ")
+_BUDGET = ("max_steps ", "max_epochs ", "max_minutes ", "patience ")
+
+
+@dataclass
+class State:
+    """Everything that changes while a run goes on, field by field what a resume file holds.
+
+    Attributes:
+        identity: text, architecture and the options that decide the weights.
+        step: optimizer steps done.
+        seconds: of training, over all sessions of this run.
+        train_loss: running mean over about the last 50 steps, nats per character.
+        learning_rate_scale: what the learning rates are multiplied by, below 1 after a divergence.
+        epoch, position: the sampler's.
+        best_weights: of the best evaluation so far, at `best_step` with `best_loss`.
+        stale_evaluations: how many there were since.
+        history: step, seconds and losses of every evaluation.
+        finished: whether the run is complete.
+        weights, optimizers, scaler: filled when it is saved.
+    """
+
+    identity: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    train_loss: float = math.nan
+    learning_rate_scale: float = 1.0
+    epoch: int = 0
+    position: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    stale_evaluations: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    finished: bool = False
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizers: list[dict[Any, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
+    """The state of a run that begins, or that a resume file's content continues.
+
+    Raises:
+        SuiteError: the content is that of another version.
+    """
+    content = {name: value for name, value in (saved or {}).items() if not name.startswith("format")}
+    try:
+        return State(**(content | {"identity": identity}))
+    except TypeError as error:
+        raise does_not_fit(error) from error
 
 
 def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -56,7 +104,7 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
         )
     own = resume_path(model_path)
     if own.exists() and not own.samefile(resume) and not _is_finished(own):
-        _set_aside(own, "an unfinished run lies where this one goes.")
+        _move_away(own, "an unfinished run lies where this one goes.")
     return state
 
 
@@ -73,41 +121,45 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     try:
         state = load_resume_state(path)
     except SuiteError as error:
-        _set_aside(path, f"{error} Starting a new run.")
+        _move_away(path, f"{error} Starting a new run.")
         return None
     if state.get("finished"):
         log("resume: the last run here finished; starting a new one.")
         return None
     different = differences(_identity(state), identity)
     if different:
-        _set_aside(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
+        _move_away(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
         return None
     return state
 
 
-def check_figures(state: dict[str, Any]) -> None:
+def check_figures(state: State) -> None:
     """Refuse figures that no run has left: its model would be refused too, when it is done.
 
     Raises:
-        ValueError, KeyError, TypeError: saying which, or what is missing.
+        ValueError, TypeError: saying which.
     """
-    sampler = state["sampler"]
-    counts = [state["step"], state["best_step"], state["stale_evaluations"], sampler["epoch"], sampler["position"]]
+    counts = [state.step, state.best_step, state.stale_evaluations, state.epoch, state.position]
     if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
         raise ValueError("its counters are not whole numbers")
-    figures = [state[name] for name in ("seconds", "train_loss", "best_loss", "learning_rate_scale")]
-    if not all(type(figure) in (int, float) for figure in figures) or not 0 <= state["seconds"] < math.inf:
+    figures = [state.seconds, state.train_loss, state.best_loss, state.learning_rate_scale]
+    if not all(type(figure) in (int, float) for figure in figures) or not 0 <= state.seconds < math.inf:
         raise ValueError("its seconds or losses are not numbers")
-    if problem := history_problem(state["history"]):
+    if problem := history_problem(state.history):
         raise ValueError(problem)
+
+
+def does_not_fit(error: Exception) -> SuiteError:
+    """What to say of a resume file that another version wrote, or whose content was changed."""
+    return SuiteError(
+        f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
+        ExitCode.BAD_DATA,
+    )
 
 
 def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Text, architecture and the arguments that decide the weights of a run."""
-    args = settings.training_args()
-    for irrelevant in _IRRELEVANT:
-        del args[irrelevant]
-    return {"corpus_sha256": corpus.sha256, **args}
+    return {"corpus_sha256": corpus.sha256, **settings.identity()}
 
 
 def _identity(state: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +175,7 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _set_aside(path: Path, reason: str) -> None:
+def _move_away(path: Path, reason: str) -> None:
     """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on."""
     numbers = itertools.chain([""], itertools.count(2))
     names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in numbers)
@@ -133,45 +185,3 @@ def _set_aside(path: Path, reason: str) -> None:
     except OSError as error:
         raise write_error(kept, error) from error
     log(f"resume: {reason} What lay there is kept as {kept}; continue it with --resume {kept}.")
-
-
-def seed_random_states(seed: int) -> None:
-    """Seed every random generator that a run may draw from."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # of every device
-
-
-def random_states() -> dict[str, Any]:
-    """The states of every random generator a run may draw from: Python's, numpy's, torch's and this process's GPU's."""
-    import numpy as np
-    import torch
-
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        # Of this process's GPU only: a run may go on where there are fewer.
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Set every random generator as `random_states` found it."""
-    import numpy as np
-    import torch
-
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
-    if states["mps"] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])

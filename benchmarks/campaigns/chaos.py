@@ -1,7 +1,7 @@
 """Kill one training job at random moments, hundreds of times; fill the disk under it; plant tokens and look for them.
 
-    python benchmarks/chaos.py                                           # a quarter of an hour
-    python benchmarks/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
+    python benchmarks/campaigns/chaos.py                                           # a quarter of an hour
+    python benchmarks/campaigns/chaos.py --kills 3 --full_disk 1 --pushes 1        # a try
 
 Kills: a job is run once without a stop. Then it is started, killed and started again until it ends, and then anew,
 until there were as many kills as asked for: by SIGKILL, SIGTERM, SIGINT and two SIGINTs, while it starts, while it
@@ -37,12 +37,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
 from benchmarks.machine import describe_machine, markdown_table
-from charseq2seq.arguments import CommandLine, whole
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
@@ -246,11 +245,11 @@ class Kills:
                 end = time.monotonic() + seconds
                 until(lambda: time.monotonic() >= end, process, 0.001)
                 return
-            writing = job.path / f"{MODEL if moment == ENDING else STATE}.{process.pid}.tmp"
+            pattern = f"{MODEL if moment == ENDING else STATE}.*.tmp"
             for number in range(1 if moment == ENDING else saves):  # watched without a pause: a save takes milliseconds
                 if number:
-                    until(lambda: not writing.exists(), process, 0)
-                until(writing.exists, process, 0)
+                    until(lambda: not any(job.path.glob(pattern)), process, 0)
+                until(lambda: any(job.path.glob(pattern)), process, 0)
             time.sleep(later)
 
         return wait
@@ -378,7 +377,9 @@ class FullDisks:
         if code == ExitCode.OK:
             self._check(load_checkpoint(model).training_args["seed"] == 5, "said to have ended, and did not")
             return
-        self._check(code == ExitCode.IO_ERROR and "the disk is full; free some space" in self.user.log, self.user.log)
+        self._check(
+            code == ExitCode.IO_ERROR and "No space left on device; check the disk" in self.user.log, self.user.log
+        )
         self._check(model.read_bytes() == before, "the earlier model was touched")
         with contextlib.suppress(SuiteError):
             self._check(bool(load_resume_state(state)), "the resume state is unreadable")
@@ -458,8 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = CommandLine(description=__doc__, usage="%(prog)s [options]")
-    group = parser.add_argument_group("how much of it")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("kills", 200, "kills"),
         ("full_disk", 20, "runs on a full disk"),
@@ -467,10 +467,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("steps", STEPS, "steps of the job that is killed"),
         ("seed", 1, "of moments and signals"),
     ):
-        parser.add(group, f"--{name}", whole(0), default=default, metavar="N", help=f"{text} (default: %(default)s)")
-    args = parser.parse_args(argv)
-    parser.refuse()
-    return args
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

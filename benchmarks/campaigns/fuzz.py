@@ -1,7 +1,7 @@
 """Damaged and hostile files through the loaders: only our own errors come out, and memory stays bounded.
 
-    python benchmarks/fuzz.py                 # 10,000 model files and 10,000 JSON files, some minutes
-    python benchmarks/fuzz.py --count 500     # of each
+    python benchmarks/campaigns/fuzz.py                 # 10,000 model files and 10,000 JSON files, some minutes
+    python benchmarks/campaigns/fuzz.py --count 500     # of each
 
 Model files are changed in four ways: bytes of the file; bytes of the pickle inside, with right checksums; values of the
 content, saved anew; parts of the archive. JSON files are changed in their text and in their values. What a loader
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from charseq2seq.checkpoint import (
     FORMAT_VERSION,
@@ -274,11 +274,11 @@ class ModelFiles:
         """Do with a model what the suite does with it."""
         if not isinstance(loaded, Checkpoint):
             return
-        from charseq2seq.generation import Sampling, generate_text
+        from charseq2seq.generation import Sampling, TextGenerator
         from charseq2seq.publishing.card import render_card
         from charseq2seq.publishing.training_curve import draw_training_curve
 
-        generate_text(loaded.build_model(), loaded.vocabulary(), "", 3, Sampling())
+        TextGenerator(loaded.build_model(), loaded.vocabulary()).generate("", 3, Sampling())
         render_card(loaded, "alice/model", [], None)
         json.dumps([loaded.config, loaded.training_args, loaded.metrics, loaded.corpus, loaded.environment])
         if loaded.metrics != self.checkpoint.metrics:

@@ -1,0 +1,377 @@
+"""The options of both programs, a row each: flag, range, default, help, and what else depends on them.
+
+From a row come the parser and `--help`, `Settings`, what a checkpoint records of its run, what makes a resumed run the
+same run, and the command on the model card. A new option is one row here and its use.
+"""
+
+# ruff: noqa: RUF009 (a row is a dataclass field, made by a function)
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from charseq2seq.command_line import (
+    FILE,
+    NAME,
+    SWITCH,
+    TEXT,
+    TOKEN,
+    Kind,
+    PerDevice,
+    number,
+    one_of,
+    option,
+    options_of,
+    read_options,
+    whole,
+)
+from charseq2seq.device import choose_device, choose_precision
+from charseq2seq.errors import ExitCode, SuiteError, list_problems
+from charseq2seq.files import lock_path, resume_path
+
+
+def _size(*numbers: int) -> dict[str, int]:
+    names = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
+    return dict(zip(names, numbers, strict=True))
+
+
+# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
+SIZES: dict[str, dict[str, int]] = {
+    # the smallest that is useful: about five minutes on two CPU cores, text worth reading
+    "tiny": _size(192, 3, 1, 1, 3, 1024),
+    "small": _size(384, 6, 1, 2, 6, 1536),
+    "base": _size(512, 8, 1, 2, 8, 2048),
+    "large": _size(1024, 16, 1, 4, 16, 4096),
+}
+
+# The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
+LARGEST_BIGRAM_VOCABULARY = 512
+
+MODEL = "model (train; defaults depend on the device and are printed)"
+DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
+
+_RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True, "in_command": True}
+
+
+def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
+    """Makes the rows of a group: what they have in common."""
+    return partial(option, group=group, modes=modes, **more)
+
+
+_what = _rows("what to do")
+_model = _rows(MODEL, "train", **_RESULT)
+_run = _rows("run (train)", "train", **_RESULT)
+_course = _rows("run (train)", "train")  # how it goes on, not what it results in
+_memory = _rows("memory and speed (train)", "train", recorded=True)
+_publishing = _rows("publishing (train)", "train", needs="push_to_hf")
+_text = _rows("text (generate)", "generate")
+_TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
+_OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of train_transformer.py, a field each.
+
+    As read from a command line, an option has None where nothing was asked for and its default depends on the device;
+    `resolve_settings` decides those, and the types say what they are then.
+
+    Attributes:
+        reasons: why device, precision and size are what they are, for the user; empty before they are decided.
+        default_limits: whether no limit of the run was asked for, so that the text decides the number of epochs.
+    """
+
+    mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
+    model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
+    data_path: Path = _what(
+        Kind("PATH", Path),
+        "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
+        "plays, prepared on first use). evaluate scores the validation split of the text that the model was trained "
+        "on, and all of any other",
+        modes=("train", "evaluate"),
+    )
+    device: str = _what(
+        one_of("auto", "cpu", "cuda", "mps"),
+        "where to compute (default: auto, a GPU if there is one; but a small model generates on the CPU, faster)",
+        "auto",
+        recorded=True,
+        changes_weights=True,
+    )
+    precision: str = _what(
+        one_of("auto", "fp32", "bf16", "fp16"),
+        "of the arithmetic (default: auto, what the device is fast in)",
+        "auto",
+        **_RESULT | {"modes": ("train", "evaluate")},
+    )
+    num_threads: int = _what(
+        whole(1, 4 * (os.cpu_count() or 1)), "CPU threads (default: all there are, generate 1)", recorded=True
+    )
+    seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
+    log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
+    unknown: Literal["error", "skip"] | None = _what(
+        one_of("error", "skip"),
+        "what to do with characters that the model never saw (default: generate error, evaluate skip)",
+        modes=("evaluate", "generate"),
+    )
+
+    # The model; what has no default here has the one of its size.
+    size: str = _rows(MODEL, "train")(
+        one_of(*SIZES),
+        "tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take 0.1, "
+        "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it",
+        PerDevice("tiny", "base"),
+    )
+    d_model: int = _model(whole(2, 65_536), "features per position")
+    num_heads: int = _model(whole(1, 1024), "attention heads; d_model / num_heads must be even")
+    num_kv_heads: int = _model(whole(1, 1024), "key/value heads, each for a group of attention heads")
+    num_encoder_layers: int = _model(whole(1, 1024), "layers that read the source")
+    num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
+    d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
+    # Weight decay does dropout's work, and better except for tiny texts (benchmarks/LOG.md).
+    dropout: float = _model(number(0, 1, below=True), "fraction of features dropped in training", 0.0)
+    source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
+    target_length: int = _model(whole(1, 16_384), "characters that the decoder writes", 192)
+
+    # The run; the first limit reached ends it.
+    max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
+    max_epochs: float | None = _run(
+        number(0, above=True),
+        "end after so many epochs, passes over the text (default: chosen by the sizes of model and text, none with "
+        "another limit)",
+    )
+    max_minutes: float | None = _run(
+        number(0, above=True),
+        "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
+        PerDevice(4.5, 10.0),  # the final evaluation and the sample take the rest of five
+        in_command=False,  # another machine does not make as many steps in as many minutes
+    )
+    patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
+    batch_size: int = _run(whole(1, 1_048_576), "windows per step, of all processes", PerDevice(16, 128))
+    learning_rate: float = _run(number(0, 1e36, above=True), "of Muon, at its highest", 0.04)
+    weight_decay: float | None = _run(
+        number(0), "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"
+    )
+    eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
+    log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
+    resume: str = _course(
+        Kind("auto|never|FILE", str),
+        "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
+        "auto",
+    )
+
+    accumulation_steps: int = _memory(
+        whole(1, 1_048_576), "parts in which a process computes its portion of a batch, to save memory", 1
+    )
+    gradient_checkpointing: bool = _memory(
+        SWITCH, "compute activations again instead of keeping them: a third more time, far less memory"
+    )
+
+    push_to_hf: bool = _publishing(SWITCH, "push to the Hugging Face Hub when training has ended", needs="")
+    hf_repo_name: str = _publishing(NAME, "repository name", DEFAULT_REPO_NAME)
+    hf_username: str | None = _publishing(NAME, _OWNER_HELP)
+    hf_token: str | None = _publishing(TOKEN, _TOKEN_HELP, excludes="hf_token_file")
+    hf_token_file: Path | None = _publishing(FILE, "file that holds the token")
+    hf_private: bool = _publishing(SWITCH, "create a private repository")
+
+    prompt: str = _text(TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
+    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
+    num_chars: int = _text(whole(0), "characters to write", 500)
+    num_samples: int = _text(whole(1), "texts to write", 1)
+    temperature: float = _text(number(0), "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
+    top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
+    top_p: float | None = _text(
+        number(0, 1, above=True), "sample from the fewest characters with this total probability (default: 1, all)"
+    )
+
+    reasons: tuple[str, ...] = ()
+    default_limits: bool = True
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Keyword arguments of `Transformer`, except those that the text decides."""
+        return {name: getattr(self, name) for name in MODEL_OPTIONS}
+
+    def model_config(self, vocab_size: int) -> dict[str, Any]:
+        """All keyword arguments of `Transformer`."""
+        return {"vocab_size": vocab_size, **self.model, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
+
+    def training_args(self) -> dict[str, Any]:
+        """What a checkpoint records of the run: plain types, no path and no token."""
+        return {"data": self.data_path.name} | {n: getattr(self, n) for n, row in OPTIONS.items() if row.recorded}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights of a run, besides its text; another run has another identity."""
+        return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
+
+
+OPTIONS = options_of(Settings)
+MODEL_OPTIONS = tuple(name for name, row in OPTIONS.items() if row.group == MODEL and row.recorded)
+
+
+def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
+    """The flags of a command that trains a model like one that was trained, for its card.
+
+    Args:
+        training_args: of its checkpoint; options that this version does not have are left out.
+        steps: how many it was trained for. They are asked for even where the clock ended the run, because another
+            machine does not make as many in the same time.
+    """
+    told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.in_command}
+    if training_args.get("max_minutes") or not told["max_steps"]:
+        told["max_steps"] = steps
+    return [
+        f"--{name}" if value is True else f"--{name} {value}"
+        for name, value in told.items()
+        if value is not None and value is not False
+    ]
+
+
+# --- train_transformer.py
+
+
+def read_settings(argv: Sequence[str] | None, description: str | None = None) -> Settings:
+    """Read the command line of train_transformer.py; a wrong one ends the program with status 2."""
+    return read_options(Settings, argv, description, _contradictions)
+
+
+def _contradictions(asked: Settings) -> Iterator[str]:
+    if asked.d_model and asked.num_heads:
+        yield from _head_problems(asked.d_model, asked.num_heads)
+    names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
+    given = [(f"--{name}", path) for name in names if (path := getattr(asked, name)) is not None]
+    if impossible := [f"{name} holds a NUL character" for name, path in given if "\0" in str(path)]:
+        yield from impossible
+        return
+    paths = [(name, os.path.realpath(path)) for name, path in given]
+    if asked.mode == "train" and asked.model_path.name:
+        beside = {"resume state": resume_path(asked.model_path), "lock": lock_path(asked.model_path)}
+        paths += [(f"the {name} of --model_path", os.path.realpath(path)) for name, path in beside.items()]
+    for (one, path), (other, same) in itertools.combinations(paths, 2):
+        if path == same:  # one would be written over the other
+            yield f"{one} and {other} name the same file, {path}; choose another for one of them"
+
+
+def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+    """Decide what was left open, by the device found.
+
+    Args:
+        asked: what the command line says.
+        data_path: the text to train on.
+
+    Raises:
+        SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
+            fit together; all of it at once.
+    """
+    import torch
+
+    problems: list[str] = []
+    device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
+    precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
+    kind = "CPU" if device == "cpu" else "GPU"
+    defaults = {
+        name: getattr(row.default, kind.lower()) for name, row in OPTIONS.items() if isinstance(row.default, PerDevice)
+    }
+    default_limits = asked.max_steps is asked.max_epochs is asked.max_minutes is None
+    if not default_limits:
+        del defaults["max_minutes"]  # whoever counts steps or epochs does not want a clock
+    size = asked.size or defaults["size"]
+    size_reason = f"size {size}: " + ("asked for" if asked.size else f"default for a {kind}")
+    if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
+        size_reason += f", except {', '.join(changed)}"
+    defaults |= SIZES[size]
+    settings = replace(
+        asked,
+        **{name: value for name, value in defaults.items() if getattr(asked, name) is None},
+        data_path=data_path,
+        device=device,
+        precision=precision,
+        num_threads=asked.num_threads or torch.get_num_threads(),
+        hf_token=None,  # not needed for training, and nothing that is not there can leak
+        reasons=(device_reason, precision_reason, size_reason),
+        default_limits=default_limits,
+    )
+    problems += [*_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)]
+    if problems:
+        raise SuiteError(list_problems(problems), ExitCode.USAGE)
+    return settings
+
+
+def _collect_problem(
+    problems: list[str], instead: str, choose: Callable[..., tuple[str, str]], *asked: str
+) -> tuple[str, str]:
+    """What `choose` returns; where it refuses, its reason goes to the problems and `instead` is returned."""
+    try:
+        return choose(*asked)
+    except SuiteError as error:
+        problems.append(str(error))
+        return instead, ""
+
+
+def _length_problems(settings: Settings) -> list[str]:
+    from charseq2seq.checkpoint import LARGEST_TABLE
+
+    source_length, target_length = settings.source_length, settings.target_length
+    longest = LARGEST_TABLE * settings.num_heads // settings.d_model
+    if source_length + target_length <= longest:
+        return []
+    return [
+        f"--source_length {source_length:,} and --target_length {target_length:,} are together more than {longest:,}, "
+        "the most that a model file may have with this --d_model; choose shorter ones or more heads."
+    ]
+
+
+def _head_problems(d_model: int, num_heads: int) -> list[str]:
+    if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
+        return []
+    near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
+    return [
+        f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size; choose --d_model {near}, say."
+    ]
+
+
+# --- push_to_huggingface.py
+
+_what, _where, _who, _how = (_rows(title) for title in ("what", "where", "who", "how"))
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """The options of push_to_huggingface.py, a field each."""
+
+    model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
+    output_dir: Path | None = _what(Kind("DIR", Path), "build the repository folder here and leave it")
+    only_if_better: float | None = _what(
+        number(0, metavar="MARGIN"),
+        "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
+        without_value=0.0,
+    )
+    repo_name: str = _where(NAME, "repository name", DEFAULT_REPO_NAME)
+    username: str | None = _where(NAME, _OWNER_HELP)
+    private: bool = _where(SWITCH, "create a private repository")
+    revision: str = _where(Kind("BRANCH", str), "branch to push to, made if needed", "main")
+    create_pr: bool = _where(SWITCH, "propose the push as a pull request")
+    tag: str | None = _where(Kind("TAG", str), "name the commit, e.g. v1.0")
+    commit_message: str | None = _where(TEXT, "commit message (default: loss, steps and version)")
+    overwrite: bool = _where(SWITCH, "push over a repository that this suite did not make")
+    token: str | None = _who(TOKEN, _TOKEN_HELP, excludes="token_file")
+    token_file: Path | None = _who(FILE, "file that holds the token")
+    check: bool = _how(SWITCH, "only find out whether a push could work", excludes="dry_run")
+    dry_run: bool = _how(SWITCH, "do everything but send, and print the plan")
+    no_verify: bool = _how(SWITCH, "do not download and run what was pushed")
+    timeout: float = _how(number(0, above=True, metavar="SECONDS"), "seconds to wait for one answer", 60.0)
+    json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
+
+
+def read_push_options(argv: Sequence[str] | None, description: str | None = None) -> PushOptions:
+    """Read the command line of push_to_huggingface.py; a wrong one ends the program with status 2."""
+    return read_options(PushOptions, argv, description, _push_contradictions)
+
+
+def _push_contradictions(asked: PushOptions) -> Iterator[str]:
+    if asked.create_pr and (asked.tag or asked.revision != "main"):
+        yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"

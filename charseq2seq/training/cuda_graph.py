@@ -1,0 +1,86 @@
+"""A whole training step as one CUDA graph: captured once, then replayed.
+
+A step of a small model is a thousand kernels of a few microseconds, and starting each from Python takes longer than
+running it: the GPU waits for the host. A CUDA graph records what a step starts and starts it again in one call. What
+this asks of a step:
+
+- every tensor stays where it is: inputs are copied into fixed buffers, weights and optimizer state change in place;
+- nothing is read back to the host, and learning rates are tensors, or the first ones would be replayed for ever;
+- shapes never change: there is a graph for each variant (here: for each source length). The graphs share one pool of
+  memory, because only one of them runs at a time.
+
+The first call of a variant runs as it is, on the stream that captures later: libraries set themselves up, and the
+optimizers make their state. It is a step like any other, so nothing has to be undone. The way to do all this is
+described in PyTorch's notes on CUDA semantics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class GraphedStep:
+    """Runs `step(inputs, variant)` by replaying a CUDA graph of it.
+
+    Args:
+        step: takes a tensor on the GPU, of the same shape in every call, and what else decides the shapes inside;
+            returns a tensor, the loss. Everything else that it changes, it changes in place.
+
+    Attributes:
+        fallback: why steps are not captured any more; None while they are.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
+        self._step = step
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool: Any = None
+        self._inputs: Tensor | None = None
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._warm: set[Any] = set()
+
+    def __call__(self, inputs: Tensor, variant: Any) -> Tensor:
+        """One step; the loss is a tensor of its own, which later steps leave alone."""
+        if self._inputs is None:
+            self._inputs = torch.empty_like(inputs, device="cuda")
+        self._inputs.copy_(inputs, non_blocking=True)
+        if variant not in self._warm:
+            self._warm.add(variant)
+            return self._on_stream(variant)
+        if variant not in self._graphs:
+            self._graphs[variant] = self._capture(variant)
+        graph, loss = self._graphs[variant]
+        graph.replay()
+        return loss.clone()
+
+    def _on_stream(self, variant: Any) -> Tensor:
+        assert self._inputs is not None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            loss = self._step(self._inputs, variant).clone()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss
+
+    def _capture(self, variant: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        assert self._inputs is not None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            loss = self._step(self._inputs, variant)
+        self._pool = graph.pool()
+        return graph, loss
+
+
+def why_not(device: str, precision: str, *, checkpointing: bool, processes: int) -> str | None:
+    """Why a run's steps cannot be captured, or None where they can."""
+    if device != "cuda":
+        return f"not on {device}"
+    if precision == "fp16":
+        return "fp16's loss scaling reads the gradients back"
+    if checkpointing:
+        return "gradient checkpointing saves random states"
+    if processes > 1:
+        return "several processes exchange gradients while they are computed"
+    return None

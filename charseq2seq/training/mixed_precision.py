@@ -1,0 +1,74 @@
+"""Mixed precision without autocast: a working copy of the model computes, the master weights learn.
+
+The optimizers keep float32 master weights. Forward and backward pass run in a copy of the model in bf16 or fp16, made
+anew after every step; its gradients are converted once, all together. On CPUs this is faster than autocast, which
+converts every weight at every use (benchmarks/LOG.md). The idea is that of "Mixed Precision Training" (Micikevicius et
+al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from charseq2seq.device import torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from encoder_decoder_transformer import Transformer
+
+
+class WorkingCopy:
+    """A model in the precision in which it is computed.
+
+    Args:
+        master: float32 weights, on their device.
+        precision: "fp32", "bf16" or "fp16"; loss scaling keeps fp16's small gradients from vanishing.
+
+    Attributes:
+        model: what forward and backward pass use.
+        scaler: fp16's loss scaling; does nothing for other types.
+    """
+
+    def __init__(self, master: Transformer, precision: str) -> None:
+        self.master = master
+        self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
+        self.scaler = torch.amp.GradScaler(master.device.type, enabled=precision == "fp16")
+        self._masters: list[Tensor] = list(master.parameters())
+        self._copies: list[Tensor] = list(self.model.parameters())
+        self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to the copy's."""
+        torch.autograd.backward(self.scaler.scale(loss))
+
+    def step(self, optimizers: list[Optimizer]) -> None:
+        """Optimizer steps on the master weights, by the copy's gradients, and a new working copy."""
+        if self.model is not self.master:
+            self._convert_gradients()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        self.refresh()
+
+    @torch.no_grad()
+    def _convert_gradients(self) -> None:
+        """Hand the copy's gradients to the master; an encoder that got no source has none."""
+        converted, computed = [], []
+        for weight, gradient, copied in zip(self._masters, self._gradients, self._copies, strict=True):
+            weight.grad = None if copied.grad is None else gradient
+            if copied.grad is not None:
+                converted.append(gradient)
+                computed.append(copied.grad)
+        torch._foreach_copy_(converted, computed)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the master weights into the working copy."""
+        if self.model is not self.master:
+            torch._foreach_copy_(self._copies, self._masters)

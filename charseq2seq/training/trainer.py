@@ -1,0 +1,401 @@
+"""The training loop: steps, evaluations, saving, stopping.
+
+The loop's body runs N + 1 times for N steps: it evaluates and saves *before* a step, so that the last evaluation and
+the last save are the same lines as every other (the idea is nanochat's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
+from charseq2seq.console import log
+from charseq2seq.corpus import Corpus
+from charseq2seq.device import describe_hardware, tune_cpu
+from charseq2seq.errors import ExitCode
+from charseq2seq.files import resume_path
+from charseq2seq.options import Settings
+from charseq2seq.training.cuda_graph import GraphedStep, why_not
+from charseq2seq.training.evaluation import Evaluation, evaluate
+from charseq2seq.training.mixed_precision import WorkingCopy
+from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
+from charseq2seq.training.processes import ALONE, Group
+from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
+from charseq2seq.training.resume import State, check_figures, does_not_fit
+from charseq2seq.windows import WindowSampler, gather, ids_on_device
+from encoder_decoder_transformer import Transformer
+
+# Progress is measured on the first half of the validation split, and on no more than this many characters; the final
+# figure on all of it. So choosing the best weights does not use up the split, and evaluating stays cheap.
+_SELECTION_CHARACTERS = 32_768
+
+_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
+_EVALUATIONS_PER_MINUTE = 4  # and no more than these
+_LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
+_SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
+_SAVE_COST = 0.05  # saving takes at most this fraction of the time
+
+
+class _DivergedError(Exception):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        evaluation: of the weights that were kept, on the whole validation split; None where the run was stopped
+            and no model was written.
+        complete: whether its budget or its patience ended the run.
+        stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
+        diverged: what became NaN or infinite, in a sentence; None where nothing did.
+        saved: whether a resume state was written in this session.
+    """
+
+    evaluation: Evaluation | None
+    best_step: int
+    steps: int
+    seconds: float
+    complete: bool
+    stopped_by: ExitCode | None
+    diverged: str | None = None
+    saved: bool = False
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        settings: what to do.
+        corpus: what to learn from.
+        state: where to begin or continue.
+        group: the processes that train together, each of which has its own trainer.
+    """
+
+    def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
+        self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
+        torch.manual_seed(settings.seed)
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
+        tune_cpu()
+        self.config = settings.model_config(len(corpus.vocabulary))
+        master = Transformer(**self.config)
+        master.checkpoint_activations = settings.gradient_checkpointing
+        self.master = master.to(settings.device)
+        if settings.device == "cuda":
+            use_gpu_kernels(self.master)
+        assert settings.weight_decay is not None
+        self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
+        source_length, target_length = self.master.source_length, self.master.target_length
+        self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
+        self.max_steps = step_budget(settings, corpus.num_train)
+        self.working = WorkingCopy(self.master, settings.precision)
+        if state.weights:
+            self._restore()
+        self.model = group.distribute(self.working.model)
+        self.ids = ids_on_device(corpus.ids, settings.device)
+        self.step = self._captured_or_plain()
+        self.unread_losses: list[Tensor] = []
+        # Reading a loss waits for a GPU: there only as often as it is shown.
+        self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
+        self.saved = False  # in this session
+        self.saved_at = -math.inf  # seconds of training
+        self.save_cost = 0.0  # seconds
+
+    def _captured_or_plain(self) -> Callable[[Tensor, int], Tensor]:
+        settings = self.settings
+        reason = why_not(
+            settings.device,
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+            processes=self.group.size,
+        )
+        if reason is None:
+            return GraphedStep(self._compute)
+        if settings.device == "cuda":
+            log(f"steps are not captured as a CUDA graph: {reason}")
+        return self._compute
+
+    def train(self) -> Outcome:
+        """Run to the end of the budget, or until a signal or a divergence; write the model.
+
+        Raises:
+            SuiteError: a file cannot be written.
+        """
+        self._check_evaluation_works()
+        with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
+            try:
+                self._run(stop, progress)
+                return self._finish(stop, progress)
+            except _DivergedError as error:
+                # All processes see the same losses, but a signal may have come to one.
+                _, stop.signal = self.group.synchronize(0.0, stop.signal)
+                return self._outcome(stop, None, diverged=str(error))
+
+    def spent_fraction(self) -> float:
+        """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""
+        steps, minutes = self.max_steps, self.settings.max_minutes
+        of_steps = self.state.step / steps if steps else 0.0
+        of_minutes = self.state.seconds / (60 * minutes) if minutes else 0.0
+        return min(1.0, max(of_steps, of_minutes))
+
+    def is_complete(self) -> bool:
+        """Whether the budget or the patience is used up."""
+        patience = self.settings.patience
+        return self.spent_fraction() >= 1 or (patience is not None and self.state.stale_evaluations >= patience)
+
+    def _run(self, stop: StopRequest, progress: Progress) -> None:
+        state = self.state
+        started = time.perf_counter() - state.seconds
+        evaluated = self._evaluations_due()
+        while True:
+            state.seconds, stop.signal = self.group.synchronize(time.perf_counter() - started, stop.signal)
+            due, budget_spent = self._evaluations_due(), self.spent_fraction() >= 1
+            if due > evaluated or budget_spent:
+                self._evaluate(progress)
+            ends = stop.signal is not None or self.is_complete()
+            if ends or self._save_is_due(evaluation=due > evaluated):
+                self.save_resume(finished=False)
+            if ends:
+                return
+            evaluated = due
+            self._train_step()
+            spent = time.perf_counter() - started
+            progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
+
+    def _evaluations_due(self) -> int:
+        """How many evaluations there should have been by now."""
+        if self.settings.eval_interval:
+            return self.state.step // self.settings.eval_interval
+        evaluations = min(_EVALUATIONS, _EVALUATIONS_PER_MINUTE * (self.settings.max_minutes or math.inf))
+        return int(self.spent_fraction() * evaluations)
+
+    def _save_is_due(self, *, evaluation: bool) -> bool:
+        since = self.state.seconds - self.saved_at
+        return since >= _SAVE_SECONDS or (evaluation and since * _SAVE_COST >= self.save_cost)
+
+    def _speed(self, seconds: float) -> float:
+        """Target characters per second."""
+        return self.state.step * self.settings.batch_size * self.master.target_length / max(seconds, 1e-9)
+
+    # ----- one step ---------------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> None:
+        state, settings, group = self.state, self.settings, self.group
+        # The middle of the step: with its beginning the first step would be lost to warm-up.
+        half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
+        factor = learning_rate_factor(self.spent_fraction() + half_a_step)
+        set_learning_rates(self.optimizers, factor * state.learning_rate_scale)
+        if settings.model["dropout"]:  # by seed, step and rank: a resumed run drops the same features
+            torch.manual_seed((settings.seed * 1_000_003 + state.step) * group.size + group.rank)
+        starts, source_length = self.sampler.next_batch(group.rank, group.size)
+        if settings.device == "cuda":
+            starts = starts.pin_memory()
+        self.unread_losses.append(self.step(starts, source_length))
+        state.step += 1
+        state.epoch, state.position = self.sampler.epoch, self.sampler.position
+        if state.step % self.reading_interval == 0:
+            self._read_losses()
+
+    def _compute(self, starts: Tensor, source_length: int) -> Tensor:
+        """Everything that a step does on the device; returns this process's part of the batch's mean loss."""
+        settings, size = self.settings, self.group.size
+        pieces = starts.to(self.ids.device).tensor_split(settings.accumulation_steps)
+        characters = settings.batch_size * self.master.target_length
+        losses = []
+        for number, piece in enumerate(pieces, start=1):
+            source, target = gather(self.ids, piece, source_length, self.master.target_length)
+            with self._local_gradients(wanted=number < len(pieces)):
+                logits = self.model(source, target)
+                loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
+                self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
+            losses.append(loss.detach())
+        self.working.step(self.optimizers)
+        return torch.stack(losses).sum()
+
+    def _local_gradients(self, *, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Where wanted, keep DistributedDataParallel from averaging gradients to which more will be added."""
+        if wanted and isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _read_losses(self) -> None:
+        """Bring the running mean of the training loss up to date."""
+        losses = self.group.sum(*torch.stack(self.unread_losses).tolist()) if self.unread_losses else []
+        self.unread_losses.clear()
+        for loss in losses:
+            self._check_finite("training loss", loss)
+            mean = self.state.train_loss
+            self.state.train_loss = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
+
+    def _check_finite(self, name: str, figure: float) -> None:
+        if not math.isfinite(figure):
+            raise _DivergedError(
+                f"the {name} became {figure} at step {self.state.step:,}: most likely the learning rate "
+                f"({self.settings.learning_rate * self.state.learning_rate_scale:g}) is too high; try half of it."
+            )
+
+    # ----- evaluating -------------------------------------------------------------------------------------------------
+
+    def _check_evaluation_works(self) -> None:
+        """Two validation batches before the first step: what would fail later fails now (the idea is litgpt's)."""
+        first = self.corpus.num_train
+        characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
+        evaluate(self.working.model, self.ids, first, first + characters, self.group)
+
+    def _evaluate(self, progress: Progress) -> None:
+        """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
+        state = self.state
+        if state.history and state.history[-1]["step"] == state.step:
+            return  # the run was killed between its last evaluation and its end, and resumed
+        self._read_losses()
+        first = self.corpus.num_train
+        half = max(1, (len(self.corpus.ids) - first) // 2)
+        last = first + min(half, _SELECTION_CHARACTERS)
+        loss = evaluate(self.working.model, self.ids, first, last, self.group).nats_per_char
+        self._check_finite("validation loss", loss)
+        state.history.append(
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "train_nats_per_char": state.train_loss,
+                "nats_per_char": loss,
+            }
+        )
+        if len(state.history) > _LONGEST_HISTORY:
+            del state.history[-2::-2]  # the last one stays
+        best = loss < state.best_loss
+        state.stale_evaluations = 0 if best else state.stale_evaluations + 1
+        if best:
+            state.best_loss, state.best_step, state.best_weights = loss, state.step, weights_of(self.master)
+        progress.write(
+            f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
+            f"{' (best so far)' if best else ''}, {format_duration(state.seconds)} spent"
+        )
+
+    # ----- ending and saving ------------------------------------------------------------------------------------------
+
+    def _finish(self, stop: StopRequest, progress: Progress) -> Outcome:
+        """Write the model if the run is complete, or if it was stopped and there is none yet."""
+        complete = self.is_complete()
+        evaluation = None
+        if self.group.from_rank_0(lambda: complete or not self.settings.model_path.exists()):
+            if not self.state.best_weights:  # stopped before the first evaluation
+                self._evaluate(progress)
+            evaluation = self._evaluate_best()
+            self._check_finite("validation loss", evaluation.nats_per_char)
+            if self.group.rank == 0:
+                save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
+        if complete:
+            self.save_resume(finished=True)
+        return self._outcome(stop, evaluation)
+
+    def _outcome(self, stop: StopRequest, evaluation: Evaluation | None, diverged: str | None = None) -> Outcome:
+        return Outcome(
+            evaluation=evaluation,
+            best_step=self.state.best_step,
+            steps=self.state.step,
+            seconds=self.state.seconds,
+            complete=diverged is None and self.is_complete(),
+            stopped_by=stop.exit_code,
+            diverged=diverged,
+            saved=self.saved,
+        )
+
+    def _evaluate_best(self) -> Evaluation:
+        """Measure the best weights on the whole validation split; the last ones then take their place again."""
+        last = weights_of(self.master)
+        for weights in (self.state.best_weights, last):
+            self.master.load_state_dict(weights)
+            self.working.refresh()
+            if weights is not last:
+                evaluation = evaluate(self.working.model, self.ids, self.corpus.num_train, group=self.group)
+        return evaluation
+
+    def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
+        state = self.state
+        return Checkpoint(
+            model_state_dict=state.best_weights,
+            config=self.config,
+            vocab=self.corpus.vocabulary.index_of_token(),
+            training_args=self.settings.training_args(),
+            metrics={
+                **evaluation.facts(),
+                "step": state.best_step,
+                "steps": state.step,
+                "seconds": state.seconds,
+                "characters_per_second": self._speed(state.seconds),
+                "train_nats_per_char": state.train_loss,
+                "history": state.history,
+            },
+            corpus=self.corpus.facts(),
+            environment={**library_versions(), "hardware": describe_hardware(self.settings.device)},
+        )
+
+    def save_resume(self, *, finished: bool) -> None:
+        """Write everything that continuing needs.
+
+        Raises:
+            SuiteError: it cannot be written; an earlier state is untouched.
+        """
+        started = time.perf_counter()
+        self._read_losses()
+        state = self.state
+        state.weights = weights_of(self.master)
+        norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
+        self._check_finite(
+            "size of the weights", float(norms.sum())
+        )  # the last step's loss is of the weights before it
+        if self.group.rank == 0:
+            state.finished = finished
+            state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
+            state.scaler = self.working.scaler.state_dict()
+            save_resume_state(resume_path(self.settings.model_path), vars(state))
+        state.weights = {}
+        self.saved, self.saved_at, self.save_cost = True, state.seconds, time.perf_counter() - started
+
+    def _restore(self) -> None:
+        state = self.state
+        try:
+            check_figures(state)
+            self.master.load_state_dict(state.weights)
+            for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
+            self.working.scaler.load_state_dict(state.scaler)
+            self.working.refresh()
+            self.sampler.restore(state.epoch, state.position)
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+            raise does_not_fit(error) from error
+        state.weights, state.optimizers = {}, []
+
+
+def step_budget(settings: Settings, characters: int) -> int | None:
+    """The most steps of a run: those asked for or those of its epochs, whichever are fewer; None: no such limit."""
+    per_epoch = characters / (settings.batch_size * settings.target_length)
+    limits = [settings.max_steps] if settings.max_steps else []
+    limits += [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
+    return min(limits, default=None)
+
+
+def weights_of(model: Transformer) -> dict[str, Tensor]:
+    """A copy of a model's weights, on its device."""
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def use_gpu_kernels(model: Transformer) -> None:
+    """Let a model on a GPU use the faster kernels, where Triton is there to compile them."""
+    try:
+        from charseq2seq.training.gpu_kernels import KERNELS
+    except ImportError:
+        log("no Triton: the model computes with PyTorch's own kernels, at about half the speed")
+        return
+    model.use_kernels(KERNELS)

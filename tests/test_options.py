@@ -1,0 +1,215 @@
+"""The command lines: a wrong one is refused at once, with all that is wrong with it; `--help` tells the rest."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from charseq2seq import __version__
+from charseq2seq.checkpoint import load_checkpoint
+from charseq2seq.errors import ExitCode
+from charseq2seq.options import OPTIONS, SIZES, read_settings, resolve_settings, training_command
+from encoder_decoder_transformer import Transformer
+from tests.hub.server import fake_token
+from tests.train_client import TINY, Trainee, see, see_refused
+from tests.warm_client import WarmClient
+
+ENOUGH = 8 << 30  # bytes of address space for what must not take the machine's memory
+PROGRAMS = ["train_transformer.py", "push_to_huggingface.py"]
+
+# A line: exit code, arguments besides those of a short training run, and after "->" what the answer matches.
+WRONG_ARGUMENTS = r"""
+USAGE --max_steps -3 -> --max_steps must be a whole number from 1 to 2,147,483,647, not '-3'
+USAGE --batch_size 0 -> --batch_size must be a whole number from 1 to 1,048,576, not '0'
+USAGE --max_minutes 0 -> --max_minutes must be a finite number above 0, not '0'
+USAGE --learning_rate nan -> --learning_rate must be a number above 0 and at most 1e\+36, not 'nan'
+USAGE --max_minutes inf -> --max_minutes must be a finite number above 0, not 'inf'
+USAGE --max_steps 9999999999999999999999999 -> --max_steps must be a whole number .* to 2,147,483,647, not '9{25}'
+USAGE --num_encoder_layers 1.5 -> --num_encoder_layers must be a whole number from 1 to 1,024
+USAGE --d_model wide -> --d_model must be a whole number from 2 to 65,536, not 'wide'
+USAGE --dropout 1.0 -> --dropout must be a number at least 0 and below 1, not '1\.0'
+USAGE --dropout -0.1 -> --dropout must be a number at least 0 and below 1, not '-0\.1'
+USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads of an even size; choose --d_model 66
+USAGE --d_model 6 --num_heads 2 -> --d_model 6 cannot be divided into 2 heads of an even size
+USAGE --num_heads 1024 -> --d_model 16 cannot be divided into 1024 heads
+USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> length 16,384 are together more than 16,384, the
+USAGE --device tpu -> --device must be one of auto, cpu, cuda, mps, not 'tpu'
+USAGE --precision int8 -> --precision must be one of auto, fp32, bf16, fp16, not 'int8'
+USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU use bf16 or fp32
+USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, not 'sleep'
+USAGE --temprature 1 -> unrecognized arguments: --temprature 1; did you mean --temperature\?
+USAGE --num_chars 5 -> --num_chars belongs to --mode generate, not --mode train
+USAGE --unknown skip -> --unknown belongs to --mode evaluate and generate, not --mode train
+USAGE --mode generate -> --data_path belongs to --mode train and evaluate, not --mode generate
+USAGE --mode generate --precision bf16 -> --precision belongs to --mode train and evaluate
+USAGE --mode generate --prompt_file prompt.txt --log_file prompt.txt -> --log_file and --prompt_file name the same file
+USAGE --mode generate --prompt x --prompt_file y -> --prompt and --prompt_file exclude each other
+USAGE --hf_repo_name poet -> --hf_repo_name needs --push_to_hf
+USAGE --push_to_hf --hf_token x --hf_token_file y -> --hf_token and --hf_token_file exclude each other
+USAGE --num_threads 4096 -> --num_threads must be a whole number from 1 to \d+, not
+USAGE @nul.args -> --data_path holds a NUL character
+USAGE @absent.args -> No such file or directory: 'absent\.args'
+USAGE @open.args -> arguments file cannot be read: .* close its quotes
+USAGE @circle.args -> an arguments file names itself
+USAGE --model_path text.txt -> --model_path and --data_path name the same file, .*; choose another
+USAGE --log_file text.txt -> --log_file and --data_path name the same file, .*; choose another
+USAGE --log_file transformer_model.pth -> --log_file and --model_path name the same file, .*; choose another
+USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
+USAGE --model_path text --data_path text.lock -> --data_path and the lock of --model_path name the same file, .*; choose
+CANNOT_CREATE --model_path '' -> Is a directory;
+CANNOT_CREATE --model_path / -> write /: Is a directory;
+CANNOT_CREATE --model_path folder -> Is a directory;
+CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: No such file or directory;
+CANNOT_CREATE --model_path text.txt/m.pth -> Not a directory
+CANNOT_CREATE --model_path N300.pth -> File name too long;
+CANNOT_CREATE --model_path N244.pth -> File name too long;
+CANNOT_CREATE --log_file no/x.log -> no/x\.log: No such file or directory;
+NO_INPUT --resume N300 -> n{300} does not exist; --resume
+NO_INPUT --resume absent.pth -> absent\.pth does not exist; --resume takes
+BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no complete
+BAD_DATA --resume transformer_model.pth -> not a charseq2seq resume state file
+BAD_DATA --source_length 16384 -> needs at least 3\d,\d{3}; give a
+OUT_OF_MEMORY --d_model 65536 --d_ff 1048576 -> a model of [\d,]+ parameters takes about .* choose a smaller
+OUT_OF_MEMORY --batch_size 1048576 --d_model 1024 -> out of memory: .* choose a smaller --batch_size
+DIVERGED --learning_rate 1e36 --max_steps 6 -> the learning rate \(\S+\) is too high
+""".strip().splitlines()
+ABSENT = [device for device in ("cuda", "mps") if not getattr(torch, device).is_available()]
+WRONG_ARGUMENTS += [
+    rf"USAGE --device {device} -> --device {device}: this PyTorch .* finds no such" for device in ABSENT
+]
+
+
+@pytest.mark.parametrize("line", WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Trainee) -> None:
+    name, rest = line.split(maxsplit=1)
+    code, (words, says) = ExitCode[name], rest.split(" -> ")
+    for file, content in (
+        ("open", '--prompt "unclosed\n'),
+        ("circle", "@circle.args\n"),
+        ("nul", "--data_path 'a\0b'\n"),
+    ):
+        (owner.home / f"{file}.args").write_text(content)
+    (owner.home / "folder").mkdir()
+    before = {path: path.read_bytes() for path in (owner.text, owner.model)}
+    arguments = shlex.split(re.sub(r"N(\d+)", lambda length: "n" * int(length[1]), words))
+    arguments += [] if "--max_steps" in arguments else ["--max_steps", "2"]
+    done = client.run(owner.home, "--data_path", "text.txt", *TINY, *arguments, memory=ENOUGH)
+    see(done, code, says)
+    assert {path: path.read_bytes() for path in before} == before
+    assert "step 2" not in done.log or code == ExitCode.DIVERGED, "refused before work starts"
+    assert not list(owner.home.glob("*.tmp"))
+
+
+def test_a_link_that_names_itself_gives_way_to_the_model(client: WarmClient, user: Trainee) -> None:
+    (user.home / "round").symlink_to("round")
+    done = client.train(user, "--max_steps", "2", "--model_path", "round")
+    assert done.code == 0 and load_checkpoint(user.home / "round"), done.log
+
+
+def test_all_problems_are_told_at_once(client: WarmClient, user: Trainee) -> None:
+    wrong_values = "--max_steps 0 --dropout nan --device tpu --d_model 10 --num_heads 4 --hf_private --top_k 3"
+    done = client.run(user.home, *wrong_values.split(), "--bogus", fake_token("mistaken"))
+    see(done, ExitCode.USAGE, r"error: 7 problems:")
+    for told in ("--max_steps must", "--dropout must", "--device must", "unrecognized arguments: --bogus …"):
+        assert told in done.log
+    for told in ("--d_model 10 cannot", "--hf_private needs --push_to_hf", "--top_k belongs to --mode generate"):
+        assert told in done.log
+    if ABSENT:
+        done = client.run(user.home, "--device", ABSENT[0], "--precision", "fp16", "--num_heads", "1024")
+        see_refused(done, ExitCode.USAGE, r"3 problems:")
+
+
+def test_arguments_come_from_a_file_too(client: WarmClient, owner: Trainee) -> None:
+    (owner.home / "nightly.args").write_text(
+        '# every night\n--mode generate --num_chars 5\n--prompt "We sail"  # quoted as in a shell\n'
+    )
+    done = client.run(owner.home, "@nightly.args", "--num_chars", "6")
+    assert done.code == 0 and len(done.out) == len("We sail") + 6 + 1, done.log
+
+
+# --- help
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_fits_a_terminal_and_answers_at_once_without_torch(program: str, user: Trainee) -> None:
+    for name in ("torch", "numpy"):
+        (user.home / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    shadowed = {"PYTHONPATH": str(user.home), "COLUMNS": "80"}
+    started = time.perf_counter()
+    shown = user.run("--help", program=program, **shadowed)
+    assert time.perf_counter() - started < 2, "0.1 s on an idle machine"
+    assert shown.code == 0 and max(map(len, shown.out.splitlines())) <= 80
+    assert shown.out.count(f"python {program}") >= 2, "examples"
+    assert user.run("--version", program=program, **shadowed).out == f"charseq2seq {__version__}\n"
+    wrong = user.run("--bogus", "--token", "x", "--token_file", "y", program=program, **shadowed)
+    assert wrong.code == 2 and "was imported" not in wrong.log
+
+
+def test_help_has_two_examples_of_every_mode_and_every_option(user: Trainee) -> None:
+    told = user.run("--help").out
+    examples = [
+        shlex.split(line)[2:] for line in told.splitlines() if line.startswith("    python train_transformer.py")
+    ]
+    modes = [read_settings(words).mode for words in examples if not any(word.startswith("@") for word in words)]
+    assert {mode: modes.count(mode) for mode in modes} == {"train": 2, "evaluate": 2, "generate": 2}
+    assert all(f"  --{name}" in told and row.help for name, row in OPTIONS.items())
+    for size, shape in SIZES.items():
+        with torch.device("meta"):
+            config: dict[str, Any] = {"vocab_size": 70, **shape}
+            parameters = sum(weight.numel() for weight in Transformer(**config).parameters())
+        (millions,) = re.findall(rf"\b{size} \((\d+)", " ".join(told.split()))
+        assert int(millions) == round(parameters / 1e6), size
+
+
+# --- what else the rows decide
+
+
+def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
+    settings = resolve_settings(read_settings(["--size", "small", "--d_ff", "64", "--device", "cpu"]), tmp_path)
+    assert settings.model | SIZES["small"] | {"d_ff": 64} == settings.model
+    assert "size small: asked for, except --d_ff" in settings.reasons
+
+
+def test_defaults_depend_on_the_device_and_a_limit_of_steps_needs_no_clock(tmp_path: Path) -> None:
+    usual = resolve_settings(read_settings(["--device", "cpu"]), tmp_path)
+    assert (usual.size, usual.batch_size, usual.max_minutes, usual.max_steps) == ("tiny", 16, 4.5, None)
+    counted = resolve_settings(read_settings(["--device", "cpu", "--max_steps", "9"]), tmp_path)
+    assert counted.max_minutes is None
+    both = resolve_settings(read_settings(["--device", "cpu", "--max_steps", "9", "--max_minutes", "1"]), tmp_path)
+    assert (both.max_steps, both.max_minutes) == (9, 1.0)
+
+
+def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Path) -> None:
+    asked = read_settings(["--push_to_hf", "--hf_token", "secret", "--log_file", "x.log", "--device", "cpu"])
+    settings = resolve_settings(asked, tmp_path / "text.txt")
+    recorded = settings.training_args()
+    assert recorded["data"] == "text.txt" and recorded["seed"] == 1337 and "secret" not in repr(settings)
+    assert not {"model_path", "data_path", "log_file", "hf_token", "resume", "size"} & recorded.keys()
+    assert set(settings.identity()) < set(recorded)
+    only_rounding = {"log_interval", "num_threads", "accumulation_steps", "gradient_checkpointing"}
+    assert recorded.keys() - settings.identity().keys() == {"data", *only_rounding}
+
+
+def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: Path) -> None:
+    settings = resolve_settings(read_settings(["--device", "cpu", "--dropout", "0.1", "--compile"]), tmp_path / "x.txt")
+    recorded = settings.training_args() | {"nesterov": True}  # of another version
+    words = " ".join(training_command(recorded, steps=77)).split()
+    again = read_settings(words)
+    assert (again.max_steps, again.max_minutes, again.dropout, again.batch_size) == (77, None, 0.1, 16)
+    assert not {"--nesterov", "--compile", "--device", "--patience", "--log_interval"} & set(words)
+    assert again.model == settings.model
+
+
+def test_the_flags_of_the_guide_are_here(user: Trainee) -> None:
+    for program, flags in {
+        PROGRAMS[0]: "--mode --push_to_hf --hf_repo_name --hf_username --hf_token --hf_private",
+        PROGRAMS[1]: "--model_path --repo_name --username --token --private --commit_message",
+    }.items():
+        told = user.run("--help", program=program).out
+        assert all(re.search(rf"^  {flag}\b", told, re.MULTILINE) for flag in flags.split())
