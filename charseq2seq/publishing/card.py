@@ -24,41 +24,7 @@ TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
 SAMPLE_LENGTH, SAMPLE_TEMPERATURES, SAMPLE_SEED = 240, (0.5, 0.9), 1337
 _TEMPLATE = Path(__file__).parent / "published" / "model_card.md.jinja"
 _DATASETS = {SHA256["tinyshakespeare"]: "karpathy/tiny_shakespeare"}  # texts that the Hub has too
-
-_PARTS = {
-    "embedding": "a character and the three before it to a vector, for both sides",
-    "encoder": "reads the source in both directions",
-    "decoder": "writes the target, one character at a time",
-    "head": "vectors to characters",
-    "bigram": "what usually follows the previous character",
-}
-
-# What a checkpoint tells: name -> (label, format).
-_EVALUATION = {
-    "nats_per_char": ("validation loss, nats per character", ".4f"),
-    "bits_per_char": ("the same in bits per character", ".4f"),
-    "perplexity": ("perplexity per character", ".3f"),
-    "train_nats_per_char": ("training loss at the end, nats per character", ".4f"),
-    "characters": ("characters scored", ",.0f"),
-    "max_context": ("longest context, characters", ",.0f"),
-}
-_TEXT = {
-    "characters": ("characters", ",.0f"),
-    "distinct_characters": ("distinct characters", ",.0f"),
-    "train_characters": ("characters for training", ",.0f"),
-    "validation_characters": ("characters for validation, the last ones", ",.0f"),
-}
-_RUN = {
-    "steps": ("steps", ",.0f"),
-    "step": ("step of the published weights, the best", ",.0f"),
-    "characters_per_second": ("characters trained on per second", ",.0f"),
-    "seconds": ("training time, seconds", ",.0f"),
-}
-_RESULTS = {
-    "nats_per_char": "Nats per character",
-    "bits_per_char": "Bits per character",
-    "perplexity": "Perplexity",
-}
+_RESULTS = {"nats_per_char": "Nats per character", "bits_per_char": "Bits per character", "perplexity": "Perplexity"}
 
 
 @dataclass(frozen=True)
@@ -113,29 +79,28 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
     from huggingface_hub import ModelCard
 
     corpus, metrics = checkpoint.corpus, checkpoint.metrics
-    parts = _count_parameters(checkpoint)
+    sha256 = str(corpus.get("sha256", "unknown"))
     card = ModelCard.from_template(
         _metadata(checkpoint, repo_id),
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        parameters=f"{sum(parts.values()):,}",
         is_shakespeare=is_shakespeare(corpus),
-        corpus_name=corpus.get("name", "unknown"),
-        loss=_number(metrics, "nats_per_char", ".4f"),
-        perplexity=_number(metrics, "perplexity", ".1f"),
         alphabet_size=checkpoint.config["vocab_size"] - 1,
+        corpus_name=corpus.get("name", "unknown"),
+        sha256=sha256,
+        dataset=_DATASETS.get(sha256),
+        corpus=_finite_numbers(corpus),
+        metrics=_finite_numbers(metrics),
+        protocol=metrics.get("protocol"),
+        config=checkpoint.config,
+        parts=_count_parameters(checkpoint),
+        environment=checkpoint.environment,
+        command=_command(checkpoint),
         seed=SAMPLE_SEED,
         sample_length=SAMPLE_LENGTH,
         samples=samples,
-        evaluation=_cells(_numbers(metrics, _EVALUATION)),
-        protocol=metrics.get("protocol", "by a protocol that is not stated"),
         curve=curve,
-        parts=[(f"{part}: {_PARTS.get(part, 'weights')}", f"{count:,}") for part, count in parts.items()]
-        + [("**all**", f"**{sum(parts.values()):,}**")],
-        sizes=", ".join(f"`{name}` {value}" for name, value in checkpoint.config.items()),
-        training=_cells(_training_facts(checkpoint)),
-        command=_command(checkpoint),
     )
     return f"{card}\n"
 
@@ -144,7 +109,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     """The card's YAML as `ModelCardData`; language and licence only where the text is known to allow it."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    metrics, corpus = checkpoint.metrics, checkpoint.corpus
+    metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus
     results = [
         EvalResult(
             task_type="text-generation",
@@ -155,10 +120,10 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
             dataset_args={"sha256": corpus.get("sha256")},
             metric_type=kind,
             metric_name=name,
-            metric_value=float(value),
+            metric_value=round(metrics[kind], 4),
         )
         for kind, name in _RESULTS.items()
-        if (value := _number(metrics, kind, ".4f"))
+        if kind in metrics
     ]
     known = is_shakespeare(corpus)
     dataset = _DATASETS.get(str(corpus.get("sha256")))
@@ -183,20 +148,6 @@ def _count_parameters(checkpoint: Checkpoint) -> dict[str, int]:
     return counts
 
 
-def _training_facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    corpus = checkpoint.corpus
-    name, sha256 = (str(corpus.get(key, "unknown")) for key in ("name", "sha256"))
-    dataset = _DATASETS.get(sha256)
-    on_the_hub = f", [{dataset}](https://huggingface.co/datasets/{dataset}) on the Hub" if dataset else ""
-    return [
-        ("text", f"`{name}`{on_the_hub}"),
-        ("sha256", f"`{sha256}`"),
-        *_numbers(corpus, _TEXT),
-        *_numbers(checkpoint.metrics, _RUN),
-        *(("charseq2seq" if key == "suite" else key, str(value)) for key, value in checkpoint.environment.items()),
-    ]
-
-
 def _command(checkpoint: Checkpoint) -> str:
     """The command that trains a model like this one, a flag a line."""
     words = ["python train_transformer.py --mode train"]
@@ -206,20 +157,9 @@ def _command(checkpoint: Checkpoint) -> str:
     return " \\\n    ".join(words)
 
 
-def _number(facts: Mapping[str, Any], name: str, form: str) -> str:
-    """A number as text; empty where there is none, or none that can be shown."""
-    value = facts.get(name)
-    return format(value, form) if isinstance(value, (int, float)) and math.isfinite(value) else ""
-
-
-def _numbers(facts: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> list[tuple[str, str]]:
-    """The labelled numbers that there are."""
-    return [(label, text) for name, (label, form) in labels.items() if (text := _number(facts, name, form))]
-
-
-def _cells(rows: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Rows whose texts cannot break the table."""
-    return [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+def _finite_numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the facts that the card can show as numbers."""
+    return {name: value for name, value in facts.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 # --- how the card lives with what people write on the Hub

@@ -126,13 +126,7 @@ FAILURES = {
         passing=True,
     ),
     "rejected": Failure(
-        "{status}", "the Hub rejects the request", "read what it says and change that", ExitCode.BAD_DATA
-    ),
-    "card": Failure(
-        "model card rejected",
-        "the metadata at the head of README.md is not valid",
-        "correct it in the README.md on the Hub and push again",
-        ExitCode.BAD_DATA,
+        "rejected ({status})", "the Hub rejects what was sent", "read what it says and change that", ExitCode.BAD_DATA
     ),
     "timeout": Failure(
         "Connection timeout",
@@ -242,7 +236,7 @@ def explain(error: BaseException, token: str | None = None) -> PublishError | No
         if isinstance(cause, PublishError):
             return cause
     if any("Invalid metadata in README.md" in str(cause) for cause in causes):  # the library's words
-        return PublishError("card", _one_line(error, token))
+        return PublishError("rejected", _one_line(error, token))
     response = _response(causes)
     if response is not None:
         said = next((text for cause in causes if (text := getattr(cause, "server_message", None))), "")
