@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from charseq2seq.device import use_threads
 from charseq2seq.publishing.folder import build_folder
 from tests.hub.client import hub_with_people
 from tests.hub.server import HubServer
@@ -18,6 +19,8 @@ from tests.warm_client import WarmClient
 
 # A runner started in the background ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+use_threads(1)  # every worker has one core, as every program that it starts
 
 
 @pytest.fixture(autouse=True)

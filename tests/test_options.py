@@ -197,12 +197,14 @@ def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Pat
 
 
 def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: Path) -> None:
-    settings = resolve_settings(read_settings(["--device", "cpu", "--dropout", "0.1", "--compile"]), tmp_path / "x.txt")
+    settings = resolve_settings(
+        read_settings(["--device", "cpu", "--dropout", "0.1", "--gradient_checkpointing"]), tmp_path / "x.txt"
+    )
     recorded = settings.training_args() | {"nesterov": True}  # of another version
     words = " ".join(training_command(recorded, steps=77)).split()
     again = read_settings(words)
     assert (again.max_steps, again.max_minutes, again.dropout, again.batch_size) == (77, None, 0.1, 16)
-    assert not {"--nesterov", "--compile", "--device", "--patience", "--log_interval"} & set(words)
+    assert not {"--nesterov", "--gradient_checkpointing", "--device", "--patience", "--log_interval"} & set(words)
     assert again.model == settings.model
 
 

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import random
 import signal
@@ -35,23 +33,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from benchmarks.campaigns.watched_folder import SPARE, Folder, Search, fingerprint
 from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.hub.client import WRITE, hub_with_people
-from tests.hub.server import HubServer, fake_token
-from tests.train_client import ROOT, TINY, tiny_text
+from tests.hub.server import HubServer
+from tests.train_client import TINY
 
-SPARE = fake_token("spare")  # in the environment of every run
 MODEL, STATE = "transformer_model.pth", "transformer_model.resume.pth"
-CLOCKS = {"seconds", "characters_per_second"}  # all that may differ from the straight run
 STEPS, EVAL_INTERVAL = 600, 15
 JOB = ["--data_path", "text.txt", *TINY, "--dropout", "0.1", "--device", "cpu", "--num_threads", "1"]
 LOGGED = ["--log_interval", "1", "--log_file", "run.log"]
@@ -67,95 +63,6 @@ CODES = {
     "SIGINT": {ExitCode.INTERRUPTED, -signal.SIGINT},
     TWICE: {ExitCode.INTERRUPTED, -signal.SIGINT},
 }
-
-
-class Search:
-    """Looks for tokens in everything that runs print and write."""
-
-    def __init__(self) -> None:
-        self.outputs = self.size = 0
-        self.finds: list[str] = []
-
-    def text(self, name: str, content: bytes) -> None:
-        """Search one output."""
-        self.outputs, self.size = self.outputs + 1, self.size + len(content)
-        self.finds += [f"a token in {name}" for token in (SPARE, WRITE) if token.encode() in content]
-
-    def folder(self, folder: Path, but: Sequence[str] = ()) -> None:
-        """Search all files in a folder, except those that were given the token."""
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name not in but:
-                self.text(str(path), path.read_bytes())
-
-
-class Folder:
-    """Where a job works: its text, its model, its state.
-
-    Args:
-        path: an empty folder.
-        search: gets what the job's runs print and write.
-    """
-
-    def __init__(self, path: Path, search: Search) -> None:
-        path.mkdir(exist_ok=True)
-        self.path = path
-        self.search = search
-        self.log = ""
-        (path / "text.txt").write_text(tiny_text())
-
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start train_transformer.py here; stdout and stderr go to files."""
-        with (self.path / "stdout").open("wb") as out, (self.path / "stderr").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, str(ROOT / "train_transformer.py"), *arguments],
-                cwd=self.path,
-                env={"PATH": os.environ["PATH"], "HOME": str(self.path), "HF_TOKEN": SPARE, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-            )
-
-    def end(self, process: subprocess.Popen[bytes], but: Sequence[str] = ()) -> int:
-        """Wait for a run, search what it left, and return its exit code."""
-        code = process.wait()
-        self.log = (self.path / "stderr").read_text(encoding="utf-8", errors="replace")
-        self.search.folder(self.path, but)
-        return code
-
-    def run(self, arguments: Sequence[str], **environment: str) -> int:
-        """A run from start to end."""
-        return self.end(self.start(arguments, {"OMP_NUM_THREADS": "1", **environment}))
-
-    def report(self) -> dict[str, Any]:
-        """The last line of stdout."""
-        return dict(json.loads((self.path / "stdout").read_text().splitlines()[-1]))
-
-    def temporaries(self) -> list[str]:
-        """The files that are being written, or were when a run was killed."""
-        return [path.name for path in self.path.glob("*.tmp")]
-
-
-def fingerprint(path: Path) -> str:
-    """A hash of everything in a model file or resume state but what a clock told."""
-    found = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for name in sorted(value.keys() - CLOCKS, key=str):
-                found.update(f"{name!r}:".encode())
-                add(value[name])
-        elif isinstance(value, list | tuple):
-            found.update(f"{type(value).__name__}{len(value)}".encode())
-            for part in value:
-                add(part)
-        else:
-            found.update(f"{value!r};".encode())
-
-    add(torch.load(path, map_location="cpu", weights_only=True))
-    return found.hexdigest()
 
 
 class Kills:
