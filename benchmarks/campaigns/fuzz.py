@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from charseq2seq.checkpoint import (
     FORMAT_VERSION,
-    MEMORY_ALLOWANCE,
     Checkpoint,
     load_checkpoint,
     load_resume_state,
@@ -44,6 +43,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.vocabulary import CharVocabulary
 
 BATCH = 1000  # files a process
+MEMORY_ALLOWANCE = 256 << 20  # bytes that reading may take beyond four times the file
 Parts = dict[str, bytes]
 
 
