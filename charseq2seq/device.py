@@ -13,6 +13,8 @@ from charseq2seq.errors import ExitCode, SuiteError
 if TYPE_CHECKING:
     import torch
 
+    from encoder_decoder_transformer import Transformer
+
 # Of glibc's malloc.h: how much free memory at the heap's end is kept, and from which size on a block has pages of its
 # own, which are given back as soon as it is freed. 32 MiB is the most that the second may be.
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
@@ -124,3 +126,13 @@ def tune_cpu() -> None:
     if mallopt is not None:
         for parameter, limit in _MALLOC_LIMITS.items():
             mallopt(parameter, limit)
+
+
+def use_gpu_kernels(model: Transformer) -> None:
+    """Let a model that is on an NVIDIA GPU use the faster kernels, where Triton is there to compile them."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is not None:
+        from charseq2seq.gpu_kernels import KERNELS
+
+        model.use_kernels(KERNELS)
