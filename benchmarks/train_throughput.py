@@ -43,8 +43,8 @@ from benchmarks.machine import (
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.console import run
 from charseq2seq.device import tune_cpu
+from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, set_learning_rates
-from charseq2seq.training.working_copy import WorkingCopy
 from encoder_decoder_transformer import Transformer
 
 # Does one training step on source and target, returns its loss.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from encoder_decoder_transformer import Transformer
 
-# Of glibc's malloc.h: how much free memory at the heap's end is kept, and from which size on a block has pages of its
-# own, which are given back as soon as it is freed. 32 MiB is the most that the second may be.
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: how much free memory is kept at the end of the heap, and
+# from which size on a block has pages of its own, which go back when it is freed; the second is at most 32 MiB.
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
 
@@ -28,11 +28,7 @@ def choose_device(asked: str) -> tuple[str, str]:
     """
     import torch
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked != "auto":
         if not available[asked]:
             raise SuiteError(
@@ -113,11 +109,11 @@ def one_thread() -> Iterator[None]:
 
 
 def tune_cpu() -> None:
-    """Let this process take numbers too small to matter for zero, and keep the memory that it frees.
+    """Treat denormal numbers as zero, and keep the memory that this process frees.
 
-    Such numbers cost a CPU a hundredfold. As for memory, a training step takes and frees more than a hundred MiB: if
-    they go back to the system, every page is fetched and cleared anew in the next step, a tenth of its time
-    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc can be told so.
+    A CPU computes with denormals a hundred times slower. A training step allocates and frees more than 100 MiB: if they
+    go back to the system, the next step has to fetch and clear every page again, a tenth of its time
+    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc has these settings.
     """
     import torch
 

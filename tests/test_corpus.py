@@ -1,4 +1,4 @@
-"""Texts in the wild, their ids and their split, and windows that miss nothing and repeat nothing."""
+"""Texts in the wild, their ids and their split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charseq2seq.corpus import Ids, WindowSampler, find_files, load_corpus, read_text
+from charseq2seq.corpus import find_files, load_corpus, read_text
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.push_client import ROOT
 
@@ -260,103 +259,3 @@ def test_the_longest_validation_split_is_a_million_characters(tmp_path: Path) ->
 def test_one_emoji_does_not_quadruple_the_memory_of_a_text(tmp_path: Path) -> None:
     text = read_text(saved(tmp_path, "We sail!\n" * 500_000 + "🎭"))
     assert sum(map(sys.getsizeof, text.pieces)) < 1.2 * text.characters
-
-
-# --- windows
-
-
-def sampler(
-    length: int = 1000, source: int = 7, target: int = 5, batch: int = 4, seed: int = 0, first: int = 0
-) -> WindowSampler:
-    """A sampler over a text whose every character is its own place."""
-    ids: Ids = np.arange(first, first + length, dtype=np.int32)
-    return WindowSampler(ids, source, target, batch, seed)
-
-
-def joined(windows: WindowSampler) -> list[list[int]]:
-    """The next batch, each source joined with its target."""
-    source, target = windows.next_batch()
-    return [[*s, *t] for s, t in zip(source.tolist(), target.tolist(), strict=True)]
-
-
-def batches_of_this_pass(windows: WindowSampler) -> list[list[list[int]]]:
-    """Batch by batch until a pass is over; the last one may reach further."""
-    epoch, batches = windows.epoch, []
-    while windows.epoch == epoch:
-        batches.append(joined(windows))
-    return batches
-
-
-@given(
-    source=st.integers(1, 12),
-    target=st.integers(1, 12),
-    extra=st.integers(0, 60),
-    batch=st.integers(1, 9),
-    seed=st.integers(0, 2**31 - 1),
-)
-@settings(max_examples=100, deadline=None)
-def test_in_one_pass_a_character_is_a_target_at_most_once(
-    source: int, target: int, extra: int, batch: int, seed: int
-) -> None:
-    length = source + target + extra
-    one_by_one = batches_of_this_pass(sampler(length, source, target, 1, seed))
-    windows = sampler(length, source, target, batch, seed)
-    rows: list[list[int]] = []
-    while len(rows) < len(one_by_one):
-        rows += joined(windows)
-    del rows[len(one_by_one) :]  # the last batch may begin the next pass
-    assert [row[-target:] for row in rows] == [row[-target:] for given in one_by_one for row in given]
-    targets = Counter(place for row in rows for place in row[-target:])
-    assert max(targets.values()) == 1
-    assert len(targets) > extra + target - 2 * target, "and nearly every one is"
-    assert source <= min(targets) <= max(targets) < length
-    for row in rows:
-        assert row == list(range(row[0], row[0] + len(row))), "the target follows its source"
-
-
-def test_every_pass_is_shuffled_and_cut_anew() -> None:
-    windows = sampler()
-    first, second = ([row[-5] for given in batches_of_this_pass(windows) for row in given] for _ in range(2))
-    assert first != sorted(first)
-    assert {place % 5 for place in first[:150]} != {place % 5 for place in second[10:150]}
-    assert windows.epoch == 2
-
-
-def test_sources_have_every_length_and_mostly_the_full_one() -> None:
-    windows = sampler(100_000, batch=8)
-    lengths = Counter(windows.next_batch()[0].shape[1] for _ in range(2000))
-    assert set(lengths) == set(range(8))
-    assert lengths[7] == pytest.approx(2000 * (0.8 + 0.2 / 8), abs=80)
-    for length in range(7):
-        assert lengths[length] == pytest.approx(2000 * 0.2 / 8, abs=35)
-
-
-def test_batches_are_int64_and_whole() -> None:
-    windows = sampler(40, batch=50)  # a batch of more windows than a pass has
-    for _ in range(5):
-        source, target = windows.next_batch()
-        assert str(source.dtype) == str(target.dtype) == "torch.int64"
-        assert target.shape == (50, 5)
-        assert len(source) == 50
-
-
-@given(steps=st.integers(0, 60), batch=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_a_restored_sampler_goes_on_as_if_never_stopped(steps: int, batch: int, seed: int) -> None:
-    straight, resumed = sampler(200, batch=batch, seed=seed), sampler(200, batch=batch, seed=seed)
-    for _ in range(steps):
-        straight.next_batch()
-    resumed.next_batch()  # wherever it stood before
-    resumed.restore(straight.state())
-    assert all(type(value) is int for value in straight.state().values()), "plain, for the resume file"
-    for _ in range(20):
-        expected, got = straight.next_batch(), resumed.next_batch()
-        assert [part.tolist() for part in got] == [part.tolist() for part in expected]
-    assert resumed.state() == straight.state()
-
-
-def test_a_seed_is_an_order() -> None:
-    def given(seed: int) -> list[list[list[int]]]:
-        return batches_of_this_pass(sampler(seed=seed))
-
-    assert given(3) == given(3) != given(4)

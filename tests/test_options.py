@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,11 @@ def test_help_fits_a_terminal_and_answers_at_once_without_torch(program: str, us
     for name in ("torch", "numpy"):
         (user.home / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     shadowed = {"PYTHONPATH": str(user.home), "COLUMNS": "80"}
-    started = time.perf_counter()
+    before = os.times()
     shown = user.run("--help", program=program, **shadowed)
-    assert time.perf_counter() - started < 2, "0.1 s on an idle machine"
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.4, "seconds of a CPU; it is 0.1 on an idle machine"
     assert shown.code == 0 and max(map(len, shown.out.splitlines())) <= 80
     assert shown.out.count(f"python {program}") >= 2, "examples"
     assert user.run("--version", program=program, **shadowed).out == f"charseq2seq {__version__}\n"
@@ -197,12 +199,14 @@ def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Pat
 
 
 def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: Path) -> None:
-    settings = resolve_settings(read_settings(["--device", "cpu", "--dropout", "0.1", "--compile"]), tmp_path / "x.txt")
+    settings = resolve_settings(
+        read_settings(["--device", "cpu", "--dropout", "0.1", "--gradient_checkpointing"]), tmp_path / "x.txt"
+    )
     recorded = settings.training_args() | {"nesterov": True}  # of another version
     words = " ".join(training_command(recorded, steps=77)).split()
     again = read_settings(words)
     assert (again.max_steps, again.max_minutes, again.dropout, again.batch_size) == (77, None, 0.1, 16)
-    assert not {"--nesterov", "--compile", "--device", "--patience", "--log_interval"} & set(words)
+    assert not {"--nesterov", "--gradient_checkpointing", "--device", "--patience", "--log_interval"} & set(words)
     assert again.model == settings.model
 
 

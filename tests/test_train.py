@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,35 +16,48 @@ from torch import Tensor
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision
-from charseq2seq.options import SIZES, read_settings, resolve_settings
+from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.loop import Trainer
 from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.progress import Progress
-from charseq2seq.training.run import suited_to
+from charseq2seq.training.resume import State
+from charseq2seq.training.run import with_text_defaults
+from charseq2seq.training.trainer import Trainer
 from charseq2seq.vocabulary import CharVocabulary
-from encoder_decoder_transformer import Transformer
 from tests.train_client import ROOT, TINY, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+from tests.warm_client import WarmClient
+
+Learned = tuple[Trainee, Done]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainee, Done]:
-    """A user with a trained model, and how the training ended."""
-    trainee = Trainee(tmp_path_factory.mktemp("trained"))
-    done = trainee.train("--max_steps", "150", "--log_interval", "50", "--learning_rate", "0.05")
+def learned(client: WarmClient, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """A user with a model that has learned something, and how the training ended."""
+    trainee = Trainee(tmp_path_factory.mktemp("learned"))
+    done = client.train(trainee, "--max_steps", "150", "--log_interval", "50", "--learning_rate", "0.05")
     assert done.code == 0, done.log
     return trainee, done
 
 
-def test_a_run_says_first_what_it_is_going_to_do(trained: tuple[Trainee, Done]) -> None:
-    _, done = trained
-    text = tiny_text()
+def trainer(user: Trainee, *flags: str) -> Trainer:
+    """What trains a tiny model on text.txt, in this process."""
+    asked = read_settings([*TINY, "--device", "cpu", "--model_path", str(user.model), *flags])
+    corpus = load_corpus(user.text, 24)
+    return Trainer(with_text_defaults(resolve_settings(asked, user.text), corpus), corpus, State(identity={}))
+
+
+# --- train
+
+
+def test_a_run_says_first_what_it_is_going_to_do(learned: Learned) -> None:
+    _, done = learned
+    text, gpu = tiny_text(), torch.cuda.is_available()
     for expected in (
         f"text: text.txt, {len(text):,} characters, {len(set(text))} distinct",
         "sha256: ",
         "parameters (embedding ",
-        "device cpu: no GPU found" if not torch.cuda.is_available() else "device cuda",
-        choose_precision("auto", "cpu")[1] if not torch.cuda.is_available() else "precision bf16",
+        "device cuda" if gpu else "device cpu: no GPU found",
+        "precision bf16" if gpu else choose_precision("auto", "cpu")[1],
         "run: 150 steps, batches of 4 x 16 characters",
         "files: transformer_model.pth when the run ends, transformer_model.resume.pth to continue it",
     ):
@@ -54,64 +65,8 @@ def test_a_run_says_first_what_it_is_going_to_do(trained: tuple[Trainee, Done]) 
     assert done.log.index("text: ") < done.log.index("step ")
 
 
-def test_a_run_that_was_too_long_says_so(trained: tuple[Trainee, Done], tmp_path: Path) -> None:
-    letters = random.Random(1)
-    user = Trainee(tmp_path / "user", "".join(letters.choices("abcdefgh", k=3000)))  # nothing to learn but by heart
-    done = user.train("--max_steps", "300", "--learning_rate", "0.1", "--d_model", "64", "--d_ff", "128")
-    best = done.report["best_step"]
-    assert best < 240 and f"A shorter run (--max_steps {best}) should end better" in done.log, done.log
-    assert "by heart" not in trained[1].log
-
-
-def test_the_training_loss_is_the_same_however_often_it_is_read(tmp_path: Path) -> None:
-    curves = []
-    for interval in (1, 7):  # on a GPU it is read now and then
-        user = Trainee(tmp_path / str(interval))
-        flags = ["--device", "cpu", "--max_steps", "30", "--eval_interval", "10", "--model_path", str(user.model)]
-        corpus = load_corpus(user.text, 24)
-        trainer = Trainer(suited_to(corpus, resolve_settings(read_settings([*TINY, *flags]), user.text)), corpus)
-        trainer.reading_interval = interval
-        trainer.train()
-        curves.append([point["train_nats_per_char"] for point in trainer.history])
-    assert curves[0] == curves[1] and len(curves[0]) == 3
-
-
-def test_a_long_history_forgets_every_second_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charseq2seq.training.loop._LONGEST_HISTORY", 4)
-    user = Trainee(tmp_path / "user")
-    flags = ["--max_steps", "9", "--eval_interval", "1", "--model_path", str(user.model)]
-    corpus = load_corpus(user.text, 24)
-    trainer = Trainer(suited_to(corpus, resolve_settings(read_settings([*TINY, *flags]), user.text)), corpus)
-    trainer.train()
-    assert [point["step"] for point in trainer.history] == [1, 7, 9]
-
-
-def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
-        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
-        assert shown in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])
-def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int, tmp_path: Path) -> None:
-    user = Trainee(tmp_path / "user")
-    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(pieces), "--max_steps", "1"]
-    corpus, computed = load_corpus(user.text, 24), []
-    trainer = Trainer(suited_to(corpus, resolve_settings(read_settings([*TINY, *flags]), user.text)), corpus)
-    forward = trainer.forward
-
-    def count(source: Tensor, target: Tensor) -> Tensor:
-        computed.append(len(source))
-        logits: Tensor = forward(source, target)
-        return logits
-
-    trainer.forward = count
-    trainer._train_step()
-    assert len(computed) == pieces and sum(computed) == batch_size
-
-
-def test_a_run_ends_with_text_figures_and_what_to_do_next(trained: tuple[Trainee, Done]) -> None:
-    _, done = trained
+def test_a_run_ends_with_text_figures_and_what_to_do_next(learned: Learned) -> None:
+    _, done = learned
     *sample, last = done.out.splitlines()
     report = json.loads(last)
     assert report["outcome"] == "finished" and report["exit_code"] == 0 and report["steps"] == 150
@@ -122,8 +77,8 @@ def test_a_run_ends_with_text_figures_and_what_to_do_next(trained: tuple[Trainee
     assert "chars/s" in done.log and "left" in done.log
 
 
-def test_the_model_has_learnt_something(trained: tuple[Trainee, Done]) -> None:
-    _, done = trained
+def test_the_model_has_learned_something(learned: Learned) -> None:
+    _, done = learned
     text = tiny_text()
     validation = text[int(len(text) * 0.9) :]
     unigram = -sum(math.log(text.count(character) / len(text)) for character in validation) / len(validation)
@@ -131,24 +86,8 @@ def test_the_model_has_learnt_something(trained: tuple[Trainee, Done]) -> None:
     assert done.report["bits_per_char"] == pytest.approx(done.report["nats_per_char"] / math.log(2))
 
 
-def test_weight_decay_suits_the_text_unless_it_is_asked_for(trained: tuple[Trainee, Done], tmp_path: Path) -> None:
-    trainee, done = trained
-    args = load_checkpoint(trainee.model).training_args
-    characters_a_step = args["batch_size"] * args["target_length"]
-    suitable = suitable_weight_decay(args["learning_rate"], int(len(tiny_text()) * 0.9) / characters_a_step)
-    assert args["weight_decay"] == suitable and f"weight decay {suitable:g}, seed" in done.log
-    norms = {}
-    for decay in ("0", "1"):
-        other = Trainee(tmp_path / decay)
-        done = other.train("--max_steps", "60", "--weight_decay", decay)
-        assert f"weight decay {decay}, seed" in done.log
-        weights = load_checkpoint(other.model).model_state_dict
-        norms[decay] = sum(float(weights[name].norm()) for name in weights if name.endswith("query.weight"))
-    assert norms["1"] < 0.5 * norms["0"]
-
-
-def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trainee, Done]) -> None:
-    trainee, done = trained
+def test_the_model_file_stands_alone_and_tells_of_no_machine(learned: Learned) -> None:
+    trainee, done = learned
     checkpoint = load_checkpoint(trainee.model)
     assert checkpoint.metrics["nats_per_char"] == done.report["nats_per_char"]
     assert checkpoint.training_args["data"] == "text.txt" and checkpoint.config["d_model"] == TINY_SIZES["d_model"]
@@ -161,16 +100,102 @@ def test_the_model_file_stands_alone_and_tells_of_no_machine(trained: tuple[Trai
     assert again.nats_per_char == pytest.approx(done.report["nats_per_char"], abs=1e-3)
 
 
-def test_evaluate_computes_as_the_model_was_trained(tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    done = trainee.train("--max_steps", "20", "--precision", "fp32")
-    facts = json.loads(trainee.run("--mode", "evaluate", "--data_path", "text.txt").out)
+def test_a_run_that_was_too_long_says_so(learned: Learned, client: WarmClient, user: Trainee) -> None:
+    letters = random.Random(1)
+    user.text.write_text("".join(letters.choices("abcdefgh", k=3000)))  # nothing to learn but by heart
+    done = client.train(user, "--max_steps", "300", "--learning_rate", "0.1", "--d_model", "64", "--d_ff", "128")
+    best = done.report["best_step"]
+    assert best < 240 and f"A shorter run (--max_steps {best}) should end better" in done.log, done.log
+    assert "by heart" not in learned[1].log
+
+
+def test_weight_decay_suits_the_text_unless_it_is_asked_for(
+    learned: Learned, client: WarmClient, tmp_path: Path
+) -> None:
+    trainee, done = learned
+    args = load_checkpoint(trainee.model).training_args
+    characters_per_step = args["batch_size"] * args["target_length"]
+    suitable = suitable_weight_decay(args["learning_rate"], int(len(tiny_text()) * 0.9) / characters_per_step)
+    assert args["weight_decay"] == suitable and f"weight decay {suitable:g}, seed" in done.log
+    norms = {}
+    for decay in ("0", "1"):
+        other = Trainee(tmp_path / decay)
+        done = client.train(other, "--max_steps", "60", "--weight_decay", decay)
+        assert f"weight decay {decay}, seed" in done.log
+        weights = load_checkpoint(other.model).model_state_dict
+        norms[decay] = sum(float(weights[name].norm()) for name in weights if name.endswith("query.weight"))
+    assert norms["1"] < 0.5 * norms["0"]
+
+
+def test_a_large_vocabulary_has_no_bigram_table(client: WarmClient, user: Trainee) -> None:
+    user.text.write_text("".join(chr(0x4E00 + number % 600) for number in range(6000)))
+    assert client.train(user, "--max_steps", "2").code == 0
+    checkpoint = load_checkpoint(user.model)
+    assert checkpoint.config["bigram"] is False and "bigram.weight" not in checkpoint.model_state_dict
+
+
+@pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="../shared/data/tinyshakespeare.txt is not here")
+def test_tiny_shakespeare_is_read_whole(client: WarmClient, user: Trainee) -> None:
+    done = client.train(user, "--max_steps", "3", "--data_path", str(TINY_SHAKESPEARE))
+    assert done.code == 0, done.log
+    assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
+    assert done.report["characters"] == 111_540
+
+
+# --- the trainer, in this process
+
+
+def test_the_training_loss_is_the_same_however_often_it_is_read(user: Trainee) -> None:
+    curves = []
+    for interval in (1, 7):  # on a GPU it is read now and then
+        training = trainer(user, "--max_steps", "30", "--eval_interval", "10")
+        training.reading_interval = interval
+        training.train()
+        curves.append([point["train_nats_per_char"] for point in training.state.history])
+    assert curves[0] == curves[1] and len(curves[0]) == 3
+
+
+def test_a_long_history_forgets_every_second_evaluation(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charseq2seq.training.trainer._LONGEST_HISTORY", 4)
+    training = trainer(user, "--max_steps", "9", "--eval_interval", "1")
+    training.train()
+    assert [point["step"] for point in training.state.history] == [1, 7, 9]
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
+        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
+        assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])
+def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int, user: Trainee) -> None:
+    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(pieces), "--max_steps", "1"]
+    training, computed = trainer(user, *flags), []
+    model = training.model
+
+    def count(source: Tensor, target: Tensor) -> Tensor:
+        computed.append(len(source))
+        logits: Tensor = model(source, target)
+        return logits
+
+    training.model = count  # type: ignore[assignment]
+    training._train_step()
+    assert len(computed) == pieces and sum(computed) == batch_size
+
+
+# --- evaluate and generate
+
+
+def test_evaluate_computes_as_the_model_was_trained(client: WarmClient, user: Trainee) -> None:
+    done = client.train(user, "--max_steps", "20", "--precision", "fp32")
+    facts = json.loads(client.run(user.home, "--mode", "evaluate", "--data_path", "text.txt").out)
     assert facts["nats_per_char"] == pytest.approx(done.report["nats_per_char"], abs=1e-9)
 
 
-def test_evaluate_scores_the_validation_split_or_another_text(trained: tuple[Trainee, Done]) -> None:
-    trainee, done = trained
-    own = trainee.run("--mode", "evaluate", "--data_path", "text.txt")
+def test_evaluate_scores_the_validation_split_or_another_text(learned: Learned, client: WarmClient) -> None:
+    trainee, done = learned
+    own = client.run(trainee.home, "--mode", "evaluate", "--data_path", "text.txt")
     facts = json.loads(own.out)
     assert own.code == 0 and facts["split"] == "validation"
     assert facts["nats_per_char"] == pytest.approx(done.report["nats_per_char"], abs=1e-6)
@@ -179,18 +204,18 @@ def test_evaluate_scores_the_validation_split_or_another_text(trained: tuple[Tra
     assert "nats per character" in own.log
     text = "ALL: Speak, Ünder the ships!\n"
     (trainee.home / "other.txt").write_text(text)
-    other = trainee.run("--mode", "evaluate", "--data_path", "other.txt")
+    other = client.run(trainee.home, "--mode", "evaluate", "--data_path", "other.txt")
     facts = json.loads(other.out)
     skipped = sum(character not in tiny_text() for character in text)
     assert facts["split"] == "all" and facts["skipped_characters"] == skipped > 0
     assert facts["characters"] == len(text) - skipped
     assert "U+00DC LATIN CAPITAL LETTER U WITH DIAERESIS" in other.log
-    refused = trainee.run("--mode", "evaluate", "--data_path", "other.txt", "--unknown", "error")
+    refused = client.run(trainee.home, "--mode", "evaluate", "--data_path", "other.txt", "--unknown", "error")
     assert refused.code == 65 and "U+00DC" in refused.log and refused.out == ""
 
 
-def test_generate_writes_any_length_after_any_prompt(trained: tuple[Trainee, Done]) -> None:
-    trainee, _ = trained
+def test_generate_writes_any_length_after_any_prompt(learned: Learned, client: WarmClient) -> None:
+    trainee, _ = learned
     known = CharVocabulary.from_text(tiny_text())
     long_prompt = "ALL:\nWe sail, we sail! " * 10
     (trainee.home / "prompt.txt").write_text(long_prompt)
@@ -199,13 +224,23 @@ def test_generate_writes_any_length_after_any_prompt(trained: tuple[Trainee, Don
         (["--prompt", "ALL:", "--num_chars", "0"], "ALL:", 0),
         (["--prompt_file", "prompt.txt", "--num_chars", "50", "--top_k", "3", "--top_p", "0.9"], long_prompt, 50),
     ):
-        done = trainee.run("--mode", "generate", *arguments)
+        done = client.run(trainee.home, "--mode", "generate", *arguments)
         assert done.code == 0 and done.out.startswith(prompt) and len(done.out) == len(prompt) + length + 1, done.log
         assert not known.unknown_characters(done.out)
 
 
-def test_generate_computes_with_one_thread_unless_asked_for_more(trained: tuple[Trainee, Done]) -> None:
-    trainee, _ = trained
+def test_the_same_seed_gives_the_same_text(learned: Learned, client: WarmClient) -> None:
+    home = learned[0].home
+    command = ["--mode", "generate", "--prompt", "ALL:", "--num_chars", "80", "--num_samples", "2"]
+    one, same, other = (client.run(home, *command, "--seed", seed).out for seed in ("1", "1", "7"))
+    first, _, second = one.partition(f"\n{'-' * 40}\n")
+    assert one == same != other and len(first) == 84 and len(second) == 85 and first != second[:-1]
+    greedy = [client.run(home, *command, "--seed", seed, "--temperature", "0").out for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
+
+
+def test_generate_computes_with_one_thread_unless_asked_for_more(learned: Learned) -> None:
+    trainee, _ = learned
     program = (
         "import sys, threadpoolctl, torch, train_transformer\n"
         "train_transformer.main(['--mode', 'generate', *sys.argv[1:]])\n"
@@ -221,70 +256,3 @@ def test_generate_computes_with_one_thread_unless_asked_for_more(trained: tuple[
 
     assert threads() == {1}
     assert threads("--num_threads", "2") == {2}
-
-
-def test_the_same_seed_gives_the_same_text(trained: tuple[Trainee, Done]) -> None:
-    trainee, _ = trained
-    command = ["--mode", "generate", "--prompt", "ALL:", "--num_chars", "80", "--num_samples", "2"]
-    one, same, other = (trainee.run(*command, "--seed", seed).out for seed in ("1", "1", "7"))
-    first, _, second = one.partition(f"\n{'-' * 40}\n")
-    assert one == same != other and len(first) == 84 and len(second) == 85 and first != second[:-1]
-    greedy = [trainee.run(*command, "--seed", seed, "--temperature", "0").out for seed in ("1", "2")]
-    assert greedy[0] == greedy[1]
-
-
-def test_arguments_come_from_a_file_too(trained: tuple[Trainee, Done]) -> None:
-    trainee, _ = trained
-    (trainee.home / "nightly.args").write_text(
-        '# every night\n--mode generate --num_chars 5\n--prompt "we sail"  # quoted as in a shell\n'
-    )
-    done = trainee.run("@nightly.args", "--num_chars", "6")
-    assert done.code == 0 and len(done.out) == len("we sail") + 6 + 1, done.log
-
-
-def test_help_and_argument_errors_need_no_torch(tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    (tmp_path / "user" / "torch.py").write_text("raise SystemExit('torch was imported')")
-    (tmp_path / "user" / "numpy.py").write_text("raise SystemExit('numpy was imported')")
-    shadowed = {"PYTHONPATH": str(tmp_path / "user")}
-    shown = trainee.run("--help", **shadowed)
-    assert shown.code == 0 and "--num_encoder_layers" in shown.out and "--push_to_hf" in shown.out
-    wrong = trainee.run("--max_steps", "-1", "--dropout", "1.0", "--hf_private", "--bogus", **shadowed)
-    assert wrong.code == 2 and "was imported" not in wrong.log
-
-
-def test_a_large_vocabulary_has_no_bigram_table(tmp_path: Path) -> None:
-    text = "".join(chr(0x4E00 + number % 600) for number in range(6000))
-    trainee = Trainee(tmp_path / "user", text)
-    done = trainee.train("--max_steps", "2")
-    assert done.code == 0, done.log
-    checkpoint = load_checkpoint(trainee.model)
-    assert checkpoint.config["bigram"] is False and "bigram.weight" not in checkpoint.model_state_dict
-
-
-@pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="../shared/data/tinyshakespeare.txt is not here")
-def test_tiny_shakespeare_is_read_whole(tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    done = trainee.run(
-        "--data_path", str(TINY_SHAKESPEARE), *["--max_steps", "3", "--d_model", "32", "--num_heads", "2"]
-    )
-    assert done.code == 0, done.log
-    assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
-    assert done.report["characters"] == 111_540
-
-
-def test_the_help_gives_the_number_of_parameters_of_every_size(tmp_path: Path) -> None:
-    told = " ".join(Trainee(tmp_path / "user").run("--help").out.split())
-    for size, shape in SIZES.items():
-        with torch.device("meta"):
-            config: dict[str, Any] = {"vocab_size": 70, **shape}
-            parameters = sum(weight.numel() for weight in Transformer(**config).parameters())
-        (millions,) = re.findall(rf"\b{size} \((\d+)", told)
-        assert int(millions) == round(parameters / 1e6), size
-
-
-def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
-    args = read_settings(["--size", "small", "--d_ff", "64", "--device", "cpu"])
-    settings = resolve_settings(args, tmp_path)
-    assert settings.model | SIZES["small"] | {"d_ff": 64} == settings.model
-    assert "size small: asked for, except --d_ff" in settings.reasons
