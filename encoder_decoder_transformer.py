@@ -643,7 +643,7 @@ class _CachedLayer:
         return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
-        """x (batch, features) times the transposed weight; oneDNN packs the right operand, so the smaller one is right."""
+        """x (batch, features) times the transposed weight. oneDNN packs the right operand: there the weight is left."""
         return F.linear(x, weight) if self.on_gpu else torch.mm(weight, x.t()).t()
 
     def _grow(self, capacity: int) -> None:
