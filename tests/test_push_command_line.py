@@ -52,7 +52,7 @@ def test_all_that_is_wrong_with_a_command_line_is_told_at_once(alice: Publisher)
 def test_libraries_that_are_missing_or_too_old_are_named(alice: Publisher) -> None:
     bare = subprocess.run([sys.executable, "-S", *PROGRAM[1:], "--check"], capture_output=True, text=True, check=False)
     assert bare.returncode == ExitCode.UNAVAILABLE and "Traceback" not in bare.stderr
-    assert "needs torch, numpy, safetensors, matplotlib, yaml, huggingface_hub" in bare.stderr
+    assert "needs torch, numpy, safetensors, matplotlib, yaml, jinja2, huggingface_hub" in bare.stderr
     assert "pip install -r requirements_transformer.txt" in bare.stderr
     old = alice.home / "old" / "huggingface_hub-0.36.0.dist-info"
     old.mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubSer
     text = shown.decode()
     assert "100%|" in text and "B/s" in text
     assert text.startswith("token: "), "nobody at a terminal needs the date before each line"
-    assert text.endswith(f"verified: a fresh download writes text\r\npushed: {hub.endpoint}/{REPO}\r\n")
+    assert text.endswith(f"verified: a fresh download generates text\r\npushed: {hub.endpoint}/{REPO}\r\n")
 
 
 def stop_when_the_hub_is_asked(alice: Publisher, number: signal.Signals, *arguments: str) -> tuple[int, str]:

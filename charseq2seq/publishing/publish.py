@@ -273,8 +273,8 @@ class Push:
                 self.repo_id,
                 self.plan.additions,
                 self.plan.deletions,
-                message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
-                parent=remote.head,
+                commit_message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
+                parent_commit=remote.head,
                 revision=self.request.revision,
                 create_pr=self.request.create_pr,
             )
@@ -337,7 +337,7 @@ class Push:
             with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(files), Path(folder))
                 run_example(Path(folder))
-            log("verified: a fresh download writes text")
+            log("verified: a fresh download generates text")
 
 
 def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin: float | None) -> bool:
