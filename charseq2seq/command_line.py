@@ -7,6 +7,7 @@ all of them in one message and status 2. Nothing here imports torch: `--help` an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -103,8 +104,8 @@ def read_options(
     read = kind(**given)
     problems = [*_unrecognized(unknown, rows), *parser.problems, *_misplaced(given, rows, read), *check(read)]
     if problems:
-        parser.problems = problems[1:]
-        parser.error(problems[0])
+        parser.problems.clear()
+        parser.error(list_problems(problems))
     return read
 
 
@@ -206,13 +207,10 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
     """Whole numbers from `minimum` to `maximum`."""
 
     def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not minimum <= value <= maximum:
-            raise ValueError(f"a whole number from {minimum:,} to {maximum:,}")
-        return value
+        with contextlib.suppress(ValueError):
+            if minimum <= int(text) <= maximum:
+                return int(text)
+        raise ValueError(f"a whole number from {minimum:,} to {maximum:,}")
 
     return Kind("N", convert)
 
@@ -223,16 +221,15 @@ def number(
     """Finite numbers from `minimum` to `maximum`; `above` excludes the minimum itself, `below` the maximum."""
 
     def convert(text: str) -> float:
-        try:
+        value = math.nan
+        with contextlib.suppress(ValueError):
             value = float(text)
-        except ValueError:
-            value = math.nan
         inside = (value > minimum if above else value >= minimum) and (value < maximum if below else value <= maximum)
-        if not inside or not math.isfinite(value):
-            low = f"above {minimum:g}" if above else f"at least {minimum:g}"
-            high = "" if maximum == math.inf else f" and below {maximum:g}" if below else f" and at most {maximum:g}"
-            raise ValueError(f"{'a finite' if maximum == math.inf else 'a'} number {low}{high}")
-        return value
+        if inside and math.isfinite(value):
+            return value
+        low = f"above {minimum:g}" if above else f"at least {minimum:g}"
+        high = "" if maximum == math.inf else f" and below {maximum:g}" if below else f" and at most {maximum:g}"
+        raise ValueError(f"{'a finite' if maximum == math.inf else 'a'} number {low}{high}")
 
     return Kind(metavar, convert)
 

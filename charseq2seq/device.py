@@ -13,8 +13,10 @@ from charseq2seq.errors import ExitCode, SuiteError
 if TYPE_CHECKING:
     import torch
 
-# Of glibc's malloc.h: how much free memory at the heap's end is kept, and from which size on a block has pages of its
-# own, which are given back as soon as it is freed. 32 MiB is the most that the second may be.
+    from encoder_decoder_transformer import Transformer
+
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: how much free memory is kept at the end of the heap, and
+# from which size on a block has pages of its own, which go back when it is freed; the second is at most 32 MiB.
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
 
@@ -26,11 +28,7 @@ def choose_device(asked: str) -> tuple[str, str]:
     """
     import torch
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked != "auto":
         if not available[asked]:
             raise SuiteError(
@@ -111,11 +109,11 @@ def one_thread() -> Iterator[None]:
 
 
 def tune_cpu() -> None:
-    """Let this process take numbers too small to matter for zero, and keep the memory that it frees.
+    """Treat denormal numbers as zero, and keep the memory that this process frees.
 
-    Such numbers cost a CPU a hundredfold. As for memory, a training step takes and frees more than a hundred MiB: if
-    they go back to the system, every page is fetched and cleared anew in the next step, a tenth of its time
-    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc can be told so.
+    A CPU computes with denormals a hundred times slower. A training step allocates and frees more than 100 MiB: if they
+    go back to the system, the next step has to fetch and clear every page again, a tenth of its time
+    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc has these settings.
     """
     import torch
 
@@ -124,3 +122,13 @@ def tune_cpu() -> None:
     if mallopt is not None:
         for parameter, limit in _MALLOC_LIMITS.items():
             mallopt(parameter, limit)
+
+
+def use_gpu_kernels(model: Transformer) -> None:
+    """Let a model that is on an NVIDIA GPU use the faster kernels, where Triton is there to compile them."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is not None:
+        from charseq2seq.gpu_kernels import KERNELS
+
+        model.use_kernels(KERNELS)

@@ -1,8 +1,6 @@
-"""Bad input, one table a kind: each row gets one clear sentence (what, where, what to do), its exit code and no
-traceback, and leaves the files of earlier runs as they are.
-
-The command line is what is tested. `WarmClient` checks for tracebacks; where a case has many variants of the same
-thing, a few go through the command line and all of them through the loader.
+"""Bad texts, models and prompts, a table each: a row gets one clear sentence (what, where, what to do), its exit code
+and no traceback (`WarmClient` looks for those), and leaves the files of earlier runs as they are. See test_options.py
+for bad arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from charseq2seq.checkpoint import load_checkpoint, load_resume_state
+from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.errors import ExitCode, SuiteError
 from tests.train_client import TINY, Trainee, assert_same, contents, see, see_refused, strike_at, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
@@ -131,6 +129,7 @@ def test_the_same_text_gives_the_same_model_with_a_mark_and_with_crlf(client: Wa
     assert_same(*weights)
 
 
+@pytest.mark.slow
 def test_a_line_of_50_megabytes_is_learned_from(owner: Trainee) -> None:
     owner.text.write_text("We sail, we sail! " * 2_800_000)
     # A run that is stopped while an earlier model stands does not measure 5 million characters for a quarter minute.
@@ -314,42 +313,31 @@ def test_code_in_a_file_does_not_run_even_where_the_environment_asks_torch_to_tr
     assert not (owner.home / "it-ran").exists()
 
 
-def refusal(load: Callable[[Path], object], path: Path) -> str | None:
-    """The sentence with which a file is refused; None where it is read."""
+def refusal(path: Path) -> str | None:
+    """The sentence with which a resume state is refused; None where it is read."""
     try:
-        load(path)
+        load_resume_state(path)
     except SuiteError as error:
         assert error.exit_code == BAD_DATA
         return str(error)
     return None
 
 
-def test_a_file_cut_short_anywhere_is_refused(trained: Trainee, tmp_path: Path) -> None:
-    for source, load in ((trained.model, load_checkpoint), (trained.resume, load_resume_state)):
-        whole = source.read_bytes()
-        cuts = [0, 1, 3, 4, 100, *(len(whole) * part // 12 for part in range(1, 12))]
-        cuts += [len(whole) - rest for rest in (1, 2, 21, 22, 98, 1000)]
-        assert len(cuts) >= 20
-        for length in cuts:
-            (tmp_path / "cut.pth").write_bytes(whole[:length])
-            said = refusal(load, tmp_path / "cut.pth")
-            assert said is not None and "no complete checkpoint archive" in said, length
-
-
-def test_a_bit_turned_over_anywhere_is_refused_or_changes_nothing(trained: Trainee, tmp_path: Path) -> None:
-    chance = random.Random(4)
-    for source, load in ((trained.model, load_checkpoint), (trained.resume, load_resume_state)):
-        whole, good = source.read_bytes(), contents(source)
-        refused = 0
-        for _ in range(100):
-            spoilt = bytearray(whole)
-            spoilt[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-            (tmp_path / "flipped.pth").write_bytes(spoilt)
-            if refusal(load, tmp_path / "flipped.pth") is not None:
-                refused += 1
-            else:  # in the padding between the parts, or in what zip files say twice
-                assert_same(good, contents(tmp_path / "flipped.pth"))
-        assert refused > 50
+def test_a_resume_state_cut_short_or_with_a_bit_turned_over_is_refused(trained: Trainee, tmp_path: Path) -> None:
+    whole, path, chance = trained.resume.read_bytes(), tmp_path / "damaged.pth", random.Random(4)
+    for length in (0, 1, 100, *(len(whole) * part // 12 for part in range(1, 12)), len(whole) - 22, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "no complete checkpoint archive" in str(refusal(path)), length
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        if refusal(path) is not None:
+            refused += 1
+        else:  # in the padding between the parts, or in what zip files say twice
+            assert_same(contents(trained.resume), contents(path))
+    assert refused > 50
 
 
 # --- generation

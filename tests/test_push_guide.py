@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from charseq2seq import __version__
-from tests.hub.client import hub_with_people
 from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
 
@@ -43,13 +41,7 @@ print("".join(token_of[index] for index in written[0].tolist()))
 """
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
+@pytest.mark.slow  # installs the published requirements
 def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: HubServer, tmp_path: Path) -> None:
     token = fake_token("username")
     hub.add_user("username", tokens={token: "write"})
@@ -57,7 +49,7 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     done = user.push("--repo_name", "repo-name", "--username", "username", "--token", token, token=None)
     assert done.code == 0, done.log
     assert done.out == f"{hub.endpoint}/username/repo-name\n"
-    assert "verified: a fresh download writes text" in done.log
+    assert "verified: a fresh download generates text" in done.log
     assert token not in done.log and "can be seen by everybody" in done.log
     repository = hub.repo("username/repo-name")
     files = repository.files()
