@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING, Any
 from charseq2seq.console import log, log_errors_only, log_to_file, run, write_result
 from charseq2seq.device import use_threads
 from charseq2seq.errors import SuiteError
-from charseq2seq.options import Settings, read_settings, resolve_settings
+from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
 
 if TYPE_CHECKING:
-    from charseq2seq.publishing.publish import PublishRequest
     from charseq2seq.training.trainer import Outcome
 
 SAMPLE_PROMPT = "ROMEO:"
@@ -73,12 +72,12 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     return outcome.stopped_by or 0
 
 
-def publish_request(args: Settings) -> PublishRequest:
+def publish_request(args: Settings) -> PushOptions:
     """What the publishing flags ask for; what cannot be pushed is refused here, before training."""
-    from charseq2seq.publishing.publish import PublishRequest, preflight
+    from charseq2seq.publishing.preflight import preflight
 
     names = ("repo_name", "username", "token", "token_file", "private")
-    request = PublishRequest(**{name: getattr(args, f"hf_{name}") for name in names})
+    request = PushOptions(**{name: getattr(args, f"hf_{name}") for name in names})
     preflight(request)
     return request
 
@@ -123,7 +122,7 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
     return f"the run itself was complete, but the model is not pushed yet: {shlex.join(command)}"
 
 
-def push(args: Settings, request: PublishRequest, report: dict[str, Any]) -> None:
+def push(args: Settings, request: PushOptions, report: dict[str, Any]) -> None:
     """Publish the finished model; it stays where it is if that fails."""
     from charseq2seq.publishing.publish import publish
 

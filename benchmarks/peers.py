@@ -35,6 +35,7 @@ class Shape:
     vocab_size: int = 66
     d_model: int = 192
     num_heads: int = 3
+    num_kv_heads: int = 1  # ours; peers have as many as heads
     num_encoder_layers: int = 1
     num_decoder_layers: int = 4
     d_ff: int = 768
@@ -312,6 +313,11 @@ class NanoGPT(nn.Module):
             if weight.dim() == 2:
                 into_residual = name.endswith(("output.weight", "down.weight"))
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * recipe.num_layers if into_residual else 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; `evaluate` asks."""
+        return self.norm.weight.device
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids (batch, up to block) -> (batch, length, vocab_size); the embedding is the head."""

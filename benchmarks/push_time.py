@@ -39,7 +39,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from charseq2seq.publishing import publish
 publish.prove_folder = lambda folder: None
-publish.publish(Path("transformer_model.pth"), publish.PublishRequest(repo_name=sys.argv[2], verify=False))
+publish.publish(Path("transformer_model.pth"), publish.PushOptions(repo_name=sys.argv[2], no_verify=True))
 """
 
 

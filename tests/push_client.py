@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
+from data import SHA256
 from tests.hub.client import WRITE
 from tests.hub.server import HubServer
 
 ROOT = Path(__file__).resolve().parents[1]
+NAME = "shakespeare-transformer"  # the default name of a repository
+REPO = f"alice/{NAME}"
 TEXT = "ROMEO: But soft, what light through yonder window breaks?\nJULIET|`é\n"
 GUIDE_FILES = {
     "README.md",
@@ -31,12 +38,15 @@ GUIDE_FILES = {
 ALL_FILES = GUIDE_FILES | {"model.safetensors", "training_curve.png"}
 
 
-def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: int = 0, **metrics: Any) -> Checkpoint:
+PLAYS = SHA256["shakespeare"]
+
+
+def tiny_checkpoint(loss: float = 1.5, *, sha256: str = PLAYS, seed: int = 0, **metrics: Any) -> Checkpoint:
     """A complete checkpoint of a tiny untrained model.
 
     Args:
         loss: its validation loss, nats per character.
-        name: of its corpus.
+        sha256: of its corpus; of another text than Shakespeare's plays its name is letters.txt.
         seed: of its weights.
         metrics: further ones, or others than the usual.
     """
@@ -52,6 +62,7 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
     with torch.no_grad():  # an untrained model's logits are all zero
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    name = "shakespeare.txt" if sha256 == PLAYS else "letters.txt"
     history = [
         {"step": step, "seconds": step / 10, "train_nats_per_char": loss + 2 / step, "nats_per_char": loss + 3 / step}
         for step in (1, 10, 100)
@@ -88,7 +99,7 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         },
         corpus={
             "name": name,
-            "sha256": "ab" * 32,
+            "sha256": sha256,
             "characters": 10_000,
             "distinct_characters": len(vocabulary) - 1,
             "train_characters": 9_000,
@@ -96,6 +107,11 @@ def tiny_checkpoint(loss: float = 1.5, *, name: str = "shakespeare.txt", seed: i
         },
         environment=library_versions() | {"hardware": "CPU, 2 threads"},
     )
+
+
+def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
+    """The commits of main, oldest first, except the Hub's own."""
+    return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
 
 
 def fresh_python(requirements: Path, folder: Path) -> Path:
@@ -111,6 +127,25 @@ def fresh_python(requirements: Path, folder: Path) -> Path:
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return programs
+
+
+# Forks of a process that has imported what takes seconds; not the Hub's client, which reads its settings at import.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch", "matplotlib.figure", "matplotlib.backends.backend_agg", "safetensors.torch", "charseq2seq.generation"]
+)
+
+
+def _push(home: Path, arguments: Sequence[str], environment: dict[str, str], out: Path, log: Path) -> None:
+    """Become push_to_huggingface.py, in a fork."""
+    os.chdir(home)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, path in ((1, out), (2, log)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
+    sys.argv = [str(ROOT / "push_to_huggingface.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @dataclass
@@ -159,10 +194,16 @@ class Publisher:
 
     def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
         """Run push_to_huggingface.py to its end; it never shows a traceback, the token or control characters."""
-        process = self.start(*arguments, token=token, **environment)
-        out, log = process.communicate()
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
+            variables = {**self.hub.environment(self.home, token), "OMP_NUM_THREADS": "1", **environment}
+            process = _FORKS.Process(target=_push, args=(self.home, arguments, variables, *streams))
+            process.start()
+            process.join()
+            out, log = (path.read_text(encoding="utf-8") for path in streams)
+        assert process.exitcode is not None
         assert "Traceback" not in log, log
         assert (out + log).replace("\n", "").isprintable(), log
         assert token is None or token not in out + log
         assert "X-Amz-Signature" not in log, "a signed address opens what it names"
-        return Push(process.returncode, out, log)
+        return Push(process.exitcode, out, log)

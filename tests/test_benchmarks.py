@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.campaigns.same_before_and_after import losses, without_times
 from benchmarks.machine import Contender, best_peer, compete, interleaved
 from benchmarks.peers import NanoGPT, NanoGPTRecipe, Shape, count_parameters, train_nanogpt
 from benchmarks.time_to_loss import block_windows, parse_arguments, random_block_loss
@@ -70,7 +72,7 @@ def test_train_throughput(tmp_path: Path) -> None:
 def test_the_products_alone_are_all_that_a_step_has() -> None:
     step = our_step(Transformer(**SHAPE.model()), "bf16")
     source, target = SHAPE.random_batch()
-    layers, shapes = 3, 3  # of matrices: square, keys' and values', feed-forward
+    layers, shapes = 3, 4  # of matrices: square, keys' and values', into and out of the feed-forward block
     weights, attention, newton_schulz = layers * 6 * 3 + 3, layers * 6, shapes * 5 * 3  # the head's are 3 more
     assert len(products_of(step, source, target)) == weights + attention + newton_schulz
 
@@ -84,6 +86,7 @@ def test_generate_throughput(tmp_path: Path) -> None:
     assert "--mode generate" not in three and row(three, "**ours**") and row(three, "**ours, default model**")
 
 
+@pytest.mark.slow
 def test_time_to_loss(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(tiny_text(90))
     arguments = ["--data_path", "other.txt", "--minutes", "0.01", "--seeds", "3", "4", "--block", "24", "--blocks", "5"]
@@ -96,6 +99,7 @@ def test_time_to_loss(tmp_path: Path) -> None:
     assert "nanoGPT's." in printed and "other.txt" in printed
 
 
+@pytest.mark.slow
 def test_startup_time(tmp_path: Path) -> None:
     arguments = ["--repeats", "1", "--characters", "500", "--data_path", "text.txt", *TINY_SHAPE]
     printed = benchmark("startup_time.py", *arguments, home=tmp_path)
@@ -191,6 +195,7 @@ def test_arguments_after_two_dashes_are_passed_on() -> None:
     assert parse_arguments(["--seeds", "1"]).arguments == []
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     arguments = ["--megabytes", "0.2", "--rounds", "1", "--steps", "2", "--batch_size", "4", "--"]
     printed = benchmark("scaling.py", *arguments, *TINY, home=tmp_path)
@@ -199,3 +204,29 @@ def test_scaling(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=0.01), "the same windows, shared or not"
     assert "GB/s (2 processes, gloo, loopback)" in printed and "512 GPUs, 64 nodes" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"], "its texts and models go when it ends"
+
+
+def test_recordings_of_a_checkout_are_compared(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "same_before_and_after.py")]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run("record", str(ROOT), "before.json", "--parts", "help").returncode == 0
+    same = run("compare", "before.json", "before.json")
+    assert same.returncode == 0 and same.stdout.startswith("The same: help.\nNot compared: train.")
+    text = (tmp_path / "before.json").read_text()
+    assert text.count("--max_steps N ") == 1 and "Traceback" not in text
+    (tmp_path / "after.json").write_text(text.replace("--max_steps N ", "--most_steps N "))
+    differs = run("compare", "before.json", "after.json")
+    assert differs.returncode == 1 and "--- help > train_transformer.py > stdout" in differs.stdout
+    assert re.findall(r"^    [-+] +(--\w+)", differs.stdout, re.MULTILINE) == ["--max_steps", "--most_steps"]
+
+
+def test_a_recording_holds_losses_and_no_times() -> None:
+    log = "2026-11-27 step 3 (25%): loss 4.1679 nats/char, 5,486 chars/s, 2s spent\n"
+    log += "2026-11-27 step 6: validation 2.7134 nats/char, training 4.0883 (best so far), 3s spent\n"
+    assert losses(log) == ["3 4.1679", "6 2.7134 4.0883"]
+    facts = {"loss": 1.5, "training_seconds": 3.0, "history": [{"step": 1, "seconds": 2.0}], "characters_per_second": 9}
+    assert without_times(facts) == {"loss": 1.5, "history": [{"step": 1}]}
+    assert without_times(facts, 10.0)["history"] == [{"step": 1, "seconds": 10.0}]

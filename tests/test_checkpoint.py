@@ -31,7 +31,7 @@ from charseq2seq.checkpoint import (
 )
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.generation import Sampling, TextGenerator
-from charseq2seq.publishing.model_card import render_card
+from charseq2seq.publishing.card import render_card
 from charseq2seq.training.optimization import build_optimizers
 from encoder_decoder_transformer import Transformer
 from tests.push_client import ROOT, tiny_checkpoint

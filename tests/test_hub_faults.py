@@ -12,7 +12,6 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,6 @@ import pytest
 
 from tests.hub.client import LFS_ONLY, WRITE, hub_with_people, run_client, start_client
 from tests.hub.server import HubServer
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
 
 
 def test_planned_faults_strike_as_often_as_planned(hub: HubServer, tmp_path: Path) -> None:

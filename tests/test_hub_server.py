@@ -6,7 +6,6 @@ import hashlib
 import random
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,6 @@ import pytest
 
 from tests.hub.client import LFS_ONLY, ONE_REPO, READ, STRANGER, WHOLE_ORG, WRITE, hub_with_people, run_client
 from tests.hub.server import HubServer
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
 
 UPLOAD = """
 api.create_repo("alice/m", private=True)

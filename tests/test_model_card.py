@@ -12,17 +12,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from charseq2seq.publishing.card_merge import is_our_card, merge_cards, retarget_card
-from charseq2seq.publishing.model_card import render_card
-from charseq2seq.publishing.repository_folder import build_folder
-from charseq2seq.publishing.samples import Sample
+from charseq2seq.publishing.card import Sample, is_our_card, merge_cards, render_card
+from charseq2seq.publishing.folder import build_folder
 from charseq2seq.vocabulary import CharVocabulary
+from data import SHA256
 from tests.push_client import tiny_checkpoint
 
 
-def card(loss: float = 1.5, repo_id: str = "alice/m", name: str = "shakespeare.txt", sample: str = "ROMEO: Ay") -> str:
+def card(loss: float = 1.5, sample: str = "ROMEO: Ay") -> str:
     """The card of a tiny checkpoint."""
-    return render_card(tiny_checkpoint(loss, name=name), repo_id, [Sample(0.5, "ROMEO:", sample)], "training_curve.png")
+    return render_card(tiny_checkpoint(loss), "alice/m", [Sample(0.5, "ROMEO:", sample)], "training_curve.png")
 
 
 def metadata(text: str) -> Any:
@@ -37,7 +36,7 @@ def test_the_hub_reads_metadata_and_results() -> None:
     assert data.datasets is None, "the text has no id on the Hub"
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {"nats_per_char": 1.5, "bits_per_char": 2.164, "perplexity": 4.4817}
-    assert data.eval_results[0].dataset_args == {"sha256": "ab" * 32}
+    assert data.eval_results[0].dataset_args == {"sha256": SHA256["shakespeare"]}
 
 
 def test_the_text_has_what_a_reader_looks_for() -> None:
@@ -50,8 +49,8 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         "| **all** | **6,201** |",
         "`d_model` 16, `num_heads` 2",
         "CPU, 2 threads",
-        "| training time | 12 s |",
-        "ab" * 32,
+        "| training time, seconds | 12 |",
+        SHA256["shakespeare"],
         'hf_hub_download("alice/m", "pytorch_model.bin")',
         "--max_steps 100",
         "every validation character once",
@@ -60,13 +59,22 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         assert expected in text
 
 
-@pytest.mark.parametrize("name", ["letters.txt", "shakespeare_in_translation.txt"])
-def test_of_another_text_no_language_or_licence_is_claimed(name: str) -> None:
-    text = card(name=name)
+@pytest.mark.parametrize("name", ["letters.txt", "shakespeare.txt", "tinyshakespeare.txt"])
+def test_of_another_text_no_language_or_licence_is_claimed_whatever_its_name(name: str) -> None:
+    other = tiny_checkpoint(sha256="ab" * 32)
+    text = render_card(dataclasses.replace(other, corpus={**other.corpus, "name": name}), "alice/m", [], None)
     metadata = yaml.safe_load(text.split("---")[1])
     assert not {"language", "license"} & set(metadata)
     assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
     assert f"--data_path {name}" in text
+
+
+@pytest.mark.parametrize("sha256", SHA256.values())
+def test_of_the_two_known_texts_language_and_licence_are_stated_whatever_their_name(sha256: str) -> None:
+    base = tiny_checkpoint(sha256=sha256)
+    text = render_card(dataclasses.replace(base, corpus={**base.corpus, "name": "renamed.txt"}), "alice/m", [], None)
+    assert (metadata(text).language, metadata(text).license) == ("en", "apache-2.0")
+    assert "public domain" in text and "shakespeare" in metadata(text).tags
 
 
 def test_a_sample_cannot_break_out_of_its_fence() -> None:
@@ -85,7 +93,7 @@ def test_a_card_of_sparse_or_odd_metrics_is_still_made(metrics: dict[str, Any]) 
 
 def test_a_text_that_the_hub_has_is_named() -> None:
     base = tiny_checkpoint()
-    known = dict(base.corpus) | {"sha256": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}
+    known = dict(base.corpus) | {"sha256": SHA256["tinyshakespeare"]}
     text = render_card(dataclasses.replace(base, corpus=known), "alice/m", [], None)
     assert metadata(text).datasets == ["karpathy/tiny_shakespeare"]
     assert "https://huggingface.co/datasets/karpathy/tiny_shakespeare" in text
@@ -93,11 +101,11 @@ def test_a_text_that_the_hub_has_is_named() -> None:
 
 def test_the_command_counts_steps_even_where_the_run_was_timed() -> None:
     base = tiny_checkpoint()
-    timed = dict(base.training_args) | {"max_steps": None, "max_minutes": 4.5, "nesterov": True, "patience": None}
+    timed = dict(base.training_args) | {"max_steps": None, "max_minutes": 4.5, "patience": None, "of_old": 3}
     text = render_card(dataclasses.replace(base, training_args=timed), "alice/m", [], None)
     command = text.partition("```bash\npython train_transformer.py")[2].partition("```")[0]
-    assert "--max_steps 100" in command and "--nesterov" in command.split()
-    assert not {"--max_minutes", "--patience", "--compile", "--device", "--data_path"} & set(command.split())
+    assert "--max_steps 100" in command
+    assert not {"--max_minutes", "--patience", "--of_old", "--device", "--data_path"} & set(command.split())
 
 
 def test_the_command_counts_the_steps_of_a_run_that_the_clock_ended() -> None:
@@ -108,7 +116,7 @@ def test_the_command_counts_the_steps_of_a_run_that_the_clock_ended() -> None:
 
 
 def test_the_program_of_the_card_runs_where_no_character_of_its_prompt_is_known(tmp_path: Path) -> None:
-    base, folder = tiny_checkpoint(name="poems.txt"), tmp_path / "folder"
+    base, folder = tiny_checkpoint(sha256="ab" * 32), tmp_path / "folder"
     vocabulary = CharVocabulary(chr(0x4E00 + index) for index in range(len(base.vocab) - 1))
     build_folder(dataclasses.replace(base, vocab=vocabulary.index_of_token()), folder, "alice/m")
     program = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
@@ -174,9 +182,3 @@ def test_windows_line_ends_of_an_edited_card_are_no_reason_to_lose_it() -> None:
     edited = card().replace("\n", "\r\n") + "\r\nMine.\r\n"
     merged = merge_cards(card(1.4), edited)
     assert "Mine." in merged and "1.4000 nats" in merged and "1.5000" not in merged
-
-
-def test_a_card_can_be_made_out_for_another_repository() -> None:
-    renamed = retarget_card(card(repo_id="alice/m"), "acme/n")
-    assert renamed == card(repo_id="acme/n")
-    assert retarget_card(card(sample="malice/mice"), "acme/n").count("malice/mice") == 1

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -267,7 +266,6 @@ def test_tiny_shakespeare_is_downloaded(tmp_path: Path) -> None:
         done = run_program(tmp_path, "--corpus", "tinyshakespeare", "--mirror", address, "--output", "tiny.txt")
     assert (done.returncode, done.stdout) == (0, "tiny.txt\n"), done.stderr
     assert (tmp_path / "tiny.txt").read_bytes() == TINY_SHAKESPEARE.read_bytes()
-    assert "\r" not in done.stderr, "no progress bar in a log file"
 
 
 def test_another_file_than_tiny_shakespeare_is_refused(tmp_path: Path) -> None:
@@ -285,22 +283,6 @@ def test_another_file_than_tiny_shakespeare_is_refused(tmp_path: Path) -> None:
         assert done.returncode == ExitCode.UNAVAILABLE and reason in done.stderr, done.stderr
         assert "Three ways out" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
-    import fcntl
-    import termios
-
-    terminal, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # tqdm shows nothing on one without columns
-    with served(b"x" * TINY_BYTES) as address:
-        tiny = ["--corpus", "tinyshakespeare", "--mirror", address, "--output", str(tmp_path / "tiny.txt")]
-        environment = {**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-        done = subprocess.run([sys.executable, PROGRAM, *tiny], stderr=end, env=environment, check=False)
-    os.close(end)
-    shown = os.read(terminal, 1 << 16).decode()
-    os.close(terminal)
-    assert done.returncode == ExitCode.BAD_DATA and "0%|" in shown, shown
 
 
 def test_a_text_that_cannot_be_written_is_refused(wheel: Path, tmp_path: Path) -> None:

@@ -6,56 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub.client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE, hub_with_people
+from tests.hub.client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE
 from tests.hub.server import HubServer
-from tests.push_client import ALL_FILES, Publisher, tiny_checkpoint
-
-NAME = "shakespeare-transformer"
-REPO = f"alice/{NAME}"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository folder of a tiny checkpoint, for --from_dir, which saves building it."""
-    folder = tmp_path_factory.mktemp("built") / "folder"
-    build_folder(tiny_checkpoint(), folder, REPO)
-    return folder
-
-
-@pytest.fixture
-def alice(hub: HubServer, tmp_path: Path) -> Publisher:
-    """Alice with a checkpoint."""
-    return Publisher(hub, tmp_path / "alice")
-
-
-def built(where: Path, loss: float, **metrics: Any) -> str:
-    """Another repository folder, of a model with this loss."""
-    build_folder(tiny_checkpoint(loss, **metrics), where / f"loss {loss}", REPO)
-    return str(where / f"loss {loss}")
+from tests.push_client import ALL_FILES, NAME, REPO, Publisher, tiny_checkpoint, titles
 
 
 def head_files(hub: HubServer, repo_id: str = REPO) -> set[str]:
     """The files at the head of main, but for the Hub's own."""
     return set(hub.repo(repo_id).files()) - {".gitattributes"}
-
-
-def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
-    """The commits of main, oldest first, but for the Hub's own."""
-    return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
 
 
 def test_check_tells_what_would_happen_and_changes_nothing(alice: Publisher, hub: HubServer) -> None:
@@ -118,24 +80,26 @@ def test_a_dry_run_needs_neither_token_nor_network(alice: Publisher, hub: HubSer
 
 
 def test_private_repositories_are_made_and_stay_private(alice: Publisher, hub: HubServer, folder: Path) -> None:
-    assert alice.push("--private", "--no_verify", "--from_dir", str(folder)).code == 0
+    assert alice.push("--private", "--no_verify").code == 0
     assert hub.repo(REPO).private
-    done = alice.push("--from_dir", built(alice.home, 1.4))
+    alice.save(tiny_checkpoint(1.4))
+    done = alice.push()
     assert done.code == 0 and hub.repo(REPO).private and "verified: a fresh download" in done.log, done.log
     assert "verified: the repository is private" in done.log and not hub.calls("PUT", "/settings")
     hub.fail("POST", "/commit/", call=lambda: setattr(hub.repo(REPO), "private", False), times=1)
-    done = alice.push("--from_dir", built(alice.home, 1.3), "--no_verify")
+    alice.save(tiny_checkpoint(1.3))
+    done = alice.push("--no_verify")
     assert done.code == 78 and "❌ Push failed: the repository is public" in done.log, (
         "it is looked at again afterwards"
     )
 
 
 def test_an_organisation_is_pushed_to_by_its_member(alice: Publisher, hub: HubServer, folder: Path) -> None:
-    done = alice.push("--username", "acme", "--from_dir", str(folder), "--no_verify", token=WHOLE_ORG)
+    done = alice.push("--username", "acme", "--no_verify", token=WHOLE_ORG)
     assert done.code == 0, done.log
     assert b'"acme/shakespeare-transformer"' in hub.repo(f"acme/{NAME}").files()["README.md"]
     hub.add_repo("alice/m")
-    done = alice.push("--repo_name", "m", "--from_dir", str(folder), "--no_verify", token=ONE_REPO)
+    done = alice.push("--repo_name", "m", "--no_verify", token=ONE_REPO)
     assert done.code == 0, done.log
     assert head_files(hub, "alice/m") == ALL_FILES
 
@@ -143,7 +107,7 @@ def test_an_organisation_is_pushed_to_by_its_member(alice: Publisher, hub: HubSe
 def test_what_people_wrote_stays_and_what_we_no_longer_make_goes(
     alice: Publisher, hub: HubServer, folder: Path
 ) -> None:
-    assert alice.push("--no_verify", "--from_dir", str(folder)).code == 0
+    assert alice.push("--no_verify").code == 0
     card = hub.repo(REPO).files()["README.md"].decode()
     edited = card.replace("license: apache-2.0", "license: cc0-1.0") + "\nWith thanks to my cat.\n"
     hub.repo(REPO).push({"README.md": edited.encode(), "notes.txt": b"mine", "training_curve.png.txt": b"mine"})
@@ -159,16 +123,15 @@ def test_what_people_wrote_stays_and_what_we_no_longer_make_goes(
 
 def test_what_others_made_is_pushed_over_only_when_told(alice: Publisher, hub: HubServer, folder: Path) -> None:
     hub.add_repo(REPO, {"config.json": b"{}", "data.csv": b"1,2"})
-    push = ["--from_dir", str(folder), "--no_verify"]
-    refused = alice.push(*push)
+    refused = alice.push("--no_verify")
     assert refused.code == 78 and "❌ Repository already exists" in refused.log and len(titles(hub)) == 1
-    assert alice.push(*push, "--overwrite").code == 0
+    assert alice.push("--no_verify", "--overwrite").code == 0
     assert head_files(hub) == ALL_FILES | {"data.csv"}
-    assert "up to date" in alice.push(*push).log, "from now on it is ours"
+    assert "up to date" in alice.push("--no_verify").log, "from now on it is ours"
 
 
 def test_branches_tags_and_pull_requests(alice: Publisher, hub: HubServer, folder: Path) -> None:
-    push = ["--no_verify", "--from_dir", str(folder)]
+    push = ["--no_verify"]
     assert alice.push(*push, "--revision", "trial/one", "--tag", "v1").code == 0
     repository = hub.repo(REPO)
     assert head_files(hub) == set() and set(repository.files("trial/one")) > ALL_FILES
@@ -193,7 +156,7 @@ def test_a_repository_made_on_the_website_is_no_conflict(
     made: dict[str, bytes], alice: Publisher, hub: HubServer, folder: Path
 ) -> None:
     hub.add_repo(REPO, made)
-    done = alice.push("--from_dir", str(folder), "--no_verify")
+    done = alice.push("--no_verify")
     assert done.code == 0, done.log
     files = hub.repo(REPO).files()
     assert set(files) >= ALL_FILES | set(made) and files.get("LICENSE") == made.get("LICENSE")
@@ -202,42 +165,37 @@ def test_a_repository_made_on_the_website_is_no_conflict(
 
 def test_only_a_better_model_is_pushed(alice: Publisher, hub: HubServer, folder: Path) -> None:
     push = ["--no_verify", "--only_if_better"]
-    done = alice.push("--from_dir", str(folder), *push)
+    done = alice.push(*push)
     assert done.code == 0 and "pushed" in done.log, "nothing is published, so it is better"
     for loss, said in ((1.45, "the published loss is 1.5000, this one 1.4500"), (1.3, "pushed:")):
-        done = alice.push("--from_dir", built(alice.home, loss), *push, "0.1")
+        alice.save(tiny_checkpoint(loss))
+        done = alice.push(*push, "0.1")
         assert done.code == 0 and said in done.log, done.log
     assert [title[:3] for title in titles(hub)] == ["1.5", "1.3"]
     for loss, another in ((1.1, {"protocol": "another one"}), (1.0, {"characters": 999})):
-        done = alice.push("--from_dir", built(alice.home, loss, **another), *push)
+        alice.save(tiny_checkpoint(loss, **another))
+        done = alice.push(*push)
         assert done.code == 78 and "❌ Push failed: the models cannot be compared" in done.log
         assert f"different or not stated: {next(iter(another))}" in done.log, done.log
     assert "leave out --only_if_better" in done.log and len(titles(hub)) == 2
 
 
-def test_a_failed_push_leaves_a_folder_that_is_pushed_later(alice: Publisher, hub: HubServer, tmp_path: Path) -> None:
+def test_a_failed_push_leaves_nothing_behind_and_is_made_good_later(
+    alice: Publisher, hub: HubServer, tmp_path: Path
+) -> None:
+    (tmp_path / "temporary").mkdir()
     hub.fail("POST", "/commit/", status=413)
-    failed = alice.push("--no_verify", TMPDIR=str(tmp_path))
-    assert failed.code == 79
-    kept = failed.log.partition("--from_dir ")[2].split()[0]
-    assert {path.name for path in Path(kept).iterdir()} == ALL_FILES
+    failed = alice.push("--no_verify", TMPDIR=str(tmp_path / "temporary"))
+    assert failed.code == 79 and head_files(hub) == set()
+    assert not list((tmp_path / "temporary").glob("shakespeare*")), "the checkpoint is all that a later push needs"
     hub.mend()
-    (alice.home / "transformer_model.pth").unlink()
-    assert alice.push("--from_dir", kept, "--no_verify", "--repo_name", "m2", TMPDIR=str(tmp_path)).code == 0
-    assert head_files(hub, "alice/m2") == ALL_FILES
-    card = hub.repo("alice/m2").files()["README.md"].decode()
-    assert '"alice/m2"' in card and REPO not in card
-
-
-def test_the_folder_of_a_stranger_is_not_pushed_by_mistake(alice: Publisher, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    done = alice.push("--from_dir", str(tmp_path / "photos"))
-    assert done.code == 66 and "not a repository folder of this suite" in done.log
+    assert alice.push("--no_verify").code == 0
+    assert head_files(hub) == ALL_FILES
 
 
 def test_files_beside_those_of_the_folder_stay_at_home(alice: Publisher, hub: HubServer, folder: Path) -> None:
     shutil.copytree(folder, alice.home / "mine")
     (alice.home / "mine" / "diary.txt").write_text("private")
-    assert alice.push("--from_dir", "mine", "--no_verify").code == 0
+    assert alice.push("--output_dir", "mine", "--no_verify").code == 0
     assert head_files(hub) == ALL_FILES
     assert json.loads(hub.repo(REPO).files()["training_args.json"])["made_by"] == "charseq2seq"

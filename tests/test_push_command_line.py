@@ -13,47 +13,23 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from charseq2seq.errors import ExitCode
-from charseq2seq.publishing.repository_folder import build_folder
-from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
+from tests.hub.client import LFS_ONLY, WRITE
 from tests.hub.server import HubServer
-from tests.push_client import ROOT, Publisher, tiny_checkpoint
+from tests.push_client import REPO, ROOT, Publisher
 
 PROGRAM = [sys.executable, str(ROOT / "push_to_huggingface.py")]
-REPO = "alice/shakespeare-transformer"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
-@pytest.fixture
-def alice(hub: HubServer, tmp_path: Path) -> Publisher:
-    """Alice with a checkpoint."""
-    return Publisher(hub, tmp_path / "alice")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository folder of a tiny checkpoint."""
-    folder = tmp_path_factory.mktemp("built") / "folder"
-    build_folder(tiny_checkpoint(), folder, REPO)
-    return folder
 
 
 def test_help_and_wrong_arguments_import_neither_torch_nor_the_hubs_client() -> None:
     script = """
 import sys
 import push_to_huggingface
-for argv in (["--help"], ["--bogus"], ["--deadline", "-1"], ["--create_pr", "--tag", "v1"]):
+for argv in (["--help"], ["--bogus"], ["--timeout", "-1"], ["--create_pr", "--tag", "v1"]):
     try:
         push_to_huggingface.main(argv)
     except SystemExit as end:
@@ -64,14 +40,11 @@ for argv in (["--help"], ["--bogus"], ["--deadline", "-1"], ["--create_pr", "--t
 
 
 def test_all_that_is_wrong_with_a_command_line_is_told_at_once(alice: Publisher) -> None:
-    wrong = ["--timeout", "0", "--deadline", "soon", "--only_if_better", "nan", "--token", "a", "--token_file", "b"]
+    wrong = ["--timeout", "0", "--only_if_better", "nan", "--token", "a", "--token_file", "b"]
     done = alice.push(*wrong, "--check", "--dry_run", "--create_pr", "--tag", "v1")
-    assert done.code == ExitCode.USAGE and "6 problems:" in done.log
-    for flag in ("--timeout must", "--deadline must", "--only_if_better must", "--token and", "--check and", "--tag"):
+    assert done.code == ExitCode.USAGE and "5 problems:" in done.log
+    for flag in ("--timeout must", "--only_if_better must", "--token and", "--check and", "--tag"):
         assert flag in done.log
-    for pair in (["--model_path", "x"], ["--output_dir", "y"]):
-        done = alice.push("--from_dir", "f", *pair)
-        assert done.code == ExitCode.USAGE and "--from_dir is one" in done.log
     (alice.home / "nightly.args").write_text("--check --username alice  # may I?\n")
     assert alice.push("@nightly.args").code == ExitCode.OK
 
@@ -93,7 +66,7 @@ def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubSer
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [*PROGRAM, "--from_dir", str(folder)],
+        PROGRAM,
         env=hub.environment(alice.home, WRITE) | (LFS_ONLY if way == "lfs" else {}),
         cwd=alice.home,
         stdout=subprocess.PIPE,
@@ -141,7 +114,7 @@ def test_a_signal_ends_a_push_without_a_traceback(alice: Publisher, number: sign
     assert returned == code and "Traceback" not in log, log
 
 
-def test_a_push_that_is_terminated_says_where_its_folder_is(alice: Publisher, hub: HubServer, tmp_path: Path) -> None:
+def test_a_push_that_is_terminated_leaves_no_folder(alice: Publisher, hub: HubServer, tmp_path: Path) -> None:
     started = threading.Event()
     process: list[subprocess.Popen[str]] = []
 
@@ -150,11 +123,12 @@ def test_a_push_that_is_terminated_says_where_its_folder_is(alice: Publisher, hu
         process[0].terminate()
 
     hub.fail("POST", "/commit/", call=stop, delay=math.inf)
-    process.append(alice.start("--no_verify", TMPDIR=str(tmp_path)))
+    (tmp_path / "temporary").mkdir()
+    process.append(alice.start("--no_verify", TMPDIR=str(tmp_path / "temporary")))
     started.set()
     _, log = process[0].communicate()
     assert process[0].returncode == ExitCode.TERMINATED and "Traceback" not in log, log
-    assert Path(log.partition("--from_dir ")[2].split()[0]).is_dir()
+    assert not list((tmp_path / "temporary").glob("shakespeare*")) and (alice.home / "transformer_model.pth").exists()
 
 
 def test_a_reader_of_stdout_that_went_away_ends_it(alice: Publisher) -> None:
@@ -188,7 +162,7 @@ def test_folders_and_disks_that_cannot_be_written_are_told(alice: Publisher, hub
 
 
 def test_the_result_is_one_line_of_json_when_asked(alice: Publisher, hub: HubServer, folder: Path) -> None:
-    done = alice.push("--from_dir", str(folder), "--no_verify", "--json")
+    done = alice.push("--no_verify", "--json")
     assert done.code == 0 and done.out.count("\n") == 1
     facts = json.loads(done.out)
     assert (facts["ok"], facts["state"], facts["exit_code"]) == (True, "pushed", 0)

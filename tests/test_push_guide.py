@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from charseq2seq import __version__
-from tests.hub.client import hub_with_people
 from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
 
@@ -41,13 +37,6 @@ written = model.generate(torch.tensor([[vocab["R"]]]), 40, temperature=0)
 token_of = {index: token for token, index in vocab.items()}
 print("".join(token_of[index] for index in written[0].tolist()))
 """
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
 
 
 def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: HubServer, tmp_path: Path) -> None:

@@ -8,60 +8,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from charseq2seq.publishing.repository_folder import build_folder
+from charseq2seq.publishing.folder import build_folder
 from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
 from tests.hub.server import HubServer
-from tests.push_client import ALL_FILES, ROOT, Publisher, tiny_checkpoint
-
-REPO = "alice/shakespeare-transformer"
+from tests.push_client import ALL_FILES, REPO, ROOT, Publisher, tiny_checkpoint, titles
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository folder of a tiny checkpoint, for --from_dir, which saves building it."""
-    folder = tmp_path_factory.mktemp("built") / "folder"
-    build_folder(tiny_checkpoint(), folder, REPO)
-    return folder
-
-
-@pytest.fixture
-def alice(hub: HubServer, tmp_path: Path) -> Publisher:
-    """Alice with a checkpoint."""
-    return Publisher(hub, tmp_path / "alice")
-
-
-def built(where: Path, loss: float, **metrics: Any) -> str:
-    """Another repository folder, of a model with this loss."""
-    build_folder(tiny_checkpoint(loss, **metrics), where / f"loss {loss}", REPO)
-    return str(where / f"loss {loss}")
-
-
-def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
-    """The commits of main, oldest first, but for the Hub's own."""
-    return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
-
-
+@pytest.mark.slow
 def test_the_same_checkpoint_pushed_twenty_times_makes_one_commit(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     user = Publisher(hub, tmp_path / "user")
     (tmp_path / "temporary").mkdir()
     first = user.push("--no_verify", "--json", TMPDIR=str(tmp_path / "temporary"))
     assert first.json["state"] == "pushed" and not list((tmp_path / "temporary").glob("shakespeare*"))
-    again = [user.push("--from_dir", str(folder), "--json") for _ in range(18)]
-    again.append(user.push("--json"))
+    again = [user.push("--json") for _ in range(19)]
     assert [one.code for one in again] == [0] * 19
     assert {one.json["state"] for one in again} == {"up to date"}
     assert {one.json["commit"] for one in again} == {first.json["commit"]}
@@ -70,18 +35,19 @@ def test_the_same_checkpoint_pushed_twenty_times_makes_one_commit(hub: HubServer
 
 def test_a_lost_answer_is_not_committed_twice(alice: Publisher, hub: HubServer, folder: Path) -> None:
     hub.fail("POST", "/commit/", drop="after", times=1)
-    done = alice.push("--from_dir", str(folder), "--no_verify", "--json")
+    done = alice.push("--no_verify", "--json")
     assert done.code == 0 and done.json["state"] == "pushed", done.log
     assert done.json["commit"] == hub.repo(REPO).head and len(titles(hub)) == 1
     hub.fail("POST", "/commit/", status=504, body=b"<html>", drop="after", times=1)
-    assert alice.push("--no_verify", "--from_dir", built(alice.home, 1.4)).code == 0
+    alice.save(tiny_checkpoint(1.4))
+    assert alice.push("--no_verify").code == 0
     assert len(titles(hub)) == 2 and len(hub.calls("POST", "/commit/")) == 2
 
 
 def test_a_lost_proposal_is_not_proposed_twice(alice: Publisher, hub: HubServer, folder: Path) -> None:
     hub.add_repo(REPO)
     hub.fail("POST", "/commit/", drop="after", times=1)
-    done = alice.push("--from_dir", str(folder), "--create_pr")
+    done = alice.push("--create_pr")
     assert done.code == 76 and "sent, but not confirmed" in done.log
     assert list(hub.repo(REPO).pull_requests) == ["1"]
 
@@ -90,7 +56,7 @@ def test_a_commit_in_between_is_followed_and_not_lost(alice: Publisher, hub: Hub
     repository = hub.add_repo(REPO, {"README.md": b"# Mine\n"})
     words = {"README.md": b"# Mine, and newer\n", "LICENSE": b"free"}
     hub.fail("POST", "/commit/", call=lambda: repository.push(words), times=1)
-    done = alice.push("--from_dir", str(folder), "--no_verify")
+    done = alice.push("--no_verify")
     assert done.code == 0 and "trying again" in done.log
     assert b"# Mine, and newer" in repository.files()["README.md"] and b"charseq2seq" in repository.files()["README.md"]
     assert [one.status for one in hub.calls("POST", "/commit/")] == [412, 200]
@@ -99,13 +65,11 @@ def test_a_commit_in_between_is_followed_and_not_lost(alice: Publisher, hub: Hub
 def test_of_two_pushes_at_once_one_wins_and_the_other_follows(hub: HubServer, tmp_path: Path) -> None:
     users = []
     for number, loss in enumerate((1.5, 1.4)):
-        user = Publisher(hub, tmp_path / str(number))
-        build_folder(tiny_checkpoint(loss, seed=number), user.home / "out", REPO)
-        users.append(user)
+        users.append(Publisher(hub, tmp_path / str(number), tiny_checkpoint(loss, seed=number)))
     both_are_ready = threading.Barrier(2)
     hub.fail("POST", "/commit/", call=both_are_ready.wait, times=2)
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda user: user.push("--from_dir", "out", "--no_verify"), users))
+        done = list(pool.map(lambda user: user.push("--output_dir", "out", "--no_verify"), users))
     assert [one.code for one in done] == [0, 0], done
     assert sum("somebody else is pushing" in one.log for one in done) == 1, "the loser says so"
     assert sorted(str(one.status) for one in hub.calls("POST", "/commit/")) == ["200", "200", "412"]
@@ -122,18 +86,21 @@ TALK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from charseq2seq.publishing.plan import Local
-from charseq2seq.publishing.publish import PublishRequest, commit_folder, preflight
-request = PublishRequest()
-standing = preflight(request)
-commit_folder(standing, request, Local(Path(sys.argv[2]), standing.repo_id))
+from charseq2seq.publishing.folder import RepositoryFolder, parse_record
+from charseq2seq.options import PushOptions
+from charseq2seq.publishing.publish import Push, preflight
+request, folder = PushOptions(), Path(sys.argv[2])
+record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
+Push(request, preflight(request), RepositoryFolder(folder, record)).commit()
 """
 
 
+@pytest.mark.slow
 def test_a_push_killed_at_any_moment_leaves_the_old_head_or_the_new_one(
     hub: HubServer, folder: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
+    users = [Publisher(hub, tmp_path / "user"), Publisher(hub, tmp_path / "another", tiny_checkpoint(1.4, seed=1))]
     build_folder(tiny_checkpoint(1.4, seed=1), other, REPO)
     complete = [{path.name: path.read_bytes() for path in one.iterdir()} for one in (folder, other)]
     moments = random.Random(4)
@@ -142,7 +109,7 @@ def test_a_push_killed_at_any_moment_leaves_the_old_head_or_the_new_one(
         if attempt % 5:
             strike(hub, tmp_path, (folder, other)[attempt % 2], kill_at)
         else:  # the whole command, with its proofs, by the clock
-            whole = Publisher(hub, tmp_path / "user").start("--from_dir", str((folder, other)[attempt % 2]))
+            whole = users[attempt % 2].start()
             time.sleep(moments.uniform(0, 6))
             whole.kill()
             whole.communicate()
@@ -152,7 +119,7 @@ def test_a_push_killed_at_any_moment_leaves_the_old_head_or_the_new_one(
         files = {name: content for name, content in repository.files().items() if name in ALL_FILES}
         assert files in ({}, *complete), f"attempt {attempt}, killed at request {kill_at}"
     assert 3 < len(titles(hub)) < 47, "some were killed before their commit, some after"
-    assert Publisher(hub, tmp_path / "user").push("--from_dir", str(other), "--no_verify").code == 0
+    assert users[1].push("--no_verify").code == 0
     assert {name: repository.files()[name] for name in ALL_FILES} == complete[1]
 
 
@@ -191,7 +158,7 @@ def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Pa
         environment = LFS_ONLY if way in ("lfs", "multipart") else {}
         verify = [] if way == "multipart" else ["--no_verify"]
         user = Publisher(hub, tmp_path / "user")
-        done = user.push("--from_dir", str(folder), *verify, **environment)
+        done = user.push(*verify, **environment)
         assert done.code == 0, done.log
         files = hub.repo(REPO).files()
         assert {name: files[name] for name in ALL_FILES} == {p.name: p.read_bytes() for p in folder.iterdir()}

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError
-from charseq2seq.publishing.plan import Local
+from charseq2seq.publishing.folder import RepositoryFolder, build_folder, parse_record, refuse_large_files
 from charseq2seq.publishing.proof import prove_folder
-from charseq2seq.publishing.repository_folder import build_folder, read_record
-from charseq2seq.publishing.secret_scan import scan_folder
+from charseq2seq.publishing.secrets import refuse_secrets
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.hub.server import fake_token
@@ -43,9 +42,16 @@ def parsed(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record that a folder was made with."""
+    record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
+    assert record is not None
+    return record
+
+
 def test_all_files_of_the_guide_are_there(built: Path) -> None:
     assert set(contents(built)) == ALL_FILES
-    assert set(read_record(built)["files"]) == ALL_FILES
+    assert set(record_of(built)["files"]) == ALL_FILES
 
 
 def test_config_and_weights_make_the_very_model(built: Path) -> None:
@@ -146,18 +152,13 @@ def test_a_folder_with_a_record_of_another_tool_is_left_alone(record: bytes, tmp
     assert contents(tmp_path) == theirs
 
 
-def test_a_folder_that_is_none_or_lacks_a_file_is_refused(built: Path, tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="not a repository folder"):
-        read_record(tmp_path)
-    record = parsed(built, "training_args.json")
-    for name, expected in (
-        ("../secret", "not a repository folder"),
-        ("absent.txt", r"lacks absent\.txt"),
-        ("x" * 5000, "not a repository folder"),
-    ):
-        (tmp_path / "training_args.json").write_text(json.dumps({**record, "files": [name]}))
-        with pytest.raises(SuiteError, match=expected):
-            read_record(tmp_path)
+def test_a_record_that_names_files_elsewhere_is_none_of_ours(built: Path) -> None:
+    record = record_of(built)
+    assert parse_record(json.dumps(record)) == record
+    for name in ("../secret", "/etc/passwd", "x" * 5000, 3):
+        assert parse_record(json.dumps({**record, "files": [name]})) is None
+    for odd in ("", "[1]", "[" * 100_000, json.dumps({**record, "made_by": "another tool"})):
+        assert parse_record(odd) is None
 
 
 def damaged(checkpoint: Checkpoint, folder: Path, name: str, content: bytes) -> Path:
@@ -211,25 +212,25 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
 def test_secrets_are_found_and_not_shown(text: str, expected: str | None, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text(f"line one\n{text}\n")
     if expected is None:
-        scan_folder(tmp_path, ["notes.txt"], "a secret of no known shape")
+        refuse_secrets(tmp_path, ["notes.txt"], "a secret of no known shape")
         return
     with pytest.raises(PublishError) as refusal:
-        scan_folder(tmp_path, ["notes.txt"], "a secret of no known shape")
+        refuse_secrets(tmp_path, ["notes.txt"], "a secret of no known shape")
     assert expected in str(refusal.value)
     assert text not in str(refusal.value)
 
 
 def test_the_token_in_use_is_found_even_among_weights(built: Path, tmp_path: Path) -> None:
     token = fake_token("amongWeights")
-    Local(built, "alice/m").check(token)
+    refuse_secrets(built, sorted(ALL_FILES), token)
     weights = (built / "pytorch_model.bin").read_bytes() + token.encode()
     folder = damaged(tiny_checkpoint(), tmp_path / "leaking", "pytorch_model.bin", weights)
     with pytest.raises(PublishError, match="the token in use"):
-        Local(folder, "alice/m").check(token)
+        refuse_secrets(folder, sorted(ALL_FILES), token)
 
 
 def test_a_text_over_the_hubs_limit_is_refused_here(built: Path, tmp_path: Path) -> None:
     folder = damaged(tiny_checkpoint(), tmp_path / "large", "vocab.json", b" " * (10 << 20) + b"{}")
     with pytest.raises(PublishError, match="❌ File too large") as refusal:
-        Local(folder, "alice/m").check(None)
+        refuse_large_files(RepositoryFolder(folder, record_of(folder)))
     assert refusal.value.exit_code == ExitCode.TOO_LARGE

@@ -13,7 +13,7 @@ from typing import Self
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub.client import READ, WRITE, hub_with_people
+from tests.hub.client import READ, WRITE
 from tests.hub.server import HubServer, fake_token
 from tests.train_client import ROOT, TINY, Done, Trainee
 
@@ -59,13 +59,6 @@ class Children:
         for child in map(int, " ".join(listings).split()):
             yield child
             yield from self._children(child)
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub.client import READ, WRITE, hub_with_people
+from tests.hub.client import READ, WRITE
 from tests.hub.server import HubServer
 from tests.push_client import ALL_FILES, ROOT
 from tests.train_client import TINY, Done, Trainee, finish
@@ -22,13 +21,6 @@ REPO = "alice/my-shakespeare-transformer"
 # Letter for letter the guide's command, with a real user and token in place of its placeholders.
 WAY_1 = ["--mode", "train", "--push_to_hf", "--hf_repo_name", "my-shakespeare-transformer", "--hf_username", "alice"]
 QUICK = ["--data_path", "text.txt", *TINY, "--max_steps", "4"]
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
 
 
 def way_1(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None = None) -> Done:
@@ -67,7 +59,7 @@ def test_one_command_trains_and_pushes(hub: HubServer, tmp_path: Path) -> None:
 
 def test_what_cannot_be_pushed_is_refused_before_training(hub: HubServer, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
-    for token, said, code in ((READ, "read-only token", 77), (None, "no token", 77)):
+    for token, said, code in ((READ, "no right to write here", 77), (None, "no token", 77)):
         done = way_1(hub, trainee, token=token)
         assert done.code == code and f"❌ Push failed: {said}" in done.log, done.log
         assert done.report["outcome"] == "failed" and said in done.report["message"]

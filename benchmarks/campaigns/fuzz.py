@@ -275,7 +275,7 @@ class ModelFiles:
         if not isinstance(loaded, Checkpoint):
             return
         from charseq2seq.generation import Sampling, TextGenerator
-        from charseq2seq.publishing.model_card import render_card
+        from charseq2seq.publishing.card import render_card
         from charseq2seq.publishing.training_curve import draw_training_curve
 
         TextGenerator(loaded.build_model(), loaded.vocabulary()).generate("", 3, Sampling())
@@ -300,7 +300,8 @@ class JsonFiles:
     """Changed files of a repository folder: vocab.json or training_args.json."""
 
     def __init__(self, kind: str) -> None:
-        from charseq2seq.publishing.repository_folder import RECORD, build_folder
+        from charseq2seq.publishing.folder import build_folder
+        from charseq2seq.publishing.hub import RECORD
         from tests.push_client import tiny_checkpoint
 
         self.name = "vocab.json" if kind == "vocab.json" else RECORD
@@ -322,7 +323,7 @@ class JsonFiles:
 
     def load(self, path: Path) -> object:
         """Load one."""
-        from charseq2seq.publishing.repository_folder import parse_record, read_record
+        from charseq2seq.publishing.folder import parse_record
 
         content = path.read_bytes()
         if self.name == "vocab.json":
@@ -331,16 +332,17 @@ class JsonFiles:
             except (ValueError, RecursionError) as error:  # no JSON: nothing of ours has seen it
                 raise SuiteError("not JSON", ExitCode.BAD_DATA) from error
             return CharVocabulary.from_index_of_token(parsed)
-        (self.folder / self.name).write_bytes(content)
-        parse_record(content.decode("utf-8", errors="replace"))
-        return read_record(self.folder)
+        record = parse_record(content.decode("utf-8", errors="replace"))
+        if record is None:
+            raise SuiteError("not a record of this suite", ExitCode.BAD_DATA)
+        return record
 
     def use(self, loaded: Any) -> None:
         """What is accepted must be whole."""
         if isinstance(loaded, CharVocabulary):
             assert loaded.decode(range(len(loaded))) == "".join(loaded.characters)
         else:
-            assert all((self.folder / name).is_file() for name in loaded["files"])
+            assert all(Path(name).name == name for name in loaded["files"]), "none reaches outside of the folder"
 
 
 # --- many of them

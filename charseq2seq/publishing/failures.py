@@ -1,17 +1,21 @@
-"""The table of everything that can go wrong with a push: headline, cause, remedy, exit code.
+"""What can go wrong with a push: the table of failures, and which exception is which row.
 
-Which exception belongs to which row: hub_errors.py.
+A new failure is a row of `FAILURES` (headline, cause, remedy, exit code); a new HTTP status is an entry of `_STATUS`,
+a new exception class one of `_CLASS`. What `explain` does not know is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import http
-import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from charseq2seq.errors import ExitCode, SuiteError
 
-TOKENS_PAGE = "huggingface.co/settings/tokens"
+_TOKENS_PAGE = "huggingface.co/settings/tokens"
+_REQUEST_IDS = ("X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id")
 
 
 @dataclass(frozen=True)
@@ -33,49 +37,30 @@ class Failure:
     passing: bool = False
 
 
-NO_PERMISSION, UNAVAILABLE = ExitCode.NO_PERMISSION, ExitCode.UNAVAILABLE
 FAILURES = {
     "no_token": Failure(
         "no token",
         "no token was given and none is stored on this machine",
-        f"make one with Write permission at {TOKENS_PAGE} and set HF_TOKEN, run `hf auth login`, or use --token_file",
-        NO_PERMISSION,
+        f"make one with Write permission at {_TOKENS_PAGE} and set HF_TOKEN, run `hf auth login`, or use --token_file",
+        ExitCode.NO_PERMISSION,
     ),
     "bad_token": Failure(
         "{status}",
         "the Hub does not accept the token: it is mistyped, revoked or expired",
-        f'check that the token is right and has "Write" permission ({TOKENS_PAGE})',
-        NO_PERMISSION,
+        f'check that the token is right and has "Write" permission ({_TOKENS_PAGE})',
+        ExitCode.NO_PERMISSION,
     ),
-    "read_only_token": Failure(
-        "read-only token ({status})",
-        "the token may read but not write",
-        f'make a token with "Write" permission at {TOKENS_PAGE}',
-        NO_PERMISSION,
-    ),
-    "scope": Failure(
-        "token without the right to write here ({status})",
-        "the fine-grained token does not cover writing to this repository",
-        f"give it write access to the repository or its owner's account at {TOKENS_PAGE}",
-        NO_PERMISSION,
+    "forbidden": Failure(
+        "no right to write here ({status})",
+        "the Hub does not let this token write",
+        f'check that the token has "Write" permission for this repository ({_TOKENS_PAGE}), and its account access',
+        ExitCode.NO_PERMISSION,
     ),
     "namespace": Failure(
         "no right on this namespace ({status})",
         "the account that the token belongs to may not create models there",
         "correct --username, or have an organisation's admin give you the write role",
-        NO_PERMISSION,
-    ),
-    "foreign": Failure(
-        "no right on this repository ({status})",
-        "it belongs to somebody else",
-        "choose another --repo_name under your own account, or propose the change with --create_pr",
-        NO_PERMISSION,
-    ),
-    "forbidden": Failure(
-        "{status}",
-        "the Hub refuses this to the token's account",
-        f'check that the token has "Write" permission ({TOKENS_PAGE}) and the account access to the repository',
-        NO_PERMISSION,
+        ExitCode.NO_PERMISSION,
     ),
     "quota": Failure(
         "storage limit reached ({status})",
@@ -86,7 +71,7 @@ FAILURES = {
     "exists": Failure(
         "Repository already exists",
         "the name is taken",
-        "choose another --repo_name or add a version number (my-model-v2)",
+        "choose another --repo_name, add a version number (my-model-v2), or propose the change with --create_pr",
         ExitCode.CONFLICT,
     ),
     "visibility": Failure(
@@ -137,61 +122,32 @@ FAILURES = {
         "{status}",
         "the Hub has trouble of its own",
         "push again later; status.huggingface.co says what is going on",
-        UNAVAILABLE,
+        ExitCode.UNAVAILABLE,
         passing=True,
     ),
     "rejected": Failure(
-        "{status}", "the Hub rejects the request", "read what it says and change that", ExitCode.BAD_DATA
-    ),
-    "card": Failure(
-        "model card rejected",
-        "the metadata at the head of README.md is not valid",
-        "correct it in the README.md on the Hub (or in the folder, with --from_dir) and push again",
-        ExitCode.BAD_DATA,
+        "rejected ({status})", "the Hub rejects what was sent", "read what it says and change that", ExitCode.BAD_DATA
     ),
     "timeout": Failure(
         "Connection timeout",
         "the Hub did not answer in time",
         "check the network, or try a proxy (HTTPS_PROXY); a slow line may need a longer --timeout",
-        UNAVAILABLE,
+        ExitCode.UNAVAILABLE,
         passing=True,
     ),
-    "deadline": Failure(
-        "Deadline passed",
-        "the push took longer than --deadline allows",
-        "push again, with a longer --deadline if the line is slow",
-        UNAVAILABLE,
-    ),
-    "dns": Failure(
-        "host not found",
-        "the name of the Hub's host cannot be resolved",
-        "check the network and its DNS, HF_ENDPOINT, or try a proxy (HTTPS_PROXY)",
-        UNAVAILABLE,
-    ),
-    "refused": Failure(
-        "Connection refused",
-        "nobody answers at the Hub's address",
-        "check the network, HF_ENDPOINT and proxy settings",
-        UNAVAILABLE,
-    ),
-    "tls": Failure(
-        "TLS or proxy trouble",
-        "no trusted connection to the Hub can be made",
-        "behind a company's proxy set HTTPS_PROXY, and SSL_CERT_FILE to its certificate",
-        UNAVAILABLE,
+    "unreachable": Failure(
+        "the Hub cannot be reached ({status})",
+        "no connection can be made",
+        "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; behind a company's proxy set HTTPS_PROXY, and "
+        "SSL_CERT_FILE to its certificate",
+        ExitCode.UNAVAILABLE,
     ),
     "dropped": Failure(
         "Connection lost",
         "the connection broke off before the Hub had answered",
         "check the network and push again: what is already there is not sent twice",
-        UNAVAILABLE,
+        ExitCode.UNAVAILABLE,
         passing=True,
-    ),
-    "offline": Failure(
-        "offline mode",
-        "HF_HUB_OFFLINE is set, so that nothing may use the network",
-        "unset HF_HUB_OFFLINE and push again",
-        UNAVAILABLE,
     ),
     "unconfirmed": Failure(
         "sent, but not confirmed",
@@ -208,7 +164,7 @@ FAILURES = {
     "secret": Failure(
         "the folder holds a secret",
         "something that looks like a token or a path of this machine is in a file to be published",
-        "remove it from the training arguments or the text and build the folder again",
+        "remove it from the training arguments or the text and push again",
         ExitCode.BAD_DATA,
     ),
     "proof": Failure(
@@ -243,26 +199,17 @@ class PublishError(SuiteError):
         failure = FAILURES[kind]
         self.kind, self.status, self.request_id = kind, status, request_id
         headline = failure.headline.format(status=_status_line(status)).replace(" ()", "")
-        self.headline = headline or failure.cause.partition(":")[0]  # not every trouble has a status
+        headline = headline or failure.cause.partition(":")[0]  # not every failure has a status
+        self.headline = headline if kind in ("exists", "too_large") else f"Push failed: {headline}"  # the guide's words
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
         self.remedy = remedy or failure.remedy
-        lines = [f"❌ {_opening(kind)}{self.headline}", f"   why: {self.cause}", f"   what to do: {self.remedy}"]
+        self.passing = failure.passing
+        lines = [f"❌ {self.headline}", f"   why: {self.cause}", f"   what to do: {self.remedy}"]
         if request_id:
             lines.append(f"   request id: {request_id}")
         super().__init__("\n".join(lines), failure.exit_code)
-
-
-def failure_as_json(error: SuiteError) -> str:
-    """What went wrong, on one line, for programs."""
-    facts: dict[str, object] = {"ok": False, "error": "refused", "message": str(error)}
-    if isinstance(error, PublishError):
-        facts |= {"error": error.kind, "message": f"{_opening(error.kind)}{error.headline}", "cause": error.cause}
-        facts |= {"remedy": error.remedy, "status": error.status, "request_id": error.request_id}
-    return json.dumps(facts | {"exit_code": int(error.exit_code)})
-
-
-def _opening(kind: str) -> str:
-    return "" if kind in ("exists", "too_large") else "Push failed: "  # as the guide has it
+        self.facts = {"error": kind, "message": self.headline, "cause": self.cause, "remedy": self.remedy}
+        self.facts |= {"status": status, "request_id": request_id}
 
 
 def _status_line(status: int | None) -> str:
@@ -272,3 +219,103 @@ def _status_line(status: int | None) -> str:
         return f"HTTP {status} {http.HTTPStatus(status).phrase}"
     except ValueError:
         return f"HTTP {status}"
+
+
+def explain(error: BaseException, token: str | None = None) -> PublishError | None:
+    """The row of the table that an exception belongs to, filled in; None for a defect of ours.
+
+    The client raises its own errors, those of its HTTP library and builtin ones (Xet), some only as the cause of
+    another. So all causes are walked, and an HTTP status counts before class names, those before texts.
+
+    Args:
+        error: what was raised.
+        token: the token in use, which is hidden wherever the Hub repeats it.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, PublishError):
+            return cause
+    if any("Invalid metadata in README.md" in str(cause) for cause in causes):  # the library's words
+        return PublishError("rejected", _one_line(error, token))
+    response = _response(causes)
+    if response is not None:
+        said = next((text for cause in causes if (text := getattr(cause, "server_message", None))), "")
+        request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
+        status = response.status_code
+        return PublishError(_kind_of_status(status, said), _one_line(said, token), status=status, request_id=request_id)
+    for cause in causes:
+        if kind := _kind_of_exception(cause):
+            return PublishError(kind, _one_line(cause, token))
+    return None
+
+
+def is_xet_failure(error: BaseException) -> bool:
+    """Whether Xet's own client failed, which has no HTTP response to show; plain LFS may still work."""
+    causes = list(_causes(error))
+    builtin = (ConnectionError, RuntimeError, TimeoutError, OSError)
+    return _response(causes) is None and any(type(cause) in builtin for cause in causes)
+
+
+def _response(causes: list[BaseException]) -> Any:
+    return next((found for cause in causes if (found := getattr(cause, "response", None)) is not None), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, its cause, the cause's cause and so on."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+_STATUS = {401: "bad_token", 402: "quota", 403: "forbidden", 404: "not_found", 407: "unreachable", 408: "timeout"}
+_STATUS |= {412: "moved", 413: "too_large", 429: "rate_limit"}
+# 403 and 400 mean many things; the Hub's sentence tells them apart.
+_SAID = {
+    "storage limit": "quota",
+    "quota": "quota",
+    "namespace": "namespace",
+    "create_pr": "exists",  # and belongs to somebody else
+    "larger than": "too_large",
+    "too large": "too_large",
+}
+
+
+def _kind_of_status(status: int, said: str) -> str:
+    said = said.lower()
+    if status in (400, 403):
+        for phrase, kind in _SAID.items():
+            if phrase in said:
+                return kind
+    if status == 409:
+        return "moved" if "progress" in said else "exists"
+    return _STATUS.get(status, "server" if status >= 500 else "rejected")
+
+
+# By the class's name: the HTTP library is httpx or httpx2, depending on the version of huggingface_hub.
+_CLASS = {
+    "LocalTokenNotFoundError": "no_token",
+    "HFValidationError": "invalid_name",
+    "JSONDecodeError": "server",  # a gateway's HTML page where the Hub answers JSON
+    **dict.fromkeys(("ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "TimeoutError"), "timeout"),
+    **dict.fromkeys(("RemoteProtocolError", "ReadError", "WriteError", "CloseError"), "dropped"),
+    **dict.fromkeys(("ConnectError", "ProxyError", "OfflineModeIsEnabled", "ConnectionRefusedError"), "unreachable"),
+}
+
+
+def _kind_of_exception(error: BaseException) -> str | None:
+    text = str(error)
+    if found := re.search(r"HTTP status (?:client|server) error \((\d{3})", text):  # Xet's words
+        return _kind_of_status(int(found[1]), text)
+    if "LFS batch API returned errors" in text:
+        return _kind_of_status(400, text)
+    return _CLASS.get(type(error).__name__) or ("unreachable" if type(error) is ConnectionError else None)
+
+
+def _one_line(said: Any, token: str | None) -> str:
+    """At most 300 characters, without the token."""
+    text = " ".join(str(said).split())
+    text = text.replace(token, "…") if token else text
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -1,25 +1,36 @@
-"""The Hub as a push sees it: who we are, what is there, may we write, one commit, is it what we sent."""
+"""The Hub as a push sees it: who we are, what is there, may we write, one commit; and how long the network may take.
+
+huggingface_hub waits for ever by default, and sleeps as long as a server tells it to. A client factory, its
+documented hook, gives every request a time limit, shortens those sleeps and keeps the token from other hosts.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 from charseq2seq.console import is_terminal, log
-from charseq2seq.publishing.credentials import Credentials
-from charseq2seq.publishing.failures import PublishError
-from charseq2seq.publishing.hub_errors import is_xet_failure
-from charseq2seq.publishing.network import Deadline, configure_client, retrying
+from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitInfo, CommitOperationAdd
 
 MAIN = "main"
-SMALL_FILES = ("README.md", "training_args.json")  # those that a push reads before it writes
+CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
+CONNECT_SECONDS = 10.0
+LONGEST_PAUSE = 60.0  # seconds; a server's Retry-After is obeyed up to this
+PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
+LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Account:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its size and the sha256 of its content, or git's sha1 for a small text."""
+    """A published file: its size in bytes, and the sha256 of its content or, for a small text, git's sha1."""
 
     size: int
     digest: str
@@ -56,7 +67,7 @@ class Remote:
         head: commit id of the revision that a push goes to.
         has_branch: False where that revision is still to be made, from main.
         tags: name -> commit id.
-        texts: content of the small files that a push reads, where they are there.
+        texts: content of `CARD` and `RECORD`, where they are there.
     """
 
     head: str
@@ -68,32 +79,29 @@ class Remote:
 
 
 class Hub:
-    """One repository on the Hub, seen with one token.
+    """The Hub, seen with one token.
 
     Args:
-        repo_id: `owner/name`.
-        credentials: the token.
+        token: goes into the header of requests to the Hub.
         timeout: seconds that a request may wait for an answer.
-        deadline: the end of all waiting.
     """
 
-    def __init__(self, credentials: Credentials, timeout: float, deadline: Deadline) -> None:
+    def __init__(self, token: str, timeout: float) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
         # Its warnings tell signed addresses, and nothing that we do not tell.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        configure_client(credentials.token, timeout, deadline)
+        _limit_client(token, timeout)
         if not is_terminal():
             disable_progress_bars()
-        self.deadline = deadline
-        self._token = credentials.token
-        self._api = HfApi(token=credentials.token)
+        self._token = token
+        self._api = HfApi(token=token)
         self.endpoint = self._api.endpoint
 
     def whoami(self) -> Account:
         """Ask the Hub whose token this is."""
-        answer = retrying(self.deadline, self._api.whoami)
+        answer = retrying(self._api.whoami)
         access = answer.get("auth", {}).get("accessToken", {})
         scoped = access.get("fineGrained", {}).get("scoped", [])
         writable = {one["entity"]["name"] for one in scoped if "repo.write" in one.get("permissions", [])}
@@ -109,26 +117,26 @@ class Hub:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            info = retrying(self.deadline, lambda: self._api.model_info(repo_id))
+            info = retrying(lambda: self._api.model_info(repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
                 return None
             raise
-        refs = retrying(self.deadline, lambda: self._api.list_repo_refs(repo_id))
+        refs = retrying(lambda: self._api.list_repo_refs(repo_id))
         branches = {one.name: one.target_commit for one in refs.branches}
         tags = {one.name: one.target_commit for one in refs.tags}
         if revision in tags:
             raise PublishError("not_found", f"{revision} is a tag; a push goes to a branch")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
-        texts = {name: self._text(repo_id, head, name) for name in SMALL_FILES if name in files}
+        texts = {name: self._text(repo_id, head, name) for name in (CARD, RECORD) if name in files}
         return Remote(head, bool(info.private), revision in branches, tags, files, texts)
 
     def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
         """Every file of a commit: path -> size and digest."""
         from huggingface_hub.hf_api import RepoFile
 
-        # No `retrying` around listings: the library itself tries those again, for some 20 seconds.
+        # Not `retrying`: the library itself repeats listings, for some 20 seconds.
         return {
             one.path: RemoteFile(one.size, one.lfs.sha256 if one.lfs else one.blob_id, one.lfs is not None)
             for one in self._api.list_repo_tree(repo_id, recursive=True, revision=commit)
@@ -137,31 +145,31 @@ class Hub:
 
     def is_private(self, repo_id: str) -> bool:
         """Whether only its owner sees it."""
-        return bool(retrying(self.deadline, lambda: self._api.model_info(repo_id)).private)
+        return bool(retrying(lambda: self._api.model_info(repo_id)).private)
 
     def check_write(self, repo_id: str, revision: str, create_pr: bool) -> None:
-        """Ask the Hub how it would take a file: an answer only to those who may write, and nothing is written."""
+        """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
         from huggingface_hub import CommitOperationAdd
 
-        probe = [CommitOperationAdd("README.md", b"x")]
+        probe = [CommitOperationAdd(CARD, b"x")]
         self._api.preupload_lfs_files(repo_id, probe, revision=revision, create_pr=create_pr)
 
     def create(self, repo_id: str, private: bool) -> None:
         """Make the repository."""
-        retrying(self.deadline, lambda: self._api.create_repo(repo_id, private=private, exist_ok=True))
+        retrying(lambda: self._api.create_repo(repo_id, private=private, exist_ok=True))
 
     def create_branch(self, repo_id: str, branch: str) -> None:
         """Make a branch at the head of main."""
-        retrying(self.deadline, lambda: self._api.create_branch(repo_id, branch=branch, exist_ok=True))
+        retrying(lambda: self._api.create_branch(repo_id, branch=branch, exist_ok=True))
 
     def create_tag(self, repo_id: str, tag: str, commit: str) -> None:
         """Name a commit."""
-        retrying(self.deadline, lambda: self._api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+        retrying(lambda: self._api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
 
     def commit(
         self,
         repo_id: str,
-        additions: Mapping[str, Path | bytes],
+        additions: Sequence[CommitOperationAdd],
         deletions: Sequence[str],
         *,
         message: str,
@@ -173,18 +181,13 @@ class Hub:
 
         Large files go by Xet; where its servers cannot be reached or do not exist, by plain LFS.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+        from huggingface_hub import CommitOperationDelete, constants
         from huggingface_hub.utils._runtime import is_xet_available
 
         def send() -> CommitInfo:
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-                for name, content in additions.items()
-            ]
-            operations += [CommitOperationDelete(name) for name in deletions]
             return self._api.create_commit(
                 repo_id,
-                operations,
+                [*additions, *map(CommitOperationDelete, deletions)],
                 commit_message=message,
                 parent_commit=parent,
                 revision=revision,
@@ -201,23 +204,19 @@ class Hub:
             return send()
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
-        """Fetch files of a commit into a folder, past any cache."""
+        """Download files of a commit into a folder, past any cache."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()  # its bars would be drawn over the lines that follow
-        retrying(
-            self.deadline,
-            lambda: snapshot_download(
-                repo_id, revision=commit, allow_patterns=list(names), local_dir=folder, token=self._token
-            ),
-        )
+        options: dict[str, Any] = {"allow_patterns": list(names), "local_dir": folder, "token": self._token}
+        retrying(lambda: snapshot_download(repo_id, revision=commit, **options))
 
     def _text(self, repo_id: str, commit: str, name: str) -> str:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        def fetched() -> str:
+        def download() -> str:
             # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
             response = get_session().get(
                 hf_hub_url(repo_id, name, revision=quote(commit, safe=""), endpoint=self.endpoint),
@@ -226,4 +225,90 @@ class Hub:
             hf_raise_for_status(response)
             return response.content.decode("utf-8", errors="replace")
 
-        return retrying(self.deadline, fetched)
+        return retrying(download)
+
+
+def retrying(work: Callable[[], T]) -> T:
+    """Do what may be done more than once, again where it fails in passing."""
+    for pause in PAUSES:
+        begin = time.monotonic()
+        try:
+            return work()
+        except Exception as error:
+            wait_or_raise(error, pause, begin)
+    return work()
+
+
+def wait_or_raise(error: Exception, pause: float, begin: float) -> None:
+    """Wait before another try, some `pause` seconds or as many as the server asks for.
+
+    Raises:
+        Exception: `error` itself, where another try would not help or the server was silent for long.
+    """
+    failure = explain(error)
+    is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
+    if failure is None or not failure.passing or is_silent:
+        raise error
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    retry_after = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
+    seconds = max(pause * random.uniform(0.75, 1.5), retry_after)
+    log(f"{failure.headline.removeprefix('Push failed: ')}; trying again in {seconds:.1f} s.")
+    time.sleep(seconds)
+
+
+# --- what every request of the client goes through
+
+
+def _limit_client(token: str, timeout: float) -> None:
+    """Give huggingface_hub, for the rest of this process, time limits and a guard on the token."""
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils._http import default_client_factory
+
+    _limit_xet(timeout)
+    guard = functools.partial(_guard_token, token, _origin(constants.ENDPOINT))
+
+    def factory() -> Any:
+        client = default_client_factory()
+        client.timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout))
+        client.event_hooks = {
+            "request": [*client.event_hooks["request"], guard],
+            "response": [*client.event_hooks["response"], _limit_sleeps],
+        }
+        return client
+
+    set_client_factory(factory)  # a factory, because the library makes a new client after a lost connection
+
+
+def _limit_xet(timeout: float) -> None:
+    """Xet's own client reads its limits from the environment; it tries twice, then the LFS path is taken."""
+    limits = {"CONNECT_TIMEOUT": min(CONNECT_SECONDS, timeout), "READ_TIMEOUT": timeout, "RETRY_MAX_DURATION": timeout}
+    for name, seconds in {**limits, "RETRY_BASE_DELAY": 0.5}.items():
+        os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds * 1000:.0f}ms")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
+
+
+def _guard_token(token: str, origin: tuple[Any, ...], request: Any) -> None:
+    """Take the token from a request that goes anywhere but to the Hub itself."""
+    if token in request.headers.get("Authorization", "") and _origin(str(request.url)) != origin:
+        del request.headers["Authorization"]
+
+
+def _limit_sleeps(response: Any) -> None:
+    """Shorten what a server asks the library to wait, which obeys without a limit.
+
+    Raises:
+        PublishError: the answer upon which the library would ask again for ever.
+    """
+    asked = response.headers.get("Retry-After", "")
+    if asked.isdigit() and int(asked) > LONGEST_PAUSE:
+        response.headers["Retry-After"] = f"{LONGEST_PAUSE:.0f}"
+    response.headers.pop("RateLimit", None)
+    creating = response.status_code == 409 and response.url.path.endswith("/api/repos/create")
+    if creating and b"another conflicting operation" in response.read():
+        raise PublishError("moved", "another repository is being made", status=409)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

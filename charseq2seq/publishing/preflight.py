@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
 
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.publishing.card_merge import is_our_card
-from charseq2seq.publishing.credentials import Credentials, find_credentials
-from charseq2seq.publishing.failures import PublishError
-from charseq2seq.publishing.hub import Account, Hub, Remote
-from charseq2seq.publishing.hub_errors import explain
-from charseq2seq.publishing.libraries import require_libraries
-from charseq2seq.publishing.network import Deadline
-from charseq2seq.publishing.repository_folder import CARD, RECORD, parse_record
-from charseq2seq.publishing.request import MAIN, PublishRequest
+from charseq2seq.options import PushOptions
+from charseq2seq.publishing.card import is_our_card
+from charseq2seq.publishing.failures import PublishError, explain
+from charseq2seq.publishing.folder import parse_record
+from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
+from charseq2seq.publishing.secrets import find_credentials
 
+_LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
+_OLDEST_CLIENT = 1  # huggingface_hub 1.0 brought the client factory, by which requests get time limits
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
 
 @dataclass(frozen=True)
-class Standing:
+class PreflightResult:
     """What the preflight found out; `remote` is None where the repository is still to be made."""
 
     hub: Hub
-    credentials: Credentials
+    token: str = field(repr=False)
     repo_id: str
     remote: Remote | None
 
@@ -38,18 +40,18 @@ class Standing:
         return f"{self.hub.endpoint}/{self.repo_id}"
 
 
-def preflight(request: PublishRequest) -> Standing:
+def preflight(request: PushOptions) -> PreflightResult:
     """Find out, and say, whether this push can work.
 
     Raises:
         PublishError: it cannot; the message has the remedy.
     """
     require_libraries()
-    with explained(None):
+    with user_errors(None):
         credentials = find_credentials(request.token, request.token_file)
-    with explained(credentials.token):
+    with user_errors(credentials.token):
         check_name(f"owner/{request.repo_name}")
-        hub = Hub(credentials, request.timeout, Deadline(request.deadline))
+        hub = Hub(credentials.token, request.timeout)
         log(f"token: from {credentials.source}")
         account = hub.whoami()
         repo_id = target(request, account.name)
@@ -65,7 +67,27 @@ def preflight(request: PublishRequest) -> Standing:
             hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
             may = "a pull request may be made" if request.create_pr else "may be pushed to"
             log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
-        return Standing(hub, credentials, repo_id, remote)
+        return PreflightResult(hub, credentials.token, repo_id, remote)
+
+
+def require_libraries() -> None:
+    """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported.
+
+    Raises:
+        SuiteError: which one, and how to install it.
+    """
+    problem = ""
+    missing = [name for name in _LIBRARIES if find_spec(name) is None]
+    if missing:
+        problem = f"publishing needs {', '.join(missing)}, and this Python does not have it"
+    elif _major(version := metadata.version("huggingface_hub")) < _OLDEST_CLIENT:
+        problem = f"publishing needs huggingface_hub {_OLDEST_CLIENT}.0 or newer, and this one is {version}"
+    if problem:
+        raise SuiteError(f"{problem}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
+
+
+def _major(version: str) -> int:
+    return int(re.match(r"\d*", version)[0] or 0)  # type: ignore[index] # it always matches
 
 
 def _describe(account: Account, namespace: str) -> str:
@@ -81,7 +103,7 @@ def _describe(account: Account, namespace: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(token: str | None) -> Iterator[None]:
+def user_errors(token: str | None) -> Iterator[None]:
     """Turn what the client and the disk raise into `SuiteError`; defects of ours pass as they are."""
     try:
         yield
@@ -97,7 +119,7 @@ def explained(token: str | None) -> Iterator[None]:
         raise explanation from None
 
 
-def target(request: PublishRequest, account: str) -> str:
+def target(request: PushOptions, account: str) -> str:
     """`owner/name` of the repository to push to."""
     return f"{request.username or os.environ.get('HF_USERNAME') or account}/{request.repo_name}"
 
@@ -115,7 +137,7 @@ def check_name(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def check_remote(remote: Remote | None, request: PublishRequest) -> None:
+def check_remote(remote: Remote | None, request: PushOptions) -> None:
     """Refuse to publish what shall be private, and to push over the work of others.
 
     Raises:
@@ -125,7 +147,7 @@ def check_remote(remote: Remote | None, request: PublishRequest) -> None:
         return
     if request.private and not remote.private:
         raise PublishError("visibility")
-    if request.overwrite or set(remote.files) <= _NOBODYS_WORK or made_by_us(remote):
+    if request.overwrite or set(remote.files) <= _NOBODYS_WORK or _is_ours(remote):
         return
     foreign = ", ".join(sorted(set(remote.files) - _NOBODYS_WORK)[:3])
     raise PublishError(
@@ -135,16 +157,16 @@ def check_remote(remote: Remote | None, request: PublishRequest) -> None:
     )
 
 
-def made_by_us(remote: Remote) -> bool:
-    """Whether the repository has the suite's fingerprint: its record or its marks in the card."""
+def _is_ours(remote: Remote) -> bool:
+    """Whether the repository has the suite's record, or its marks in the card."""
     return parse_record(remote.texts.get(RECORD, "")) is not None or is_our_card(remote.texts.get(CARD, ""))
 
 
-def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PublishRequest) -> None:
+def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PushOptions) -> None:
     """Refuse what the token cannot do, as far as the Hub tells beforehand."""
     namespace = repo_id.partition("/")[0]
     if account.token_role == "read":
-        raise PublishError("read_only_token")
+        raise PublishError("forbidden", "it is a read-only token")
     if request.create_pr and remote is not None:
         return
     if not {namespace, repo_id} & {*account.roles, *account.scopes}:
@@ -155,4 +177,4 @@ def _check_rights(account: Account, repo_id: str, remote: Remote | None, request
         raise PublishError("namespace", f"{account.name} has the read role in {namespace}")
     may_write = {namespace, repo_id} & account.scopes
     if remote is None and account.token_role == "fineGrained" and not may_write:
-        raise PublishError("scope", f"the token does not name {namespace}")
+        raise PublishError("forbidden", f"it is a fine-grained token that does not name {namespace}")

@@ -1,17 +1,16 @@
-"""Does a repository folder work for a stranger? Asked of a fresh process that sees nothing but the folder."""
+"""Does a repository folder work for a stranger? A fresh process that sees nothing but the folder tries it."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from charseq2seq.publishing.failures import PublishError
+from charseq2seq.publishing.secrets import strangers_environment
 
-_PROVE = Path(__file__).with_name("prove_folder.py")
+_PROVE = Path(__file__).parent / "published" / "prove_folder.py"
 _EXAMPLE = "usage_example.py"
-_PRIVATE = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 
 
 def prove_folder(folder: Path) -> None:
@@ -33,16 +32,10 @@ def run_example(folder: Path) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    # -E -s: no Python settings of this user; -B: leave no caches in the folder. Offline: only what is in the folder.
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGING", "PYTHON")) and not any(word in name.upper() for word in _PRIVATE)
-    }
     done = subprocess.run(
-        [sys.executable, "-E", "-s", "-B", *command],
+        [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder
         cwd=folder,
-        env=kept | {"HF_HUB_OFFLINE": "1"},
+        env=strangers_environment() | {"HF_HUB_OFFLINE": "1"},  # only what is in the folder
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -1,267 +1,375 @@
 """Preflight -> folder -> proof -> commit -> verify.
 
-`preflight` (which see) asks what can be known before anything slow, and is called before training; `publish` does
-it all. Both raise `PublishError`, a `SuiteError`, with the remedy in its message.
+`preflight` asks what can be known before anything slow, and is called before training; `publish` does it all. Both
+raise `PublishError`, a `SuiteError`, with the remedy in its message.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import hashlib
+import json
 import math
-import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq import __version__
 from charseq2seq.console import log
-from charseq2seq.publishing.failures import PublishError
-from charseq2seq.publishing.hub import Remote
-from charseq2seq.publishing.hub_errors import explain
-from charseq2seq.publishing.network import retrying
-from charseq2seq.publishing.plan import Change, Contents, Local, changes_anything, is_same, published_record
-from charseq2seq.publishing.preflight import Standing, check_remote, explained, preflight, target
+from charseq2seq.options import PushOptions
+from charseq2seq.publishing.card import merge_cards
+from charseq2seq.publishing.failures import PublishError, explain
+from charseq2seq.publishing.folder import RepositoryFolder, build_folder, parse_record, refuse_large_files
+from charseq2seq.publishing.hub import CARD, PAUSES, RECORD, Remote, RemoteFile, wait_or_raise
+from charseq2seq.publishing.preflight import PreflightResult, check_remote, preflight, target, user_errors
 from charseq2seq.publishing.proof import prove_folder, run_example
-from charseq2seq.publishing.repository_folder import build_folder
-from charseq2seq.publishing.request import Outcome, PublishRequest
+from charseq2seq.publishing.secrets import refuse_secrets
 
-__all__ = ["Outcome", "PublishRequest", "plan_push", "preflight", "publish"]
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 
-def publish(
-    model_path: Path, request: PublishRequest, *, from_dir: Path | None = None, output_dir: Path | None = None
-) -> Outcome:
+class State(StrEnum):
+    """How a push ended."""
+
+    PUSHED = "pushed"
+    PROPOSED = "proposed"
+    UP_TO_DATE = "up to date"
+    NOT_BETTER = "not better"
+    PLANNED = "planned"
+    CHECKED = "checked"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file of a plan; `size` in bytes."""
+
+    name: str
+    state: Literal["new", "changed", "same", "removed"]
+    size: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a push ended, and where.
+
+    Attributes:
+        url: where the model lives, or will; of a proposal, the pull request.
+        commit: id of the commit that holds what was asked for, where there is one.
+        changes: the files, compared with what was there before.
+    """
+
+    state: State
+    url: str
+    repo_id: str
+    commit: str | None = None
+    changes: tuple[Change, ...] = ()
+
+    def as_json(self) -> str:
+        """On one line, for programs."""
+        files = {change.name: change.state for change in self.changes}
+        facts = {"ok": True, "state": self.state, "url": self.url, "repo_id": self.repo_id}
+        return json.dumps({**facts, "commit": self.commit, "files": files, "exit_code": 0})
+
+    def describe_changes(self) -> str:
+        """The changes as a person reads them, a line a file."""
+        return "".join(f"{change.state:8} {change.size:>12,} bytes  {change.name}\n" for change in self.changes)
+
+
+def publish(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all.
 
     Args:
         model_path: the checkpoint.
         request: what to publish it as.
-        from_dir: a repository folder that was built before, instead of the checkpoint.
-        output_dir: where to build the folder and leave it; None: a temporary one, kept only if the push fails.
+        output_dir: where to build the repository folder and leave it; None: a temporary one.
 
     Raises:
         PublishError, SuiteError: it was not published; only kind "unconfirmed" leaves that open.
     """
-    standing = preflight(request)
-    with explained(standing.credentials.token), _folder(model_path, standing.repo_id, from_dir, output_dir) as folder:
-        local = Local(folder, standing.repo_id)
-        local.check(standing.credentials.token)
-        if changes_anything(local.plan(standing.remote)) and is_better(local, standing.remote, request):
+    found = preflight(request)
+    with user_errors(found.token), _built_folder(model_path, found.repo_id, output_dir, found.token) as folder:
+        push = Push(request, found, folder)
+        if push.plan.has_changes and push.is_better:
             log("proof: a fresh process loads the folder and runs its example")
-            prove_folder(folder)
-        outcome, sent = commit_folder(standing, request, local)
-        if outcome.state in ("pushed", "proposed"):
-            _verify(standing, request, sent, outcome)
+            prove_folder(folder.path)
+        outcome = push.commit()
+        if outcome.state in (State.PUSHED, State.PROPOSED):
+            push.verify(outcome)
     return outcome
 
 
-def plan_push(
-    model_path: Path, request: PublishRequest, *, from_dir: Path | None = None, output_dir: Path | None = None
-) -> Outcome:
+def plan_push(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
     """Do everything that `publish` does before it sends anything; without a token, without asking the Hub.
 
     Raises:
         PublishError, SuiteError: as `publish`.
     """
+    found = None
     try:
-        standing = preflight(request)
+        found = preflight(request)
     except PublishError as error:
         if error.kind != "no_token":
             raise
         log("no token: the folder is built and proved, but what the Hub already has is not known.")
-        standing = None
-    repo_id = standing.repo_id if standing else target(request, "username")
-    token = standing.credentials.token if standing else None
-    with explained(token), _folder(model_path, repo_id, from_dir, output_dir) as folder:
-        local = Local(folder, repo_id)
-        local.check(token)
-        prove_folder(folder)
-        plan = local.plan(standing.remote if standing else None)
-    return Outcome("planned", standing.url if standing else repo_id, repo_id, plan=tuple(plan))
+    repo_id = found.repo_id if found else target(request, "username")
+    token = found.token if found else None
+    with user_errors(token), _built_folder(model_path, repo_id, output_dir, token) as folder:
+        prove_folder(folder.path)
+        plan = Plan(folder, found.remote if found else None)
+    return Outcome(State.PLANNED, found.url if found else repo_id, repo_id, changes=plan.changes)
 
 
 @contextlib.contextmanager
-def _folder(model_path: Path, repo_id: str, from_dir: Path | None, output_dir: Path | None) -> Iterator[Path]:
-    """The complete repository folder; a temporary one stays only if the push fails."""
-    if from_dir is not None:
-        yield from_dir
-        return
+def _built_folder(
+    model_path: Path, repo_id: str, output_dir: Path | None, token: str | None
+) -> Iterator[RepositoryFolder]:
+    """The complete folder, in which nothing is too large or secret; it stays only in an `output_dir`."""
     from charseq2seq.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(model_path)
-    folder = output_dir or Path(tempfile.mkdtemp(prefix=f"{repo_id.rpartition('/')[2]}-"))
-    try:
-        build_folder(checkpoint, folder, repo_id)
-    except BaseException:
-        if output_dir is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    log(f"folder: built from {model_path.name}" + (f" in {output_dir}" if output_dir else ""))
-    try:
+    with contextlib.ExitStack() as stack:
+        prefix = f"{repo_id.rpartition('/')[2]}-"
+        path = output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+        folder = build_folder(checkpoint, path, repo_id)
+        log(f"folder: built from {model_path.name}" + (f" in {output_dir}" if output_dir else ""))
+        refuse_large_files(folder)
+        refuse_secrets(folder.path, folder.names, token)
         yield folder
-    except BaseException:
-        log(f"the folder is kept; push it later with --from_dir {folder}")
-        raise
-    if output_dir is None:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def commit_folder(standing: Standing, request: PublishRequest, local: Local) -> tuple[Outcome, Contents]:
-    """Make one commit on top of what was there, tried again where something passing came between.
+class Plan:
+    """What a push would change, compared with what is published (None: nothing).
 
-    Every further try looks anew. So an answer that got lost does no harm: what was committed is found to be there; nor
-    does a commit of somebody else: ours is made on top of it.
+    Of the published files only those are removed that the suite says it made, and makes no longer.
+
+    Attributes:
+        files: name -> the file as the client takes it, which hashes it when asked, and once.
+        changes: every file, new, changed, the same or removed.
     """
-    tries = itertools.count()
-    return retrying(standing.hub.deadline, lambda: _try_to_commit(standing, request, local, again=next(tries) > 0))
 
+    def __init__(self, folder: RepositoryFolder, remote: Remote | None) -> None:
+        from huggingface_hub import CommitOperationAdd
 
-def _try_to_commit(standing: Standing, request: PublishRequest, local: Local, again: bool) -> tuple[Outcome, Contents]:
-    hub, repo_id = standing.hub, standing.repo_id
-    remote = _repository(standing, request, again)
-    contents, plan = local.contents(remote), local.plan(remote)
-    up_to_date = not changes_anything(plan)
-    _check_tag(remote, request, up_to_date)
-    if not up_to_date and not is_better(local, remote, request):
-        theirs, ours = _loss(published_record(remote)), _loss(local.record)
-        log(f"the published loss is {theirs:.4f}, this one {ours:.4f} nats per character")
-        return Outcome("not better", standing.url, repo_id, remote.head, tuple(plan)), contents
-    if not remote.has_branch:
-        hub.create_branch(repo_id, request.revision)
-    if up_to_date:
-        commit, state, url = remote.head, "pushed" if again else "up to date", standing.url
-    else:
-        commit, proposal = _send(standing, request, local, remote, contents, plan)
-        state, url = ("proposed", proposal or standing.url) if request.create_pr else ("pushed", standing.url)
-    if request.tag is not None and request.tag not in remote.tags:
-        hub.create_tag(repo_id, request.tag, commit)
-    return Outcome(state, url, repo_id, commit, tuple(plan)), contents
-
-
-def _send(
-    standing: Standing, request: PublishRequest, local: Local, remote: Remote, contents: Contents, plan: list[Change]
-) -> tuple[str, str | None]:
-    """Make the commit; its id and, of a proposal, the address."""
-    try:
-        made = standing.hub.commit(
-            standing.repo_id,
-            {change.name: contents[change.name] for change in plan if change.state in ("new", "changed")},
-            [change.name for change in plan if change.state == "removed"],
-            message=request.commit_message or _message(local),
-            parent=remote.head,
-            revision=request.revision,
-            create_pr=request.create_pr,
+        contents: dict[str, str | bytes] = {name: str(folder.path / name) for name in folder.names}
+        if remote is not None and CARD in remote.texts:
+            card = (folder.path / CARD).read_text(encoding="utf-8")
+            contents[CARD] = merge_cards(card, remote.texts[CARD]).encode("utf-8")
+        self.files = {name: CommitOperationAdd(name, content) for name, content in contents.items()}
+        published = remote.files if remote else {}
+        record = published_record(remote)
+        gone = (set(record["files"]) & set(published)) - set(folder.names) if record else set()
+        self.changes = (
+            *(_change(name, file, published.get(name)) for name, file in sorted(self.files.items())),
+            *(Change(name, "removed", published[name].size) for name in sorted(gone)),
         )
-    except Exception as error:
-        failure = explain(error, standing.credentials.token)
-        if failure is None or failure.kind not in ("dropped", "timeout", "server"):
-            raise
-        arrived = _find_lost_commit(standing, request, local, failure)
-        if arrived is None:
-            raise
-        return arrived, None
-    return made.oid, made.pr_url
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is something to push."""
+        return any(change.state != "same" for change in self.changes)
+
+    @property
+    def additions(self) -> list[CommitOperationAdd]:
+        """The files to send."""
+        return [self.files[change.name] for change in self.changes if change.state in ("new", "changed")]
+
+    @property
+    def deletions(self) -> list[str]:
+        """The files to remove."""
+        return [change.name for change in self.changes if change.state == "removed"]
 
 
-def _find_lost_commit(standing: Standing, request: PublishRequest, local: Local, failure: PublishError) -> str | None:
-    """The id of the commit whose answer was lost; None where it was not made.
-
-    Raises:
-        PublishError: "unconfirmed": it cannot be told.
-    """
-    try:
-        remote = standing.hub.read(standing.repo_id, request.revision)
-    except Exception as error:
-        if explain(error) is None:
-            raise
-        raise PublishError("unconfirmed", f"{failure.headline} at the commit, and now the Hub is silent") from error
-    if request.create_pr:  # main does not tell, and a second try could propose the same a second time
-        raise PublishError("unconfirmed", f"{failure.headline}; see the pull requests there")
-    return remote.head if remote and not changes_anything(local.plan(remote)) else None
+def published_record(remote: Remote | None) -> dict[str, Any] | None:
+    """What the suite wrote of the model that is published, if it wrote anything."""
+    return parse_record(remote.texts.get(RECORD, "")) if remote else None
 
 
-def _repository(standing: Standing, request: PublishRequest, again: bool) -> Remote:
-    """What was there at the start, or is there now; made first where nothing is. The preflight's rules still hold."""
-    hub = standing.hub
-    remote = hub.read(standing.repo_id, request.revision) if again else standing.remote
-    if remote is None:
-        hub.create(standing.repo_id, request.private)
-        remote = hub.read(standing.repo_id, request.revision)
-    if remote is None:
-        raise PublishError("not_found", f"{standing.repo_id} was made, but is not there")
-    check_remote(remote, request)
-    return remote
+def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
+    state: Literal["new", "changed", "same"] = "new" if there is None else "same" if is_same(file, there) else "changed"
+    return Change(name, state, file.upload_info.size)
 
 
-def _check_tag(remote: Remote, request: PublishRequest, up_to_date: bool) -> None:
-    tagged = remote.tags.get(request.tag or "")
-    if tagged is not None and not (up_to_date and tagged == remote.head):
-        raise PublishError("tag_taken", f"{request.tag} is commit {tagged[:8]}")
+def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
+    """Whether a published file has this content."""
+    info = file.upload_info
+    if there is None or info.size != there.size:
+        return False
+    if there.is_large:
+        return info.sha256.hex() == there.digest
+    with file.as_file() as content:
+        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.digest  # git's name of it
 
 
-def _message(local: Local) -> str:
-    step = local.record["metrics"].get("step", "?")
-    return f"{_loss(local.record):.4f} nats per character, step {step} (charseq2seq {__version__})"
+class Push:
+    """One push on its way; whenever the Hub is looked at again, `remote` and `plan` are made anew."""
+
+    def __init__(self, request: PushOptions, found: PreflightResult, folder: RepositoryFolder) -> None:
+        self.request, self.folder = request, folder
+        self.hub, self.token, self.repo_id, self.url = found.hub, found.token, found.repo_id, found.url
+        self.must_be_private = request.private or (found.remote is not None and found.remote.private)
+        self.has_sent = False
+        self._compare(found.remote)
+
+    def _compare(self, remote: Remote | None) -> None:
+        check_remote(remote, self.request)
+        self.remote, self.plan = remote, Plan(self.folder, remote)
+        tagged = remote.tags.get(self.request.tag or "") if remote else None
+        if remote and tagged and (self.plan.has_changes or tagged != remote.head):
+            raise PublishError("tag_taken", f"{self.request.tag} is commit {tagged[:8]}")
+        theirs = published_record(remote) if self.plan.has_changes else None
+        self.is_better = is_better(self.folder.record, theirs, self.request.only_if_better)
+
+    def _look_again(self) -> None:
+        self._compare(self.hub.read(self.repo_id, self.request.revision))
+
+    def commit(self) -> Outcome:
+        """Make one commit on top of what is there, tried again where something passing comes between.
+
+        Before each further try the Hub is looked at again. So a lost answer does no harm, because the commit is found
+        to be there, and neither does somebody else's commit, because ours is made on top of it.
+        """
+        for pause in PAUSES:
+            begin = time.monotonic()
+            try:
+                return self._try_to_commit()
+            except Exception as error:
+                wait_or_raise(error, pause, begin)
+            self._look_again()
+        return self._try_to_commit()
+
+    def _try_to_commit(self) -> Outcome:
+        request, url = self.request, self.url
+        if self.remote is None:
+            self.hub.create(self.repo_id, request.private)
+            self._look_again()
+        remote, plan = self.remote, self.plan
+        if remote is None:
+            raise PublishError("not_found", f"{self.repo_id} was made, but is not there")
+        if not self.is_better:
+            return Outcome(State.NOT_BETTER, url, self.repo_id, remote.head, plan.changes)
+        if not remote.has_branch:
+            self.hub.create_branch(self.repo_id, request.revision)
+        if not plan.has_changes:
+            commit, state = remote.head, State.PUSHED if self.has_sent else State.UP_TO_DATE
+        else:
+            self.has_sent = True
+            commit, proposal = self._send(remote)
+            state, url = (State.PROPOSED, proposal or url) if request.create_pr else (State.PUSHED, url)
+        if request.tag is not None and request.tag not in remote.tags:
+            self.hub.create_tag(self.repo_id, request.tag, commit)
+        return Outcome(state, url, self.repo_id, commit, plan.changes)
+
+    def _send(self, remote: Remote) -> tuple[str, str | None]:
+        """Make the commit; its id and, of a proposal, the address."""
+        record = self.folder.record
+        message = f"{_loss(record):.4f} nats per character, step {record['metrics'].get('step', '?')}"
+        try:
+            made = self.hub.commit(
+                self.repo_id,
+                self.plan.additions,
+                self.plan.deletions,
+                message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
+                parent=remote.head,
+                revision=self.request.revision,
+                create_pr=self.request.create_pr,
+            )
+        except Exception as error:
+            failure = explain(error, self.token)
+            if failure is None or failure.kind not in ("dropped", "timeout", "server"):
+                raise
+            arrived = self._find_lost_commit(failure)
+            if arrived is None:
+                raise
+            return arrived, None
+        return made.oid, made.pr_url
+
+    def _find_lost_commit(self, failure: PublishError) -> str | None:
+        """The id of the commit whose answer was lost; None where it was not made.
+
+        Raises:
+            PublishError: "unconfirmed": it cannot be told.
+        """
+        headline = failure.headline.removeprefix("Push failed: ")
+        try:
+            remote = self.hub.read(self.repo_id, self.request.revision)
+        except Exception as error:
+            if explain(error) is None:
+                raise
+            raise PublishError("unconfirmed", f"{headline} at the commit, and now the Hub is silent") from error
+        if self.request.create_pr:  # main does not tell, and a second try could propose the same a second time
+            raise PublishError("unconfirmed", f"{headline}; see the pull requests there")
+        return remote.head if remote and not Plan(self.folder, remote).has_changes else None
+
+    def verify(self, outcome: Outcome) -> None:
+        """Compare every published file with what was sent, then run the example from a fresh download.
+
+        Raises:
+            PublishError: "unconfirmed": the commit is made, but something is not as it should be.
+        """
+        try:
+            self._verify(outcome.commit or "")
+        except Exception as error:
+            failure = explain(error, self.token)
+            if failure is None and not isinstance(error, OSError):
+                raise
+            if failure is not None and failure.kind in ("visibility", "unconfirmed"):
+                raise
+            why = f"{failure.headline.removeprefix('Push failed: ')}: {failure.cause}" if failure else str(error)
+            raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error
+
+    def _verify(self, commit: str) -> None:
+        hub, repo_id, files = self.hub, self.repo_id, self.plan.files
+        published = hub.files(repo_id, commit)
+        wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
+        if wrong:
+            raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
+        private = hub.is_private(repo_id)
+        if self.must_be_private and not private:
+            raise PublishError("visibility", "it has become so while this push was made")
+        log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
+        log(f"verified: the repository is {'private' if private else 'public'}")
+        if not self.request.no_verify:
+            with tempfile.TemporaryDirectory() as folder:
+                hub.download(repo_id, commit, list(files), Path(folder))
+                run_example(Path(folder))
+            log("verified: a fresh download writes text")
 
 
-def is_better(local: Local, remote: Remote | None, request: PublishRequest) -> bool:
-    """Whether the model may be published under `only_if_better`: always without it, or where nothing is published.
+def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin: float | None) -> bool:
+    """Whether a model may be published under `only_if_better`: always without it, or where nothing is published.
+
+    Args:
+        ours, theirs: the records of the two models.
+        margin: nats per character by which the loss has to be lower.
 
     Raises:
         PublishError: the two losses cannot be compared.
     """
-    published = published_record(remote)
-    if request.only_if_better is None or published is None:
+    if margin is None or theirs is None:
         return True
-    ours, theirs = _yardstick(local.record), _yardstick(published)
-    different = ", ".join(name for name, value in ours.items() if value is None or value != theirs[name])
+    measured = _how_measured(theirs)
+    different = [name for name, value in _how_measured(ours).items() if value is None or value != measured[name]]
     if different:
-        raise PublishError("not_comparable", f"different or not stated: {different}")
-    return _loss(local.record) < _loss(published) - request.only_if_better
+        raise PublishError("not_comparable", f"different or not stated: {', '.join(different)}")
+    if _loss(ours) < _loss(theirs) - margin:
+        return True
+    log(f"the published loss is {_loss(theirs):.4f}, this one {_loss(ours):.4f} nats per character")
+    return False
 
 
-def _loss(record: dict[str, Any] | None) -> float:
+def _loss(record: Mapping[str, Any]) -> float:
     """The validation loss in nats per character, NaN where a record does not tell."""
-    loss = record["metrics"].get("nats_per_char") if record else None
+    loss = record["metrics"].get("nats_per_char")
     return float(loss) if isinstance(loss, (int, float)) else math.nan
 
 
-def _yardstick(record: dict[str, Any]) -> dict[str, Any]:
+def _how_measured(record: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal, and known, for two losses to be comparable."""
     corpus, metrics = record.get("corpus"), record["metrics"]
-    sha256 = corpus.get("sha256") if isinstance(corpus, dict) else None
+    sha256 = corpus.get("sha256") if isinstance(corpus, Mapping) else None
     return {"corpus sha256": sha256} | {name: metrics.get(name) for name in ("protocol", "max_context", "characters")}
-
-
-def _verify(standing: Standing, request: PublishRequest, sent: Contents, outcome: Outcome) -> None:
-    """Compare every published file with what was sent, then run the example from a fresh download.
-
-    Raises:
-        PublishError: "unconfirmed": the commit is made, but something is not as it should be.
-    """
-    hub, repo_id, commit = standing.hub, standing.repo_id, outcome.commit or ""
-    try:
-        published = hub.files(repo_id, commit)
-        wrong = [name for name, content in sent.items() if not is_same(content, published.get(name))]
-        if wrong:
-            raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
-        private = hub.is_private(repo_id)
-        if not private and (request.private or (standing.remote is not None and standing.remote.private)):
-            raise PublishError("visibility", "it has become so while this push was made")
-        log(f"verified: the {len(sent)} files of commit {commit[:8]} are what was sent")
-        log(f"verified: the repository is {'private' if private else 'public'}")
-        if request.verify:
-            with tempfile.TemporaryDirectory() as folder:
-                hub.download(repo_id, commit, list(sent), Path(folder))
-                run_example(Path(folder))
-            log("verified: a fresh download writes text")
-    except Exception as error:
-        failure = explain(error, standing.credentials.token)
-        if failure is None and not isinstance(error, OSError):
-            raise
-        if failure is not None and failure.kind in ("visibility", "unconfirmed"):
-            raise
-        why = f"{failure.headline}: {failure.cause}" if failure else str(error)
-        raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from charseq2seq.publishing.secrets import no_tokens_for_children
+
 _TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
-
-
-@contextlib.contextmanager
-def _no_tokens() -> Iterator[None]:
-    """Keep tokens out of the environment of programs that are started meanwhile."""
-    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
 
 
 def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
@@ -36,10 +25,9 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
     history = metrics.get("history") or []
     if len(history) < 2:
         return None
-    # The figure is drawn without pyplot: no window system, no global state.
-    with _no_tokens():  # its first import starts a program that lists the fonts
+    with no_tokens_for_children():  # matplotlib's first import starts a program that lists the fonts
         from matplotlib import rc_context
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     steps = [point["step"] for point in history]
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere

@@ -9,33 +9,55 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text
-from charseq2seq.publishing.model_card import render_card
-from charseq2seq.publishing.samples import write_samples
+from charseq2seq.publishing.card import generate_samples, render_card
+from charseq2seq.publishing.failures import PublishError
+from charseq2seq.publishing.hub import CARD, RECORD
 from charseq2seq.publishing.training_curve import draw_training_curve
-from charseq2seq.vocabulary import vocabulary_files
+
+if TYPE_CHECKING:
+    from charseq2seq.checkpoint import Checkpoint
 
 MADE_BY = "charseq2seq"
-CARD = "README.md"
 CURVE = "training_curve.png"
-RECORD = "training_args.json"  # also the suite's fingerprint: who made the repository, and of which files
 
+LARGEST_TEXT = 10 << 20  # bytes; the Hub takes more only as LFS
+LARGEST_FILE = 500 << 30  # bytes; the Hub takes no more at all
+_LARGE_FORMATS = (".bin", ".safetensors")
 _LONGEST_NAME = 100  # characters; ours are shorter
 
 _HERE = Path(__file__).parent
 _COPIED = {
     "encoder_decoder_transformer.py": _HERE.parents[1] / "encoder_decoder_transformer.py",
-    "usage_example.py": _HERE / "usage_example.py",
-    "requirements.txt": _HERE / "requirements.txt",
+    "usage_example.py": _HERE / "published" / "usage_example.py",
+    "requirements.txt": _HERE / "published" / "requirements.txt",
 }
 
 
-def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
+@dataclass(frozen=True)
+class RepositoryFolder:
+    """A complete folder.
+
+    Attributes:
+        path: where it is.
+        record: the content of `training_args.json`; by it the suite recognises a repository of its own.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The files to be published; others may lie beside them."""
+        return list(self.record["files"])
+
+
+def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> RepositoryFolder:
     """Write the complete repository folder.
 
     Args:
@@ -46,6 +68,8 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
     Raises:
         SuiteError: the folder holds something else, or cannot be written.
     """
+    from charseq2seq.vocabulary import vocabulary_files
+
     _claim(folder)
     texts = {
         "config.json": _json(checkpoint.config),
@@ -56,43 +80,19 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
     _write_weights(checkpoint.model_state_dict, folder)
-    files = sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])])
-    texts[RECORD] = _json(
-        {
-            "made_by": MADE_BY,
-            "files": files,
-            "training_args": checkpoint.training_args,
-            "metrics": checkpoint.metrics,
-            "corpus": checkpoint.corpus,
-            "environment": checkpoint.environment,
-        }
-    )
-    texts[CARD] = render_card(checkpoint, repo_id, write_samples(checkpoint), CURVE if curve else None)
+    record = {
+        "made_by": MADE_BY,
+        "files": sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])]),
+        "training_args": checkpoint.training_args,
+        "metrics": checkpoint.metrics,
+        "corpus": checkpoint.corpus,
+        "environment": checkpoint.environment,
+    }
+    texts[RECORD] = _json(record)
+    texts[CARD] = render_card(checkpoint, repo_id, generate_samples(checkpoint), CURVE if curve else None)
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record (`training_args.json`) of a folder that `build_folder` made.
-
-    Raises:
-        SuiteError: it is no such folder, or a file that it lists is missing.
-    """
-    path = folder / RECORD
-    try:
-        record = parse_record(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        record = None
-    if record is None:
-        raise SuiteError(
-            f"{folder} is not a repository folder of this suite (no {RECORD} of its making); name one that "
-            "--output_dir or a failed push left.",
-            ExitCode.NO_INPUT,
-        )
-    missing = [name for name in record["files"] if not (folder / name).is_file()]
-    if missing:
-        raise SuiteError(f"{folder} lacks {', '.join(missing)}; build it again from the checkpoint.", ExitCode.NO_INPUT)
-    return record
+    return RepositoryFolder(folder, record)
 
 
 def parse_record(text: str) -> dict[str, Any] | None:
@@ -105,6 +105,19 @@ def parse_record(text: str) -> dict[str, Any] | None:
         return None
     files = record.get("files")
     return record if isinstance(files, list) and all(_is_file_name(name) for name in files) else None
+
+
+def refuse_large_files(folder: RepositoryFolder) -> None:
+    """Refuse what the Hub would refuse.
+
+    Raises:
+        PublishError: a file is too large.
+    """
+    for name in folder.names:
+        size = (folder.path / name).stat().st_size
+        limit = LARGEST_FILE if name.endswith(_LARGE_FORMATS) else LARGEST_TEXT
+        if size > limit:
+            raise PublishError("too_large", f"{name} has {size:,} bytes, {limit:,} are allowed")
 
 
 def _is_file_name(name: Any) -> bool:

@@ -1,0 +1,127 @@
+"""Where a token comes from, and the guard that nothing secret leaves.
+
+What a token looks like stands in errors.py, because messages must not repeat one either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from charseq2seq.console import log
+from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
+from charseq2seq.publishing.failures import PublishError
+
+_SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
+_HOME = re.compile(r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+")
+_SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
+_SUITE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A token, never shown, and where it was found."""
+
+    token: str = field(repr=False)
+    source: str
+
+
+def find_credentials(token: str | None, token_file: Path | None) -> Credentials:
+    """The first token of: the command line, the file, HF_TOKEN, the stored login.
+
+    Raises:
+        PublishError: there is none, or it cannot be one.
+        SuiteError: the file cannot be used.
+    """
+    if token is not None and token.strip():
+        _warn_of_the_command_line()
+        found = Credentials(token.strip(), "the command line")
+    elif token_file is not None:
+        found = Credentials(_read_token_file(token_file), str(token_file))
+    else:
+        found = _stored_credentials()
+    if not re.fullmatch(r"[!-~]+", found.token):  # a request header could not hold it
+        raise PublishError("bad_token", f"the one from {found.source} holds characters that no token has")
+    return found
+
+
+def _stored_credentials() -> Credentials:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise PublishError("no_token")
+    from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
+    return Credentials(token, "HF_TOKEN" if from_environment else "the stored login")
+
+
+@functools.cache  # said once, although the token is looked for before training and again at the push
+def _warn_of_the_command_line() -> None:
+    log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
+    log("history; HF_TOKEN, a file (--token_file, --hf_token_file) or `hf auth login` keep it to yourself.")
+
+
+def _read_token_file(path: Path) -> str:
+    try:
+        words = path.read_text(encoding="utf-8").split()
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(f"cannot read the token file {path}: {error}; check the path.", ExitCode.NO_INPUT) from error
+    if len(words) != 1:
+        raise SuiteError(f"{path} must hold one token and nothing else.", ExitCode.USAGE)
+    if os.name != "nt" and mode & 0o077:
+        log(f"note: other users of this machine can read {path}; `chmod 600 {path}` keeps it to yourself.")
+    return words[0]
+
+
+@contextlib.contextmanager
+def no_tokens_for_children() -> Iterator[None]:
+    """Take tokens out of the environment while programs are started that should not see them."""
+    kept = {name: os.environ.pop(name) for name in TOKEN_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def strangers_environment() -> dict[str, str]:
+    """The environment without secrets and without this user's settings of Python and of the Hub's client."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGING", "PYTHON")) and not _SECRET_NAMES.search(name)
+    }
+
+
+def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:
+    """Search the files to be published for tokens and for paths of this machine.
+
+    Args:
+        folder, names: the files.
+        token: the token in use, if there is one; it is searched for in every file, weights included.
+
+    Raises:
+        PublishError: something was found; the message says where, and never shows it.
+    """
+    paths = [str(path) for path in (Path.home(), Path.cwd(), _SUITE) if len(str(path)) >= _SHORTEST_PATH]
+    # Not the middle of another path or of an address: a folder may have the repository's name.
+    machine = re.compile(r"(?<![\w.-])(?:" + "|".join(map(re.escape, paths)) + r")(?![\w-])") if paths else _HOME
+    found = []
+    for name in names:
+        content = (folder / name).read_bytes()
+        if token and token.encode() in content:
+            found.append(f"the token in use, in {name}")
+        if name.endswith((".bin", ".safetensors", ".png")):  # random bytes look like anything
+            continue
+        for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
+            if TOKEN.search(line):
+                found.append(f"what looks like a token, in {name} line {number}")
+            elif _HOME.search(line) or machine.search(line):
+                found.append(f"a path of a machine, in {name} line {number}")
+    if found:
+        raise PublishError("secret", "; ".join(found[:5]))
