@@ -255,7 +255,10 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), ARCHIVE),
     "cut short": (cut(0.7), ARCHIVE),
     "a bit turned over": (flip, r"its part \S+ is damaged" + REMEDY),
-    "a pickle that would run code": (hostile_archive, r"holds more than tensors .*code in a file is never run" + REMEDY),
+    "a pickle that would run code": (
+        hostile_archive,
+        r"holds more than tensors .*code in a file is never run" + REMEDY,
+    ),
     "a bare pickle that would run code": (hostile_pickle, ARCHIVE),
     "a state_dict of another project": (
         lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
