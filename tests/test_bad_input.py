@@ -257,7 +257,7 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit turned over": (flip, r"its part \S+ is damaged" + REMEDY),
     "a pickle that would run code": (
         hostile_archive,
-        r"holds more than tensors .*code in a file is never run" + REMEDY,
+        r"holds more than tensors .*code .* is never run" + REMEDY,
     ),
     "a bare pickle that would run code": (hostile_pickle, ARCHIVE),
     "a state_dict of another project": (
