@@ -32,7 +32,7 @@ Shapes are written in comments as `(batch, length, d_model)`. Token ids are int6
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -49,6 +49,9 @@ _SPAN = 4
 
 # Positions by which a key/value cache grows on a CPU.
 _CACHE_GROWTH = 64
+
+# Tokens that a GPU generates before the first of them is read.
+_TOKENS_AHEAD = 16
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -513,7 +516,7 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Iterator[Tensor]:
         """Generate `num_tokens` tokens after the source, one at a time, in constant memory.
 
@@ -527,7 +530,8 @@ class Transformer(nn.Module):
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the fewest tokens that together have this probability (after temperature).
-            generator: the source of randomness, on the model's device or on the CPU.
+            generator: the source of randomness, on any device; or one for each row, whose text is then the one that
+                it would be alone.
 
         Yields:
             The next token of every row, (batch,).
@@ -538,16 +542,24 @@ class Transformer(nn.Module):
         while num_tokens > 0:
             decoder.begin(text)
             length = min(num_tokens, self.target_length)
-            # Always as many random numbers: a shorter text is the beginning of a longer one.
-            device = self.device if generator is None else generator.device
-            shape = (self.target_length, len(text))
-            random = torch.rand(shape, generator=generator, dtype=torch.float32, device=device).to(self.device)
-            tokens = []
-            for numbers in random[:length]:
-                tokens.append(decoder.step(numbers))
-                yield tokens[-1]
+            random = self._random_numbers(len(text), generator)
+            tokens: list[Tensor] = []
+            while len(tokens) < length:
+                # A GPU works ahead of whoever reads the tokens; else each reading would wait for it.
+                until = min(length, len(tokens) + (_TOKENS_AHEAD if self.device.type == "cuda" else 1))
+                ahead = [decoder.step(numbers) for numbers in random[len(tokens) : until]]
+                tokens += ahead
+                yield from ahead
             num_tokens -= length
             text = torch.cat([text, torch.stack(tokens, dim=1)], dim=1)[:, -self.source_length :]
+
+    def _random_numbers(self, batch: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        """For as many tokens as the decoder can write, so that a shorter text is the beginning of a longer one."""
+        if isinstance(generator, Sequence):
+            columns = [torch.rand(self.target_length, generator=own, device=own.device) for own in generator]
+            return torch.stack(columns, dim=1).to(self.device)
+        device = self.device if generator is None else generator.device
+        return torch.rand(self.target_length, batch, generator=generator, device=device).to(self.device)
 
     def generate(
         self,
@@ -557,7 +569,7 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """All tokens of `stream` at once, see there: ids, (batch, num_tokens), without the source."""
         tokens = list(
@@ -576,7 +588,8 @@ class _CachedLayer:
         layer: its weights must not change as long as this is in use.
 
     Attributes:
-        keys, values: (batch, kv_heads, capacity, head_size).
+        keys, values: (batch, kv_heads, positions, head_size); on a GPU for all positions, so that they never move, on
+            a CPU they grow.
     """
 
     def __init__(self, layer: DecoderLayer) -> None:
@@ -588,19 +601,18 @@ class _CachedLayer:
             [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
         )
         self.outward = torch.cat([attention.output.weight, feed_forward.down.weight], dim=1)
+        self.on_gpu = self.inward.device.type == "cuda"
         self.keys = self.values = self.inward.new_empty(0)
 
     def begin(self, memory: Tensor, table: Tensor, capacity: int) -> None:
         """Read the encoder's output, (batch, source_length, d_model), and forget everything else."""
         keys, values = (x.transpose(1, 2) for x in self.attention.keys_and_values(memory, table))
-        if self.keys.dim() == 1 or capacity != self.keys.shape[2]:
-            shape = (*keys.shape[:2], capacity, keys.shape[3])
-            self.keys, self.values = keys.new_zeros(shape), keys.new_zeros(shape)
+        if not self.on_gpu:
+            self.keys, self.values = keys, values
+            return
+        if self.keys.dim() == 1:
+            self.keys, self.values = keys.new_zeros(2, *keys.shape[:2], capacity, self.head_size)
         self.keys[:, :, : keys.shape[2]], self.values[:, :, : keys.shape[2]] = keys, values
-
-    def grow(self) -> None:
-        """Add capacity. The whole buffer is always used: slices would be copied, and recompiled by oneDNN."""
-        self.keys, self.values = (F.pad(x, (0, 0, 0, _CACHE_GROWTH)) for x in (self.keys, self.values))
 
     def step(self, x: Tensor, position: Tensor, table: Tensor, hidden: Tensor) -> Tensor:
         """`DecoderLayer.forward` for one more position.
@@ -615,19 +627,29 @@ class _CachedLayer:
             (batch, d_model).
         """
         batch, heads, kv_heads = len(x), self.attention.num_heads, self.attention.num_kv_heads
-        # oneDNN packs the right operand of a product; the weights are the larger one and stay on the left.
-        inward = torch.mm(self.inward, normalize(x).t())
-        narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size])
-        rows = narrow.t().reshape(batch, heads + 2 * kv_heads, self.head_size)
-        rotated = _rotate(normalize(rows), table[0], table[1], 1)  # the unused values too: no copy is made
+        if not self.on_gpu and int(position) == self.keys.shape[2]:
+            self._grow(hidden.shape[1])
+        inward = self._product(self.inward, normalize(x))
+        narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size], dim=1)
+        rows = narrow.reshape(batch, 1, -1, self.head_size)
+        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # the unused values too
         self.keys.index_copy_(2, position, rotated[:, heads : heads + kv_heads].unsqueeze(2))
-        self.values.index_copy_(2, position, rows[:, heads + kv_heads :].unsqueeze(2))
+        self.values.index_copy_(2, position, rows[:, 0, heads + kv_heads :].unsqueeze(2))
         queries = rotated[:, :heads].reshape(batch * kv_heads, -1, self.head_size)
         keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
-        mask = hidden.expand(*queries.shape[:2], -1)
+        mask = hidden[:, : keys.shape[1]].expand(*queries.shape[:2], -1)
         scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.head_size**-0.5)
         attended = torch.bmm(scores.softmax(dim=-1), values).reshape(batch, -1)
-        return x + torch.mm(self.outward, torch.cat([attended.t(), wide.relu_().square()])).t()
+        return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
+
+    def _product(self, weight: Tensor, x: Tensor) -> Tensor:
+        """x (batch, features) times the transposed weight. oneDNN packs the right operand: there the weight is left."""
+        return F.linear(x, weight) if self.on_gpu else torch.mm(weight, x.t()).t()
+
+    def _grow(self, capacity: int) -> None:
+        """The whole buffers are always used: slices would be copied, and recompiled by oneDNN for every length."""
+        more = min(_CACHE_GROWTH, capacity - self.keys.shape[2])
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
 
 class CachedDecoder:
@@ -645,14 +667,14 @@ class CachedDecoder:
     def __init__(self, model: Transformer, batch: int, sampling: tuple[float, int | None, float | None]) -> None:
         device = model.device
         self.model, self.sampling = model, sampling
-        self.capacity = model.source_length + model.target_length
+        capacity = model.source_length + model.target_length
         self.layers = [_CachedLayer(layer) for layer in cast("list[DecoderLayer]", list(model.decoder))]
         tables = torch.cat(model.embedding.tables())
         self.tables = F.pad(tables, (0, 0, 0, 1))  # the last row, zeros, stands for tokens before the text
         self.first_rows = torch.arange(0, len(tables), len(model.embedding.weight), device=device)
         self.recent = torch.empty(batch, _SPAN, dtype=torch.long, device=device)  # the last tokens; -1 before the text
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # of the last token
-        self.hidden = torch.full((self.capacity, self.capacity), -math.inf, device=device, dtype=tables.dtype).triu_(1)
+        self.hidden = torch.full((capacity, capacity), -math.inf, device=device, dtype=tables.dtype).triu_(1)
         self.random = torch.empty(batch, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 2 if device.type == "cuda" else -1  # then comes the capture; never on a CPU
@@ -660,18 +682,16 @@ class CachedDecoder:
     def begin(self, source: Tensor) -> None:
         """Read a source, (batch, up to source_length), and forget everything else."""
         memory = self.model.encode(source)
-        self.length = memory.shape[1]  # positions in the caches
-        capacity = self.capacity if self.model.device.type == "cuda" else self.length
+        length = memory.shape[1]
         for layer in self.layers:
-            layer.begin(memory, self.model.rotary[:, : self.length], capacity)
+            layer.begin(memory, self.model.rotary[:, :length], self.hidden.shape[1])
         tokens = source if source.shape[1] else torch.full_like(self.recent[:, :1], self.model.start_id)
         self.recent.copy_(F.pad(tokens, (_SPAN, 0), value=-1)[:, -_SPAN:])
-        self.position.fill_(self.length - 1)
+        self.position.fill_(length - 1)
 
     def step(self, random: Tensor) -> Tensor:
         """The next token of every text, (batch,), by as many random numbers from 0 to below 1."""
         self.random.copy_(random)
-        self.length += 1
         if self.graph is None and self.warm_up_steps == 0:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -693,13 +713,9 @@ class CachedDecoder:
         rows = torch.where(self.recent < 0, len(self.tables) - 1, self.recent + self.first_rows)
         x = normalize(F.embedding_bag(rows, self.tables, mode="sum"))
         table = self.model.rotary.index_select(1, self.position)
+        hidden = self.hidden.index_select(0, self.position)
         for layer in self.layers:
-            if self.length > layer.keys.shape[2]:
-                layer.grow()
-            hidden = self.hidden.index_select(0, self.position)
-            x = layer.step(
-                x, self.position, table, F.pad(hidden, (0, layer.keys.shape[2] - self.capacity), value=-math.inf)
-            )
+            x = layer.step(x, self.position, table, hidden)
         logits = self.model.logits(x, self.recent[:, -1])
         logits[:, self.model.start_id] = -math.inf
         return logits

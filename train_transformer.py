@@ -172,15 +172,17 @@ def generate(args: Settings) -> int:
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")
     model = checkpoint.build_model()
-    model = model if args.device == "auto" and is_small(model) else model.to(device)
-    generator = TextGenerator(model, vocabulary)
-    for sample in range(args.num_samples):
-        if sample:
-            write_result(f"\n{'-' * 40}\n")
-        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed + sample)
+    on_cpu = args.device == "auto" and args.num_samples == 1 and is_small(model)
+    generator = TextGenerator(model if on_cpu else model.to(device), vocabulary)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    if args.num_samples == 1:
         write_result(prompt)
-        for text in generator.stream(prompt, args.num_chars, sampling):
-            write_result(text)
+        for character in generator.stream(prompt, args.num_chars, sampling):
+            write_result(character)
+    else:
+        texts = generator.samples(prompt, args.num_chars, sampling, args.num_samples)
+        for number, text in enumerate(texts):
+            write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt + text)
     write_result("\n")
     return 0
 

@@ -32,9 +32,7 @@ LARGEST_TABLE = 1 << 23  # positions times head size: the rotary table is not in
 _MODEL = "charseq2seq model"
 _RESUME = "charseq2seq resume state"
 
-_LARGEST_FACTS = 1 << 22  # values and characters of text
-_DEEPEST_NESTING = 16
-_LARGEST_FIGURE = 1e300
+_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300  # the first: values and characters of text
 
 # The rest of the suite computes with these: counts of a corpus, numbers among the metrics.
 _COUNTS = ("characters", "distinct_characters", "train_characters", "validation_characters")
@@ -224,16 +222,12 @@ def _is_figure(value: Any) -> bool:
 
 
 def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what resuming needs; tensors and plain types only."""
+    """Write what resuming needs: tensors and plain types only."""
     _save(path, _RESUME, dict(state))
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Read what `save_resume_state` wrote.
-
-    Raises:
-        SuiteError: as `load_checkpoint`.
-    """
+    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`."""
     return _load(path, _RESUME)
 
 
@@ -279,24 +273,22 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     if problem or not isinstance(content, dict):
         raise _unusable(path, problem)
     version = content.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        older = type(version) is int and version in range(1, FORMAT_VERSION)
-        remedy = "use the version of the suite that wrote it" if older else "update the suite"
-        raise _unusable(path, f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}; {remedy}")
-    return content
+    if type(version) is int and version == FORMAT_VERSION:
+        return content
+    older = type(version) is int and 0 < version < FORMAT_VERSION
+    remedy = "use the version of the suite that wrote it" if older else "update the suite"
+    raise _unusable(path, f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}; {remedy}")
 
 
 def _archive_problem(path: Path) -> str | None:
-    """A look at the archive's directory: nothing is unpickled, and no memory is taken for what it promises.
-
-    One byte of a pickle can become a hundred in memory, but in our files the pickle is small.
-    """
+    """A look at the archive's directory, before anything in it is unpickled or takes memory."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if sum(part.file_size for part in parts) > size:  # compressed, or the same bytes under many names
             return "its parts are larger than the file (a zip bomb?)"
         pickles = [part.file_size for part in parts if part.filename.endswith(".pkl")]
+        # One byte of a pickle can become a hundred in memory; the pickle of a model file is small.
         if len(pickles) != 1 or pickles[0] > (1 << 20) + size // 128:
             return "it is not laid out as a checkpoint"
         damaged = archive.testzip()  # checksums, which torch.load ignores

@@ -13,6 +13,8 @@ from charseq2seq.errors import ExitCode, SuiteError
 if TYPE_CHECKING:
     import torch
 
+    from encoder_decoder_transformer import Transformer
+
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: how much free memory is kept at the end of the heap, and
 # from which size on a block has pages of its own, which go back when it is freed; the second is at most 32 MiB.
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
@@ -120,3 +122,13 @@ def tune_cpu() -> None:
     if mallopt is not None:
         for parameter, limit in _MALLOC_LIMITS.items():
             mallopt(parameter, limit)
+
+
+def use_gpu_kernels(model: Transformer) -> None:
+    """Let a model that is on an NVIDIA GPU use the faster kernels, where Triton is there to compile them."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is not None:
+        from charseq2seq.gpu_kernels import KERNELS
+
+        model.use_kernels(KERNELS)

@@ -67,16 +67,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
+    """See `atomic_write`."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 with LF line ends on every system, whole or not at all.
-
-    Lone surrogates, which a file name can contain and UTF-8 cannot, become question marks.
-    """
+    """Write UTF-8, with LF on every system; lone surrogates, which file names can contain, become question marks."""
     atomic_write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
@@ -86,8 +83,8 @@ def _target(path: Path) -> Path:
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there; NTFS journals the rename
-        return
+    if os.name == "nt":
+        return  # a folder cannot be opened there; NTFS journals the rename
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,9 +142,7 @@ def _check_name(model_path: Path) -> None:
     try:
         if model_path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not model_path.parent.is_dir():  # filelock would create the folder of a mistyped path
-            reason = errno.ENOTDIR if model_path.parent.exists() else errno.ENOENT
-            raise OSError(reason, os.strerror(reason))
+        os.stat(f"{model_path.parent}{os.sep}")  # noqa: PTH116 (filelock would create the folder of a mistyped path)
         with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
             model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
     except OSError as error:
@@ -155,7 +150,6 @@ def _check_name(model_path: Path) -> None:
 
 
 def _holder(path: Path) -> str:
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8") or "its holder is not recorded"
-    except (OSError, UnicodeDecodeError):
-        return "its holder cannot be read"
+    return "its holder cannot be read"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.vocabulary import CharVocabulary, describe_character
@@ -95,9 +95,12 @@ class TextGenerator:
     """
 
     def __init__(self, model: Transformer, vocabulary: CharVocabulary) -> None:
+        from charseq2seq.device import use_gpu_kernels
         from charseq2seq.numpy_decoder import NumpyDecoder
 
-        self.decoder = NumpyDecoder(model) if NumpyDecoder.supports(model) else model
+        if model.device.type == "cuda":
+            use_gpu_kernels(model)
+        self.decoder: Any = NumpyDecoder(model) if NumpyDecoder.supports(model) else model
         self.vocabulary = vocabulary
 
     def stream(self, prompt: str, num_chars: int, sampling: Sampling) -> Iterator[str]:
@@ -120,10 +123,32 @@ class TextGenerator:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            generator=torch.Generator(device=device).manual_seed(sampling.seed),
+            generator=torch.Generator().manual_seed(sampling.seed),
         )
         for token in tokens:
             yield self.vocabulary.decode([int(token)])
+
+    def samples(self, prompt: str, num_chars: int, sampling: Sampling, number: int) -> Iterator[str]:
+        """Several texts after a prompt, with seeds that count up from `sampling.seed`.
+
+        Each is the text that `stream` generates with its seed. A GPU generates all of them at once.
+        """
+        import torch
+
+        seeds = range(sampling.seed, sampling.seed + number)
+        if self.decoder.device.type == "cpu":
+            yield from (self.generate(prompt, num_chars, replace(sampling, seed=seed)) for seed in seeds)
+            return
+        source = torch.from_numpy(self.vocabulary.encode(prompt)).long().to(self.decoder.device)
+        tokens = self.decoder.generate(
+            source.expand(number, -1),
+            num_chars,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+        yield from map(self.vocabulary.decode, tokens.tolist())
 
     def generate(self, prompt: str, num_chars: int, sampling: Sampling) -> str:
         """All of `stream` at once."""

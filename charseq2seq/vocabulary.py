@@ -1,8 +1,7 @@
 """Characters <-> ids.
 
-The vocabulary is every distinct character of a text, sorted by code point, after one special token, `<start>`,
-from which the decoder starts when there is nothing to read. So the same text always gives the same ids.
-A "character" is a Unicode code point: an emoji with a skin tone is two of them.
+A vocabulary is the special token `<start>`, from which the decoder starts when the source is empty, and every distinct
+character of a text, sorted by code point. A character is a Unicode code point: an emoji with a skin tone is two.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ class CharVocabulary:
         if any(a >= b for a, b in zip(self.characters, self.characters[1:], strict=False)):
             raise SuiteError("the vocabulary's characters are not distinct and sorted.", ExitCode.BAD_DATA)
         code_points = np.array([ord(c) for c in self.characters], dtype=np.int64)
-        # The unknown have the id of the start token, which no character has. Pages of zeros cost nothing until used.
+        # Unknown characters get the start token's id, which no character has. Untouched pages of zeros cost no memory.
         self._id_of_code_point = np.zeros(_NUM_CODE_POINTS, dtype=np.min_scalar_type(len(self.characters)))
         self._id_of_code_point[code_points] = np.arange(1, len(self.characters) + 1)
-        # Latin-1 comes first, so its ids fit into a byte (NUL is no text); `bytes.translate` is the fastest lookup.
+        # Latin-1 comes first, so its ids fit into a byte; `bytes.translate` is the fastest lookup.
         self._latin1 = self._id_of_code_point[:256].astype(np.uint8).tobytes()
 
     @classmethod
@@ -82,7 +81,7 @@ class CharVocabulary:
         return ids
 
     def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of those characters of a text that the vocabulary has; fast where the text is Latin-1."""
+        """Ids of a text without the characters that the vocabulary lacks; fast where the text is Latin-1."""
         try:
             return np.frombuffer(text.encode("latin-1").translate(self._latin1).replace(b"\0", b""), dtype=np.uint8)
         except UnicodeEncodeError:
@@ -95,15 +94,15 @@ class CharVocabulary:
         return [chr(i) for i in np.unique(points[self._lookup(text) == START_ID])]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; the start token stands for no character."""
+        """The text of ids, without start tokens."""
         return "".join(self.characters[i - 1] for i in ids if i != START_ID)
 
     def index_of_token(self) -> dict[str, int]:
-        """What vocab.json holds: token -> index."""
+        """The content of vocab.json: token -> index."""
         return {START_TOKEN: START_ID} | {c: i for i, c in enumerate(self.characters, start=1)}
 
     def token_of_index(self) -> dict[str, str]:
-        """What idx_to_vocab.json holds: index -> token; JSON's keys are strings."""
+        """The content of idx_to_vocab.json: index -> token; JSON's keys are strings."""
         return {str(i): token for token, i in self.index_of_token().items()}
 
     @classmethod
@@ -132,7 +131,7 @@ def code_points_of(text: str) -> npt.NDArray[np.uint32]:
 
 
 def describe_character(character: str) -> str:
-    """A character as a person can look it up: `'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)`."""
+    """A character with its code point and name: `'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, unicodedata.category(character))
     return f"{ascii(character) if not character.isprintable() else repr(character)} (U+{ord(character):04X} {name})"
 

@@ -617,6 +617,7 @@ def test_a_small_archive_stays_small(make: Callable[[Path, dict[str, bytes]], No
     assert_small(path, ARCHIVES[make])
 
 
+@pytest.mark.slow
 def test_fuzzing_a_little() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "campaigns" / "fuzz.py"), "--count", "60"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -143,6 +143,7 @@ def test_death_while_writing_leaves_the_old_file_and_a_leftover(moment: str, pat
         assert not leftovers(path) and path.read_bytes() == OLD
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_a_whole_file(path: Path) -> None:
     script = "import itertools\nfor i in itertools.count(): atomic_write_bytes(path, bytes([i % 251]) * 300_000)"
     for _ in range(8):
@@ -337,7 +338,7 @@ def start(path: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def locked(path: Path, *command: str) -> subprocess.Popen[str]:
-    """A run that has the lock."""
+    """A run that has the lock already."""
     process = start(path, *command)
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"

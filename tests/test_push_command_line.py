@@ -52,7 +52,7 @@ def test_all_that_is_wrong_with_a_command_line_is_told_at_once(alice: Publisher)
 def test_libraries_that_are_missing_or_too_old_are_named(alice: Publisher) -> None:
     bare = subprocess.run([sys.executable, "-S", *PROGRAM[1:], "--check"], capture_output=True, text=True, check=False)
     assert bare.returncode == ExitCode.UNAVAILABLE and "Traceback" not in bare.stderr
-    assert "needs torch, numpy, safetensors, matplotlib, yaml, huggingface_hub" in bare.stderr
+    assert "needs torch, numpy, safetensors, matplotlib, yaml, jinja2, huggingface_hub" in bare.stderr
     assert "pip install -r requirements_transformer.txt" in bare.stderr
     old = alice.home / "old" / "huggingface_hub-0.36.0.dist-info"
     old.mkdir(parents=True)

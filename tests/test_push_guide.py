@@ -7,6 +7,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from charseq2seq import __version__
 from tests.hub.server import HubServer, fake_token
 from tests.push_client import ALL_FILES, Publisher, fresh_python
@@ -39,6 +41,7 @@ print("".join(token_of[index] for index in written[0].tolist()))
 """
 
 
+@pytest.mark.slow  # installs the published requirements
 def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: HubServer, tmp_path: Path) -> None:
     token = fake_token("username")
     hub.add_user("username", tokens={token: "write"})

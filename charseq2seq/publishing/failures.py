@@ -71,7 +71,8 @@ FAILURES = {
     "exists": Failure(
         "Repository already exists",
         "the name is taken",
-        "choose another --repo_name, add a version number (my-model-v2), or propose the change with --create_pr",
+        "choose another --repo_name, add a version number (my-model-v2), or push over it with --overwrite; to others' "
+        "repositories changes are proposed with --create_pr",
         ExitCode.CONFLICT,
     ),
     "visibility": Failure(
@@ -184,17 +185,10 @@ class PublishError(SuiteError):
         detail: what exactly, e.g. the Hub's own sentence.
         status: the HTTP status, where there is one.
         request_id: by which the Hub's support finds the request.
-        remedy: instead of the table's.
     """
 
     def __init__(
-        self,
-        kind: str,
-        detail: str = "",
-        *,
-        status: int | None = None,
-        request_id: str | None = None,
-        remedy: str | None = None,
+        self, kind: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
     ) -> None:
         failure = FAILURES[kind]
         self.kind, self.status, self.request_id = kind, status, request_id
@@ -202,7 +196,7 @@ class PublishError(SuiteError):
         headline = headline or failure.cause.partition(":")[0]  # not every failure has a status
         self.headline = headline if kind in ("exists", "too_large") else f"Push failed: {headline}"  # the guide's words
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
-        self.remedy = remedy or failure.remedy
+        self.remedy = failure.remedy
         self.passing = failure.passing
         lines = [f"❌ {self.headline}", f"   why: {self.cause}", f"   what to do: {self.remedy}"]
         if request_id:

@@ -167,41 +167,29 @@ class Hub:
         retrying(lambda: self._api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
 
     def commit(
-        self,
-        repo_id: str,
-        additions: Sequence[CommitOperationAdd],
-        deletions: Sequence[str],
-        *,
-        message: str,
-        parent: str,
-        revision: str,
-        create_pr: bool,
+        self, repo_id: str, additions: Sequence[CommitOperationAdd], deletions: Sequence[str], **options: Any
     ) -> CommitInfo:
-        """Send files and make one commit of them, on top of `parent` or not at all.
+        """Send files and make one commit of them, on top of its parent or not at all.
 
         Large files go by Xet; where its servers cannot be reached or do not exist, by plain LFS.
+
+        Args:
+            repo_id: `owner/name`.
+            additions, deletions: new or changed files, and names of those to remove.
+            options: of `HfApi.create_commit`: message, parent, revision.
         """
         from huggingface_hub import CommitOperationDelete, constants
         from huggingface_hub.utils._runtime import is_xet_available
 
-        def send() -> CommitInfo:
-            return self._api.create_commit(
-                repo_id,
-                [*additions, *map(CommitOperationDelete, deletions)],
-                commit_message=message,
-                parent_commit=parent,
-                revision=revision,
-                create_pr=create_pr,
-            )
-
+        operations = [*additions, *map(CommitOperationDelete, deletions)]
         try:
-            return send()
+            return self._api.create_commit(repo_id, operations, **options)
         except (OSError, RuntimeError) as error:
             if not is_xet_available() or not is_xet_failure(error):
                 raise
             log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
             constants.HF_HUB_DISABLE_XET = True
-            return send()
+            return self._api.create_commit(repo_id, operations, **options)
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Download files of a commit into a folder, past any cache."""

@@ -150,11 +150,7 @@ def check_remote(remote: Remote | None, request: PushOptions) -> None:
     if request.overwrite or set(remote.files) <= _NOBODYS_WORK or _is_ours(remote):
         return
     foreign = ", ".join(sorted(set(remote.files) - _NOBODYS_WORK)[:3])
-    raise PublishError(
-        "exists",
-        f"it holds what this suite did not make ({foreign} …)",
-        remedy="choose another --repo_name, add a version number (my-model-v2), or push over it with --overwrite",
-    )
+    raise PublishError("exists", f"it holds what this suite did not make ({foreign} …)")
 
 
 def _is_ours(remote: Remote) -> bool:

@@ -273,8 +273,8 @@ class Push:
                 self.repo_id,
                 self.plan.additions,
                 self.plan.deletions,
-                message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
-                parent=remote.head,
+                commit_message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
+                parent_commit=remote.head,
                 revision=self.request.revision,
                 create_pr=self.request.create_pr,
             )

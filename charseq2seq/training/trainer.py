@@ -20,7 +20,7 @@ from torch import Tensor
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import describe_hardware, tune_cpu
+from charseq2seq.device import describe_hardware, tune_cpu, use_gpu_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -389,13 +389,3 @@ def step_budget(settings: Settings, characters: int) -> int | None:
 def weights_of(model: Transformer) -> dict[str, Tensor]:
     """A copy of a model's weights, on its device."""
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-
-
-def use_gpu_kernels(model: Transformer) -> None:
-    """Let a model on a GPU use the faster kernels, where Triton is there to compile them."""
-    try:
-        from charseq2seq.training.gpu_kernels import KERNELS
-    except ImportError:
-        log("no Triton: the model computes with PyTorch's own kernels, at about half the speed")
-        return
-    model.use_kernels(KERNELS)

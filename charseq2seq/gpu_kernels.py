@@ -30,7 +30,7 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
     return one_hot.to(table.dtype) @ table
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "length", "heads"])  # one compilation for all lengths
 def _rotate_kernel(
     x_ptr,
     gradient_ptr,
@@ -102,7 +102,7 @@ def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     return cast("Tensor", _NormalizeAndRotate.apply(x, table))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numbers"])
 def _square_kernel(wide_ptr, gradient_ptr, out_ptr, numbers, BLOCK: tl.constexpr, BACKWARD: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < numbers
