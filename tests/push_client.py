@@ -178,7 +178,7 @@ class Publisher:
         self.save(checkpoint or tiny_checkpoint())
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Train another model, as it were."""
+        """Replace the checkpoint."""
         save_checkpoint(self.home / "transformer_model.pth", checkpoint)
 
     def start(self, *arguments: str, token: str | None = WRITE, **environment: str) -> subprocess.Popen[str]:

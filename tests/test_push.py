@@ -16,7 +16,7 @@ from tests.push_client import ALL_FILES, NAME, REPO, Publisher, tiny_checkpoint,
 
 
 def head_files(hub: HubServer, repo_id: str = REPO) -> set[str]:
-    """The files at the head of main, but for the Hub's own."""
+    """The files at the head of main, except the Hub's own."""
     return set(hub.repo(repo_id).files()) - {".gitattributes"}
 
 

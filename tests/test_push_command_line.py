@@ -87,7 +87,7 @@ def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubSer
     text = shown.decode()
     assert "100%|" in text and "B/s" in text
     assert text.startswith("token: "), "nobody at a terminal needs the date before each line"
-    assert text.endswith(f"verified: a fresh download writes text\r\npushed: {hub.endpoint}/{REPO}\r\n")
+    assert text.endswith(f"verified: a fresh download generates text\r\npushed: {hub.endpoint}/{REPO}\r\n")
 
 
 def stop_when_the_hub_is_asked(alice: Publisher, number: signal.Signals, *arguments: str) -> tuple[int, str]:

@@ -49,7 +49,7 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     done = user.push("--repo_name", "repo-name", "--username", "username", "--token", token, token=None)
     assert done.code == 0, done.log
     assert done.out == f"{hub.endpoint}/username/repo-name\n"
-    assert "verified: a fresh download writes text" in done.log
+    assert "verified: a fresh download generates text" in done.log
     assert token not in done.log and "can be seen by everybody" in done.log
     repository = hub.repo("username/repo-name")
     files = repository.files()

@@ -178,7 +178,7 @@ def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path)
         prove_folder(damaged(tiny_checkpoint(), tmp_path / "mixed", "model.safetensors", weights))
     for name, example, expected in (
         ("broken", b"raise SystemExit('it cannot')", "it cannot"),
-        ("mute", b"import encoder_decoder_transformer", "wrote no text"),
+        ("mute", b"import encoder_decoder_transformer", "generated no text"),
     ):
         with pytest.raises(PublishError, match=expected):
             prove_folder(damaged(tiny_checkpoint(), tmp_path / name, "usage_example.py", example))

@@ -73,7 +73,7 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
     Args:
         checkpoint: the model; what its metrics do not tell is left out.
         repo_id: `owner/name`, for the examples.
-        samples: text that this model wrote.
+        samples: text that this model generated.
         curve: file name of the training-curve picture, None where there is none.
     """
     from huggingface_hub import ModelCard

@@ -181,7 +181,7 @@ class Hub:
         from huggingface_hub import CommitOperationDelete, constants
         from huggingface_hub.utils._runtime import is_xet_available
 
-        operations = [*additions, *map(CommitOperationDelete, deletions)]
+        operations: list[Any] = [*additions, *map(CommitOperationDelete, deletions)]
         try:
             return self._api.create_commit(repo_id, operations, **options)
         except (OSError, RuntimeError) as error:

@@ -26,7 +26,7 @@ def run_example(folder: Path) -> None:
     """Run the usage example of a downloaded folder.
 
     Raises:
-        PublishError: it does not write text.
+        PublishError: it does not generate text.
     """
     _run([_EXAMPLE], folder)
 
@@ -46,4 +46,4 @@ def _run(command: list[str], folder: Path) -> None:
         last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise PublishError("proof", last_line)
     if not done.stdout.strip():
-        raise PublishError("proof", f"{_EXAMPLE} wrote no text")
+        raise PublishError("proof", f"{_EXAMPLE} generated no text")

@@ -336,7 +336,7 @@ class Push:
             with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(files), Path(folder))
                 run_example(Path(folder))
-            log("verified: a fresh download writes text")
+            log("verified: a fresh download generates text")
 
 
 def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin: float | None) -> bool:
