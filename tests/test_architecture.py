@@ -1,19 +1,22 @@
-"""The house stays as design.md draws it: imports run downwards, the wings do not know each other."""
+"""The suite stays as it was designed: imports run downwards, nothing is there twice, and it can be read."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.push_client import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for folder in ("charseq2seq", "data")
     for path in (ROOT / folder).rglob("*.py")
+    if path.parent.name != "published"  # what runs elsewhere
 } | {path.stem: path for path in ROOT.glob("*.py")}
+TESTS, BENCHMARKS = (sorted((ROOT / folder).rglob("*.py")) for folder in ("tests", "benchmarks"))
 
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
@@ -47,6 +50,7 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_imports_run_downwards(module: str) -> None:
+    assert module == "charseq2seq.__init__" or floor_of(module) >= 0, f"{module} stands on no floor"
     for imported in imports_of(SOURCES[module]):
         assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}"
         wings = {"charseq2seq.training", "charseq2seq.publishing"}
@@ -66,3 +70,34 @@ def test_there_are_no_circles() -> None:
 
 def test_the_model_stands_alone() -> None:
     assert imports_of(ROOT / "encoder_decoder_transformer.py") == set()
+
+
+# --- nothing twice
+
+SAME_LINES = 6
+
+
+def lines_that_count(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of a file's lines: no imports, comments, signatures, and nothing as short as a bracket."""
+    text = path.read_text(encoding="utf-8")
+    left_out = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            left_out |= set(range(node.lineno, node.body[0].lineno))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            left_out |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.strip()
+        if len(words) > 3 and not words.startswith("#") and number not in left_out:
+            yield number, words
+
+
+def test_no_two_places_share_six_lines() -> None:
+    places = defaultdict(list)
+    for path in [*SOURCES.values(), *(ROOT / "charseq2seq").rglob("published/*.py"), *TESTS, *BENCHMARKS]:
+        lines = list(lines_that_count(path))
+        for at in range(len(lines) - SAME_LINES + 1):
+            words = tuple(line for _, line in lines[at : at + SAME_LINES])
+            places[words].append(f"{path.relative_to(ROOT)}:{lines[at][0]}")
+    twice = [found for found in places.values() if len(found) > 1]
+    assert not twice, "\n".join(" and ".join(found) for found in twice)

@@ -214,13 +214,8 @@ def test_a_file_that_may_not_be_read(path: Path) -> None:
 
 def test_a_file_cut_short_anywhere_is_refused(path: Path) -> None:
     whole = path.read_bytes()
-    places = {
-        *range(0, 8),
-        *(len(whole) * i // 40 for i in range(40)),
-        *(len(whole) - i for i in (1, 21, 22, 42, 97, 98)),
-    }
-    for place in sorted(places):
-        path.write_bytes(whole[:place])
+    for length in (*range(8), *(len(whole) * i // 40 for i in range(40)), *(len(whole) - i for i in (98, 42, 22, 1))):
+        path.write_bytes(whole[:length])
         refused(path, "damaged")
 
 
@@ -275,15 +270,8 @@ def test_what_is_checked_is_what_is_loaded(path: Path) -> None:
 
 
 def test_other_calls_are_not_made_either(path: Path) -> None:
-    for value in (
-        bytearray(9),
-        {1, 2},
-        1j,
-        torch.Size([1]),
-        torch.float32,
-        torch.nn.Parameter(torch.ones(1)),
-        b"bytes",
-    ):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    for value in (bytearray(9), {1, 2}, 1j, torch.Size([1]), torch.float32, parameter, b"bytes"):
         torch.save(content_of(path) | {"environment": {"extra": value}}, path.with_name("other.pth"))
         refused(path.with_name("other.pth"))
 
@@ -332,19 +320,9 @@ def test_an_older_format_is_refused(version: int, path: Path) -> None:
 # --- parts that do not fit
 
 
-def with_config(**changes: Any) -> Callable[[Content], None]:
-    """A change of the config."""
-    return lambda content: content["config"].update(changes)
-
-
-def with_metrics(**changes: Any) -> Callable[[Content], None]:
-    """A change of the metrics."""
-    return lambda content: content["metrics"].update(changes)
-
-
-def with_corpus(**changes: Any) -> Callable[[Content], None]:
-    """A change of the corpus."""
-    return lambda content: content["corpus"].update(changes)
+def having(part: str, **changes: Any) -> Callable[[Content], None]:
+    """A change of some values of one part."""
+    return lambda content: content[part].update(changes)
 
 
 def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Content], None]:
@@ -378,10 +356,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
     "infinity": (poisoned(math.inf), "not finite"),
     "a weight missing": (lambda content: content["model_state_dict"].popitem(), "do not fit this version of the model"),
-    "a weight too many": (
-        lambda content: content["model_state_dict"].update(extra=torch.ones(1)),
-        "do not fit this version of the model",
-    ),
+    "a weight too many": (having("model_state_dict", extra=torch.ones(1)), "do not fit this version of the model"),
     "a weight of another name": (
         lambda content: content["model_state_dict"].update(x=content["model_state_dict"].popitem()[1]),
         "do not fit this version of the model",
@@ -394,60 +369,57 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a weight that is nothing": (with_weight(lambda weight: None), "is not a float32 tensor"),
     # the config
     "no config": (lambda content: content["config"].clear(), "differ in size"),
-    "an unknown argument": (with_config(extra=1), "its config has 'extra', which this version"),
-    "a truth for a size": (with_config(num_heads=True), "its config has True for num_heads"),
-    "a broken size": (with_config(source_length=8.0), "its config has 8.0 for source_length"),
-    "a size in words": (with_config(d_ff="32"), "its config has '32' for d_ff"),
-    "no size": (with_config(d_model=None), "its config has None for d_model"),
-    "a list of sizes": (with_config(d_model=[16]), r"its config has \[16\] for d_model"),
-    "a tensor for a size": (with_config(d_model=torch.tensor(16)), "config"),
-    "a number for a truth": (with_config(bigram=1), "its config has 1 for bigram"),
-    "dropout in words": (with_config(dropout="0"), "for dropout"),
-    "dropout that is no number": (with_config(dropout=math.nan), "dropout must be at least 0"),
-    "all dropped": (with_config(dropout=1.0), "dropout must be at least 0"),
-    "a negative length": (with_config(source_length=-1), "source_length must be at least 1"),
-    "a start that is no token": (with_config(start_id=10**6), "start_id must be"),
-    "no heads": (with_config(num_heads=0), "num_heads must be at least 1"),
-    "heads that do not divide": (with_config(num_heads=5), "d_model / num_heads"),
-    "another size": (with_config(d_ff=64), "do not fit this version of the model"),
-    "another vocabulary size": (with_config(vocab_size=10), "differ in size"),
-    "another number of layers": (with_config(num_decoder_layers=2), "do not fit this version of the model"),
-    "layers without end": (with_config(num_encoder_layers=10**6), "more memory than its weights"),
-    "a gigantic model": (with_config(d_model=10**9), "more memory than its weights"),
-    "a gigantic block": (with_config(d_ff=10**13), "more memory than its weights"),
-    "a size beyond all": (with_config(d_ff=10**100), "more memory than its weights"),
-    "a gigantic source": (with_config(source_length=2**40), "more memory than its weights"),
-    "a gigantic target": (with_config(target_length=10**100), "more memory than its weights"),
+    "an unknown argument": (having("config", extra=1), "its config has 'extra', which this version"),
+    "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
+    "a broken size": (having("config", source_length=8.0), "its config has 8.0 for source_length"),
+    "a size in words": (having("config", d_ff="32"), "its config has '32' for d_ff"),
+    "no size": (having("config", d_model=None), "its config has None for d_model"),
+    "a list of sizes": (having("config", d_model=[16]), r"its config has \[16\] for d_model"),
+    "a tensor for a size": (having("config", d_model=torch.tensor(16)), "config"),
+    "a number for a truth": (having("config", bigram=1), "its config has 1 for bigram"),
+    "dropout in words": (having("config", dropout="0"), "for dropout"),
+    "dropout that is no number": (having("config", dropout=math.nan), "dropout must be at least 0"),
+    "all dropped": (having("config", dropout=1.0), "dropout must be at least 0"),
+    "a negative length": (having("config", source_length=-1), "source_length must be at least 1"),
+    "a start that is no token": (having("config", start_id=10**6), "start_id must be"),
+    "no heads": (having("config", num_heads=0), "num_heads must be at least 1"),
+    "heads that do not divide": (having("config", num_heads=5), "d_model / num_heads"),
+    "another size": (having("config", d_ff=64), "do not fit this version of the model"),
+    "another vocabulary size": (having("config", vocab_size=10), "differ in size"),
+    "another number of layers": (having("config", num_decoder_layers=2), "do not fit this version of the model"),
+    "layers without end": (having("config", num_encoder_layers=10**6), "more memory than its weights"),
+    "a gigantic model": (having("config", d_model=10**9), "more memory than its weights"),
+    "a gigantic block": (having("config", d_ff=10**13), "more memory than its weights"),
+    "a size beyond all": (having("config", d_ff=10**100), "more memory than its weights"),
+    "a gigantic source": (having("config", source_length=2**40), "more memory than its weights"),
+    "a gigantic target": (having("config", target_length=10**100), "more memory than its weights"),
     # the facts
     "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
-    "a loss in words": (with_metrics(nats_per_char="x"), "its metrics lack a loss"),
-    "a loss that is true": (with_metrics(nats_per_char=True), "its metrics lack a loss"),
-    "a loss that is no number": (with_metrics(nats_per_char=math.nan), "its metrics lack a loss"),
-    "a loss that is a tensor": (with_metrics(nats_per_char=torch.ones(1)), "metrics"),
-    "a loss beyond all": (with_metrics(nats_per_char=10**400), "its metrics lack a loss"),
-    "bits in words": (with_metrics(bits_per_char="x"), "are not numbers"),
-    "steps in a list": (with_metrics(steps=[1]), "are not numbers"),
-    "infinite seconds": (with_metrics(seconds=math.inf), "are not numbers"),
-    "a history that is none": (with_metrics(history="x"), "its history"),
-    "a history of numbers": (with_metrics(history=[1, 2]), "its history"),
-    "a history without steps": (with_metrics(history=[{"nats_per_char": 1.0}]), "its history"),
-    "a history of words": (with_metrics(history=[{"step": 1, "nats_per_char": "x"}]), "its history"),
-    "a history of truths": (with_metrics(history=[{"step": True}]), "its history"),
+    "a loss in words": (having("metrics", nats_per_char="x"), "its metrics lack a loss"),
+    "a loss that is true": (having("metrics", nats_per_char=True), "its metrics lack a loss"),
+    "a loss that is no number": (having("metrics", nats_per_char=math.nan), "its metrics lack a loss"),
+    "a loss that is a tensor": (having("metrics", nats_per_char=torch.ones(1)), "metrics"),
+    "a loss beyond all": (having("metrics", nats_per_char=10**400), "its metrics lack a loss"),
+    "bits in words": (having("metrics", bits_per_char="x"), "are not numbers"),
+    "steps in a list": (having("metrics", steps=[1]), "are not numbers"),
+    "infinite seconds": (having("metrics", seconds=math.inf), "are not numbers"),
+    "a history that is none": (having("metrics", history="x"), "its history"),
+    "a history of numbers": (having("metrics", history=[1, 2]), "its history"),
+    "a history without steps": (having("metrics", history=[{"nats_per_char": 1.0}]), "its history"),
+    "a history of words": (having("metrics", history=[{"step": 1, "nats_per_char": "x"}]), "its history"),
+    "a history of truths": (having("metrics", history=[{"step": True}]), "its history"),
     "a metric without a name": (lambda content: content["metrics"].update({1: 2}), "its metrics are not what JSON"),
     "no text": (lambda content: content["corpus"].clear(), "its corpus lacks"),
-    "a text without a name": (with_corpus(name=None), "its corpus lacks"),
-    "a text without a hash": (with_corpus(sha256=7), "its corpus lacks"),
-    "characters in words": (with_corpus(characters="many"), "its corpus lacks"),
-    "a negative split": (with_corpus(train_characters=-1), "its corpus lacks"),
-    "a split that is no number": (with_corpus(train_characters=math.nan), "its corpus lacks"),
+    "a text without a name": (having("corpus", name=None), "its corpus lacks"),
+    "a text without a hash": (having("corpus", sha256=7), "its corpus lacks"),
+    "characters in words": (having("corpus", characters="many"), "its corpus lacks"),
+    "a negative split": (having("corpus", train_characters=-1), "its corpus lacks"),
+    "a split that is no number": (having("corpus", train_characters=math.nan), "its corpus lacks"),
     "a tensor among the arguments": (
-        lambda content: content["training_args"].update(seed=torch.ones(1)),
+        having("training_args", seed=torch.ones(1)),
         "its training_args are not what JSON",
     ),
-    "a tuple among the arguments": (
-        lambda content: content["training_args"].update(betas=(1, 2)),
-        "its training_args are not what JSON",
-    ),
+    "a tuple among the arguments": (having("training_args", betas=(1, 2)), "its training_args are not what JSON"),
     "names that are none": (lambda content: content["environment"].update({"a": {2: 1}}), "its environment are not"),
 }
 
@@ -519,47 +491,25 @@ def repeated_numbers(content: Content) -> None:
     content["model_state_dict"]["head.weight"] = torch.zeros(1).expand(100_000, 100_000)
 
 
-def shared_storage(content: Content) -> None:
-    """A thousand layers, all of them the same bytes."""
-    config = content["config"]
-    config |= {"num_decoder_layers": 1000, "d_model": 256, "d_ff": 256, "num_heads": 2}
-    square = torch.zeros(256, 256)
-    with torch.device("meta"):
-        shapes = {
-            name: weight.shape
-            for name, weight in Transformer(**config | {"num_decoder_layers": 2}).state_dict().items()
-        }
-    weights = {name: torch.zeros(shape) for name, shape in shapes.items() if "decoder" not in name}
-    one = [name.partition("decoder.0.")[2] for name in shapes if name.startswith("decoder.0.")]
-    weights |= {f"decoder.{i}.{name}": square for i in range(1000) for name in one}
-    content["model_state_dict"] = weights
-
-
 def large_pickle(content: Content) -> None:
     """Three million boxes, a byte each."""
     content["environment"] = {"boxes": [{} for _ in range(600_000)]}
 
 
-def zip_of(parts: dict[str, bytes], compression: int, path: Path, repeat: int = 1) -> None:
-    """An archive by Python's zipfile."""
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in parts.items():
-            archive.writestr(f"archive/{name}", content * repeat)
-
-
 def packed(path: Path, parts: dict[str, bytes]) -> None:
-    """Three hundred million zeros, packed."""
+    """Fifty million zeros, packed."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in parts.items():
             archive.writestr(f"archive/{name}", content)
         with archive.open("archive/data/zeros", "w") as file:
-            for _ in range(30):
+            for _ in range(5):
                 file.write(bytes(10_000_000))
 
 
 def overlapping(path: Path, parts: dict[str, bytes]) -> None:
     """A thousand entries of the directory for the same bytes."""
-    zip_of({"data.pkl": bytes(1_000_000)}, zipfile.ZIP_STORED, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(1_000_000))
     content = path.read_bytes()
     size, start = struct.unpack_from("<LL", content, len(content) - 10)
     directory = content[start : start + size] * 1000
@@ -583,7 +533,6 @@ BOMBS: dict[Callable[[Content], None], str] = {
     endless: "not what JSON can hold",
     deep: "not what JSON can hold",
     repeated_numbers: "its weights are larger than the file",
-    shared_storage: "its weights are larger than the file",
     large_pickle: "not laid out as a checkpoint",
 }
 ARCHIVES: dict[Callable[[Path, dict[str, bytes]], None], str] = {

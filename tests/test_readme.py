@@ -170,6 +170,35 @@ def test_the_exit_codes_are_all_in_the_table() -> None:
         assert table == {int(code) for code in ExitCode}
 
 
+def test_the_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_tree_names_every_file_of_the_suite() -> None:
+    (tree,) = [block for block in blocks(README, "text") if "charseq2seq/" in block]
+    named, folders = set(), [""]
+    for line in tree.splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 4
+        folders[depth + 1 :] = [folders[depth] + name]
+        named |= {folders[depth] + name}
+    assert all((ROOT / name).exists() for name in named), [name for name in named if not (ROOT / name).exists()]
+    sources = [*ROOT.glob("*.py"), *(ROOT / "charseq2seq").rglob("*.py")]
+    paths = {path.relative_to(ROOT).as_posix() for path in sources if path.name != "__init__.py"}
+    assert {path for path in paths if "/published/" not in path} <= named
+
+
+def test_the_route_gives_the_lines_of_its_files() -> None:
+    route = re.findall(r"^\| \[(\S+\.py)\]\(\S+\) \| (\d+) \|$", README, re.MULTILINE)
+    assert len(route) >= 10
+    for name, lines in route:
+        real = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert abs(int(lines) - real) <= max(10, real // 10), f"{name} has {real} lines"
+    reading = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\d+\. \[(\S+)\]", reading, re.MULTILINE) == [name for name, _ in route]
+
+
 def test_records_are_few_and_can_be_reproduced() -> None:
     table = (ROOT / "benchmarks" / "RECORDS.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
