@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.campaigns.fuzz import MEMORY_ALLOWANCE, peak_memory, read_parts, write_parts
+from benchmarks.campaigns.fuzz import MEMORY_ALLOWANCE, read_parts, write_parts
+from benchmarks.machine import peak_memory
 from charseq2seq.checkpoint import (
     Checkpoint,
     library_versions,
