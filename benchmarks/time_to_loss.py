@@ -131,7 +131,7 @@ def random_block_loss(model: Transformer, ids: Ids, block: int, num_blocks: int)
     with torch.inference_mode():
         for i in range(0, num_blocks, _BATCH_SIZE):
             rows = starts[i : i + _BATCH_SIZE, None] + np.arange(block + 1)
-            total += _summed_loss(model, torch.from_numpy(ids[rows].astype(np.int64)))
+            total += _summed_loss(model, torch.from_numpy(ids[rows].astype(np.int64)).to(model.device))
     return total / (num_blocks * block)
 
 

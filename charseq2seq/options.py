@@ -44,9 +44,9 @@ def _size(*numbers: int) -> dict[str, int]:
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
     "tiny": _size(192, 3, 1, 1, 3, 1024),
-    "small": _size(384, 6, 1, 2, 6, 1536),
-    "base": _size(512, 8, 1, 2, 8, 2048),
-    "large": _size(1024, 16, 1, 4, 16, 4096),
+    "small": _size(384, 6, 2, 2, 6, 1536),
+    "base": _size(512, 8, 2, 2, 8, 2048),
+    "large": _size(1024, 16, 4, 4, 16, 4096),
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
@@ -132,8 +132,10 @@ class Settings:
     num_encoder_layers: int = _model(whole(1, 1024), "layers that read the source")
     num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
     d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
-    # Weight decay does dropout's work, and better except for tiny texts (benchmarks/LOG.md).
-    dropout: float = _model(number(0, 1, below=True), "fraction of features dropped in training", 0.0)
+    dropout: float = _model(
+        number(0, 1, below=True),
+        "fraction of features dropped in training (default: 0, up to 0.2 where a large model reads a small text often)",
+    )
     source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
     target_length: int = _model(whole(1, 16_384), "characters that the decoder writes", 192)
 
@@ -151,7 +153,9 @@ class Settings:
         in_command=False,  # another machine does not make as many steps in as many minutes
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
-    batch_size: int = _run(whole(1, 1_048_576), "windows per step, of all processes", PerDevice(16, 128))
+    batch_size: int = _run(
+        whole(1, 1_048_576), "windows per step, of all processes (default: 16 on a CPU, 16 to 128 by the text on a GPU)"
+    )
     learning_rate: float = _run(number(0, 1e36, above=True), "of Muon, at its highest", 0.04)
     weight_decay: float | None = _run(
         number(0), "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"

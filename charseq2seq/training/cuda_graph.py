@@ -31,7 +31,7 @@ class GraphedStep:
             returns a tensor, the loss. Everything else that it changes, it changes in place.
 
     Attributes:
-        fallback: why steps are not captured any more; None while they are.
+        graphs: the graph of each variant, and the loss that its replay leaves.
     """
 
     def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
@@ -39,7 +39,7 @@ class GraphedStep:
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._inputs: Tensor | None = None
-        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._warm: set[Any] = set()
 
     def __call__(self, inputs: Tensor, variant: Any) -> Tensor:
@@ -50,9 +50,9 @@ class GraphedStep:
         if variant not in self._warm:
             self._warm.add(variant)
             return self._on_stream(variant)
-        if variant not in self._graphs:
-            self._graphs[variant] = self._capture(variant)
-        graph, loss = self._graphs[variant]
+        if variant not in self.graphs:
+            self.graphs[variant] = self._capture(variant)
+        graph, loss = self.graphs[variant]
         graph.replay()
         return loss.clone()
 

@@ -14,10 +14,15 @@ from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.files import resume_path, run_lock
 from charseq2seq.options import Settings
-from charseq2seq.training.optimization import suitable_epochs, suitable_weight_decay
+from charseq2seq.training.optimization import (
+    suitable_batch_size,
+    suitable_dropout,
+    suitable_epochs,
+    suitable_weight_decay,
+)
 from charseq2seq.training.processes import Group, process_group
 from charseq2seq.training.resume import find_resume_state, new_state, run_identity
-from charseq2seq.training.trainer import Outcome, Trainer
+from charseq2seq.training.trainer import Outcome, Trainer, step_budget
 
 # What the learning rate is multiplied by after a divergence.
 _RETRY_SCALE = 0.5
@@ -82,11 +87,20 @@ def _train(
 
 
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
-    """The settings, with the defaults that depend on the text."""
-    steps_per_epoch = corpus.num_train / (settings.batch_size * settings.target_length)
+    """The settings, with the defaults that depend on the text: how often it is read, in which batches, and what keeps
+    the model from learning it by heart."""
+    characters = corpus.num_train
+    config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
+    parameters = count_parameters(config)
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=suitable_batch_size(settings.device, characters))
     if settings.default_limits:
-        epochs = suitable_epochs(count_parameters(settings.model_config(len(corpus.vocabulary))), corpus.num_train)
-        settings = replace(settings, max_epochs=epochs)
+        settings = replace(settings, max_epochs=suitable_epochs(characters))
+    steps_per_epoch = characters / (settings.batch_size * settings.target_length)
+    if settings.dropout is None:
+        steps = step_budget(settings, characters)
+        epochs = steps / steps_per_epoch if steps else 0.0
+        settings = replace(settings, dropout=suitable_dropout(parameters / characters, epochs))
     if settings.weight_decay is None:
         decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
         settings = replace(settings, weight_decay=decay)

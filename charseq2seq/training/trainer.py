@@ -168,7 +168,7 @@ class Trainer:
             if ends:
                 return
             evaluated = due
-            self._train_step()
+            self.train_step()
             spent = time.perf_counter() - started
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
@@ -189,7 +189,8 @@ class Trainer:
 
     # ----- one step ---------------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """Update the weights by the next batch."""
         state, settings, group = self.state, self.settings, self.group
         # The middle of the step: with its beginning the first step would be lost to warm-up.
         half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
