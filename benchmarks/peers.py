@@ -35,11 +35,7 @@ class Shape:
     vocab_size: int = 66
     d_model: int = 192
     num_heads: int = 3
-<<<<<<< HEAD
-    num_kv_heads: int = 1  # ours; the peers' heads have keys of their own
-=======
     num_kv_heads: int = 1  # ours; peers have as many as heads
->>>>>>> house
     num_encoder_layers: int = 1
     num_decoder_layers: int = 4
     d_ff: int = 768
@@ -320,13 +316,8 @@ class NanoGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-<<<<<<< HEAD
-        """Where the weights are."""
-        return self.embedding.weight.device
-=======
         """Where the weights are; `evaluate` asks."""
         return self.norm.weight.device
->>>>>>> house
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids (batch, up to block) -> (batch, length, vocab_size); the embedding is the head."""
