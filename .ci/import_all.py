@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Comes with PyTorch for GPUs only, and is needed there only.
-NEEDED_ON_A_GPU = {"charseq2seq.training.gpu_kernels": "triton"}
+NEEDED_ON_A_GPU = {"charseq2seq.gpu_kernels": "triton"}
 
 
 def modules() -> list[str]:

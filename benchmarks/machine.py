@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -172,3 +175,24 @@ def markdown_row(cells: Iterable[str]) -> str:
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     """A whole table."""
     return "\n".join([markdown_row(header), markdown_row("---" for _ in header), *map(markdown_row, rows)])
+
+
+def resident_memory(which: str) -> int:
+    """Bytes of this process in memory, now ("VmRSS") or at most since the last reset ("VmHWM"); 0 where unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # Linux only
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """How many bytes more than before this process takes while it works."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already must not be taken unseen
+    before = resident_memory("VmRSS")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    work()
+    return resident_memory("VmHWM") - before

@@ -79,7 +79,7 @@ class Checkpoint:
 
         from encoder_decoder_transformer import Transformer
 
-        with torch.random.fork_rng(devices=[]):  # initialising draws random numbers, in vain
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
             model = Transformer(**self.config)
         model.load_state_dict(self.model_state_dict)
         return model.eval()

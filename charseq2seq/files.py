@@ -41,7 +41,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         SuiteError: the file cannot be written; an earlier file at `path` is untouched.
     """
     path = _target(Path(path))
-    # Random, because only a model has a lock: two writers of any other file must not share a temporary file.
+    # Random, because only a model has a lock: two writers of any other file must not use the same temporary file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

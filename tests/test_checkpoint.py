@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.campaigns.fuzz import MEMORY_ALLOWANCE, peak_memory, read_parts, write_parts
+from benchmarks.campaigns.fuzz import MEMORY_ALLOWANCE, read_parts, write_parts
+from benchmarks.machine import peak_memory
 from charseq2seq.checkpoint import (
     Checkpoint,
     library_versions,
@@ -520,8 +521,8 @@ def overlapping(path: Path, parts: dict[str, bytes]) -> None:
 def long_number(path: Path, parts: dict[str, bytes]) -> None:
     """A storage said to be larger than its bytes: reading on would read another's memory."""
     content = parts["data.pkl"]
-    place = content.index(b"FloatStorage")
-    at = content.index(b"cpu", place) + 3
+    start = content.index(b"FloatStorage")
+    at = content.index(b"cpu", start) + 3
     at += content[at:].index(b"M")  # a number of two bytes
     write = content[: at + 1] + b"\xff\xff" + content[at + 3 :]
     path.write_bytes(write_parts(parts | {"data.pkl": write}))

@@ -141,12 +141,12 @@ def test_no_seam_between_pieces_shows(tmp_path: Path) -> None:
     assert (read.characters, read.alphabet) == (len(expected), "".join(sorted(set(expected))))
 
 
-@pytest.mark.parametrize("place", range(2**17 - 4, 2**17 + 2))
+@pytest.mark.parametrize("offset", range(2**17 - 4, 2**17 + 2))
 @pytest.mark.parametrize(("wrong", "said"), [(b"\xff", "byte 0xFF at offset"), (b"\0", "NUL byte at offset")])
 def test_the_place_of_what_is_wrong_is_counted_across_pieces(
-    wrong: bytes, said: str, place: int, tmp_path: Path
+    wrong: bytes, said: str, offset: int, tmp_path: Path
 ) -> None:
-    content = ("é莎" * 2**16).encode()[:place].decode(errors="ignore").encode()
+    content = ("é莎" * 2**16).encode()[:offset].decode(errors="ignore").encode()
     with pytest.raises(SuiteError, match=f"{said} {len(content):,}"):
         read_text(saved(tmp_path, content + wrong + b"rest"))
 

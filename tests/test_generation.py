@@ -1,4 +1,4 @@
-"""From a prompt to text: what is known of it is read, what comes is streamed, and a seed is a text."""
+"""From a prompt to text: unknown characters are named, text is streamed, and a seed is a text."""
 
 from __future__ import annotations
 

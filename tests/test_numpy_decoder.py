@@ -37,9 +37,9 @@ def test_its_logits_are_the_models(sizes: dict[str, Any], length: int) -> None:
     expected = made(source, target)[0].detach().numpy()
     decoder = NumpyDecoder(made)
     decoder.begin(source)
-    known = made.decoder_context(source, target)[0].tolist()
-    ends = range(len(known) - 8, len(known) + 1)
-    scores = np.stack([decoder.logits(known[:end][-4:], length + place).copy() for place, end in enumerate(ends)])
+    context = made.decoder_context(source, target)[0].tolist()
+    ends = range(len(context) - 8, len(context) + 1)
+    scores = np.stack([decoder.logits(context[:end][-4:], length + offset).copy() for offset, end in enumerate(ends)])
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
     assert (scores[:, 0] == -np.inf).all(), "the start token is never written"
 
@@ -56,7 +56,7 @@ def test_the_same_seed_writes_the_same_text(sampling: dict[str, Any]) -> None:
         assert written[0] == written[1] and len(written[1]) == 40, "through four windows"
 
 
-DRAWS = [0.0, 1e-9, 0.3, 0.5, 0.99, 1 - 2**-24]
+NUMBERS = [0.0, 1e-9, 0.3, 0.5, 0.99, 1 - 2**-24]
 EDGES = [
     [-math.inf, 1.0, 1.0, -math.inf],
     [-math.inf, 1e10, 1.0, 2.0],
@@ -69,10 +69,10 @@ EDGES = [
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3, 1.0, 1e9, 1e38])
 @pytest.mark.parametrize("scores", EDGES)
 def test_it_chooses_as_the_model_does(scores: list[float], temperature: float) -> None:
-    rows = torch.tensor(scores).expand(len(DRAWS), -1)
-    expected = sample(rows, torch.tensor(DRAWS), temperature).tolist()
+    rows = torch.tensor(scores).expand(len(NUMBERS), -1)
+    expected = sample(rows, torch.tensor(NUMBERS), temperature).tolist()
     with np.errstate(all="ignore"):
-        chosen = [sample_one(np.array(scores, np.float32), draw, temperature, None, None) for draw in DRAWS]
+        chosen = [sample_one(np.array(scores, np.float32), number, temperature, None, None) for number in NUMBERS]
     assert chosen == expected
     if all(score < math.inf for score in scores):  # none of them infinite or not a number
         assert all(scores[token] > -math.inf for token in chosen)
@@ -105,6 +105,12 @@ def test_it_is_what_generates_on_a_cpu_and_streams() -> None:
     text = writer.generate("abc", 30, Sampling(temperature=1.0, top_k=5, seed=7))
     assert text == vocabulary.decode(expected[0].tolist())
     assert len(list(itertools.islice(writer.decoder.stream(torch.ones(1, 2).long(), 10**9), 25))) == 25
+
+
+def test_models_with_several_key_heads_are_left_to_pytorch() -> None:
+    made, vocabulary = model(num_heads=4, num_kv_heads=2), CharVocabulary("abcdefghij")
+    assert TextGenerator(made, vocabulary).decoder is made
+    assert len(TextGenerator(made, vocabulary).generate("abc", 30, Sampling())) == 30
 
 
 def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:

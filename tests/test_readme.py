@@ -194,7 +194,7 @@ def test_the_route_gives_the_lines_of_its_files() -> None:
     assert len(route) >= 10
     for name, lines in route:
         real = len((ROOT / name).read_text(encoding="utf-8").splitlines())
-        assert abs(int(lines) - real) <= max(10, real // 10), f"{name} has {real} lines"
+        assert abs(int(lines) - real) <= max(20, real // 8), f"{name} has {real} lines"
     reading = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
     assert re.findall(r"^\d+\. \[(\S+)\]", reading, re.MULTILINE) == [name for name, _ in route]
 

@@ -1,4 +1,4 @@
-"""Characters and ids: the same for the same text, there and back again, and nothing else is taken for a vocabulary."""
+"""Characters and ids: the same for the same text, there and back again, and no damaged vocabulary is accepted."""
 
 from __future__ import annotations
 

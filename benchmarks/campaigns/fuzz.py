@@ -12,9 +12,7 @@ done in processes of their own, so that a crash of the interpreter is seen and m
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import ctypes
 import dataclasses
 import gc
 import io
@@ -32,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.machine import peak_memory
 from charseq2seq.checkpoint import (
     FORMAT_VERSION,
     Checkpoint,
@@ -45,30 +44,6 @@ from charseq2seq.vocabulary import CharVocabulary
 BATCH = 1000  # files a process
 MEMORY_ALLOWANCE = 256 << 20  # bytes that reading may take beyond four times the file
 Parts = dict[str, bytes]
-
-
-# --- memory
-
-
-def resident_memory(which: str) -> int:
-    """Bytes of this process in memory, now ("VmRSS") or at most since the last reset ("VmHWM"); 0 where unknown."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # Linux only
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
-
-
-def peak_memory(work: Callable[[], object]) -> int:
-    """How many bytes more than before this process takes while it works."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free already must not be taken unseen
-    before = resident_memory("VmRSS")
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    work()
-    return resident_memory("VmHWM") - before
 
 
 # --- model files

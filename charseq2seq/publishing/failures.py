@@ -24,157 +24,92 @@ class Failure:
 
     Attributes:
         headline: what went wrong, in the guide's words; `{status}` is e.g. "HTTP 401 Unauthorized".
+        exit_code: what the program ends with.
         cause: why, in one line.
         remedy: what to do.
-        exit_code: what the program ends with.
         passing: whether trying again later may help.
     """
 
     headline: str
+    exit_code: ExitCode
     cause: str
     remedy: str
-    exit_code: ExitCode
     passing: bool = False
 
 
+# A row: headline and exit code, cause, remedy.
+# fmt: off
 FAILURES = {
-    "no_token": Failure(
-        "no token",
+    "no_token": Failure("no token", ExitCode.NO_PERMISSION,
         "no token was given and none is stored on this machine",
-        f"make one with Write permission at {_TOKENS_PAGE} and set HF_TOKEN, run `hf auth login`, or use --token_file",
-        ExitCode.NO_PERMISSION,
-    ),
-    "bad_token": Failure(
-        "{status}",
+        f"make one with Write permission at {_TOKENS_PAGE} and set HF_TOKEN, run `hf auth login`, or use --token_file"),
+    "bad_token": Failure("{status}", ExitCode.NO_PERMISSION,
         "the Hub does not accept the token: it is mistyped, revoked or expired",
-        f'check that the token is right and has "Write" permission ({_TOKENS_PAGE})',
-        ExitCode.NO_PERMISSION,
-    ),
-    "forbidden": Failure(
-        "no right to write here ({status})",
+        f'check that the token is right and has "Write" permission ({_TOKENS_PAGE})'),
+    "forbidden": Failure("no right to write here ({status})", ExitCode.NO_PERMISSION,
         "the Hub does not let this token write",
-        f'check that the token has "Write" permission for this repository ({_TOKENS_PAGE}), and its account access',
-        ExitCode.NO_PERMISSION,
-    ),
-    "namespace": Failure(
-        "no right on this namespace ({status})",
+        f'check that the token has "Write" permission for this repository ({_TOKENS_PAGE}), and its account access'),
+    "namespace": Failure("no right on this namespace ({status})", ExitCode.NO_PERMISSION,
         "the account that the token belongs to may not create models there",
-        "correct --username, or have an organisation's admin give you the write role",
-        ExitCode.NO_PERMISSION,
-    ),
-    "quota": Failure(
-        "storage limit reached ({status})",
+        "correct --username, or have an organisation's admin give you the write role"),
+    "quota": Failure("storage limit reached ({status})", ExitCode.TOO_LARGE,
         "the account's storage is used up",
-        "delete what is no longer needed (huggingface.co/settings/storage), publish without --private, or upgrade",
-        ExitCode.TOO_LARGE,
-    ),
-    "exists": Failure(
-        "Repository already exists",
+        "delete what is no longer needed (huggingface.co/settings/storage), publish without --private, or upgrade"),
+    "exists": Failure("Repository already exists", ExitCode.CONFLICT,
         "the name is taken",
         "choose another --repo_name, add a version number (my-model-v2), or push over it with --overwrite; to others' "
-        "repositories changes are proposed with --create_pr",
-        ExitCode.CONFLICT,
-    ),
-    "visibility": Failure(
-        "the repository is public",
+        "repositories changes are proposed with --create_pr"),
+    "visibility": Failure("the repository is public", ExitCode.CONFLICT,
         "--private was asked for, but the repository exists and everybody can see it",
-        "make it private in its settings on the Hub first, choose another --repo_name, or leave out --private",
-        ExitCode.CONFLICT,
-    ),
-    "tag_taken": Failure(
-        "the tag exists",
+        "make it private in its settings on the Hub first, choose another --repo_name, or leave out --private"),
+    "tag_taken": Failure("the tag exists", ExitCode.CONFLICT,
         "it names another commit, and a published tag is not moved",
-        "choose another --tag",
-        ExitCode.CONFLICT,
-    ),
-    "moved": Failure(
-        "somebody else is pushing ({status})",
+        "choose another --tag"),
+    "moved": Failure("somebody else is pushing ({status})", ExitCode.LOCKED,
         "the repository kept changing while this push was made",
-        "wait a moment and push again",
-        ExitCode.LOCKED,
-        passing=True,
-    ),
-    "invalid_name": Failure(
-        "invalid repository name",
+        "wait a moment and push again", passing=True),
+    "invalid_name": Failure("invalid repository name", ExitCode.USAGE,
         "the Hub takes letters, digits, '-', '_' and '.', at most 96 of them, without '--' or '..' and no '.git' end",
-        "choose another --repo_name, e.g. shakespeare-transformer-v2",
-        ExitCode.USAGE,
-    ),
-    "not_found": Failure(
-        "not found ({status})",
+        "choose another --repo_name, e.g. shakespeare-transformer-v2"),
+    "not_found": Failure("not found ({status})", ExitCode.NO_INPUT,
         "there is no such repository or revision, or the token may not see it",
-        "check --username, --repo_name and --revision",
-        ExitCode.NO_INPUT,
-    ),
-    "too_large": Failure(
-        "File too large",
+        "check --username, --repo_name and --revision"),
+    "too_large": Failure("File too large", ExitCode.TOO_LARGE,
         "a file is over the Hub's limit",
-        "store it with Git LFS (add its pattern to the repository's .gitattributes), or make the model smaller",
-        ExitCode.TOO_LARGE,
-    ),
-    "rate_limit": Failure(
-        "{status}",
+        "store it with Git LFS (add its pattern to the repository's .gitattributes), or make the model smaller"),
+    "rate_limit": Failure("{status}", ExitCode.LOCKED,
         "too many requests from this account or address",
-        "wait a few minutes and push again",
-        ExitCode.LOCKED,
-        passing=True,
-    ),
-    "server": Failure(
-        "{status}",
+        "wait a few minutes and push again", passing=True),
+    "server": Failure("{status}", ExitCode.UNAVAILABLE,
         "the Hub has trouble of its own",
-        "push again later; status.huggingface.co says what is going on",
-        ExitCode.UNAVAILABLE,
-        passing=True,
-    ),
-    "rejected": Failure(
-        "rejected ({status})", "the Hub rejects what was sent", "read what it says and change that", ExitCode.BAD_DATA
-    ),
-    "timeout": Failure(
-        "Connection timeout",
+        "push again later; status.huggingface.co says what is going on", passing=True),
+    "rejected": Failure("rejected ({status})", ExitCode.BAD_DATA,
+        "the Hub rejects what was sent",
+        "read what it says and change that"),
+    "timeout": Failure("Connection timeout", ExitCode.UNAVAILABLE,
         "the Hub did not answer in time",
-        "check the network, or try a proxy (HTTPS_PROXY); a slow line may need a longer --timeout",
-        ExitCode.UNAVAILABLE,
-        passing=True,
-    ),
-    "unreachable": Failure(
-        "the Hub cannot be reached ({status})",
+        "check the network, or try a proxy (HTTPS_PROXY); a slow line may need a longer --timeout", passing=True),
+    "unreachable": Failure("the Hub cannot be reached ({status})", ExitCode.UNAVAILABLE,
         "no connection can be made",
         "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; behind a company's proxy set HTTPS_PROXY, and "
-        "SSL_CERT_FILE to its certificate",
-        ExitCode.UNAVAILABLE,
-    ),
-    "dropped": Failure(
-        "Connection lost",
+        "SSL_CERT_FILE to its certificate"),
+    "dropped": Failure("Connection lost", ExitCode.UNAVAILABLE,
         "the connection broke off before the Hub had answered",
-        "check the network and push again: what is already there is not sent twice",
-        ExitCode.UNAVAILABLE,
-        passing=True,
-    ),
-    "unconfirmed": Failure(
-        "sent, but not confirmed",
+        "check the network and push again: what is already there is not sent twice", passing=True),
+    "unconfirmed": Failure("sent, but not confirmed", ExitCode.UNCONFIRMED,
         "the commit was sent, but what the Hub has now could not be confirmed",
-        "look at the repository and push again: nothing is sent twice",
-        ExitCode.UNCONFIRMED,
-    ),
-    "not_comparable": Failure(
-        "the models cannot be compared",
+        "look at the repository and push again: nothing is sent twice"),
+    "not_comparable": Failure("the models cannot be compared", ExitCode.CONFLICT,
         "their losses were measured on different texts or by different protocols",
-        "leave out --only_if_better to publish anyway",
-        ExitCode.CONFLICT,
-    ),
-    "secret": Failure(
-        "the folder holds a secret",
+        "leave out --only_if_better to publish anyway"),
+    "secret": Failure("the folder holds a secret", ExitCode.BAD_DATA,
         "something that looks like a token or a path of this machine is in a file to be published",
-        "remove it from the training arguments or the text and push again",
-        ExitCode.BAD_DATA,
-    ),
-    "proof": Failure(
-        "the folder does not work",
+        "remove it from the training arguments or the text and push again"),
+    "proof": Failure("the folder does not work", ExitCode.BAD_DATA,
         "a fresh process could not use it as a stranger would",
-        "train again or restore a good checkpoint; --output_dir keeps the folder to look into",
-        ExitCode.BAD_DATA,
-    ),
+        "train again or restore a good checkpoint; --output_dir keeps the folder to look into"),
 }
+# fmt: on
 
 
 class PublishError(SuiteError):
