@@ -52,7 +52,7 @@ Step = Callable[[Tensor, Tensor], float]
 
 
 def our_step(model: Transformer, precision: str) -> Step:
-    """What `Trainer._train_step` computes, without sampling and gathering windows."""
+    """What `Trainer._train_step` does, without the sampler."""
     optimizers = build_optimizers(model, learning_rate=0.04, weight_decay=0.1)
     working = WorkingCopy(model, precision)
 
