@@ -14,31 +14,27 @@ login`, in this order. HF_ENDPOINT names another Hub.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from charseq2seq.console import log, run, write_result
-from charseq2seq.errors import SuiteError
+from charseq2seq.console import log, run_with_report, write_result
 from charseq2seq.options import PushOptions, read_push_options
 
 if TYPE_CHECKING:
     from charseq2seq.publishing.publish import Outcome
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, push, and say where the model lives."""
+def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
+    """Parse, push, and say where the model lives; with --json the report becomes the last line of stdout."""
     options = read_push_options(argv, __doc__)
-    try:
-        outcome = push(options)
-    except SuiteError as error:
-        if options.json:
-            write_result(json.dumps({"ok": False, **error.facts, "exit_code": int(error.exit_code)}) + "\n")
-        raise
+    report = {} if report is None else report
+    if options.json:
+        report["ok"] = False  # until more is known
+    outcome = push(options)
     log(f"{outcome.state}: {outcome.url}")
     if options.json:
-        write_result(outcome.as_json() + "\n")
+        report |= outcome.facts()
     else:
         write_result(outcome.describe_changes() if options.dry_run else outcome.url + "\n")
     return 0
@@ -57,4 +53,4 @@ def push(options: PushOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_with_report(main))

@@ -18,14 +18,13 @@ stderr. The README has the exit codes.
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.console import log, log_errors_only, log_to_file, run, write_result
+from charseq2seq.console import log, log_errors_only, log_to_file, run_with_report, write_result
 from charseq2seq.device import use_threads
 from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
@@ -188,5 +187,4 @@ def generate(args: Settings) -> int:
 
 
 if __name__ == "__main__":
-    report: dict[str, Any] = {}
-    sys.exit(run(functools.partial(main, report=report), report=report))
+    sys.exit(run_with_report(main))

@@ -110,24 +110,26 @@ def _discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def run(
-    main: Callable[[Sequence[str] | None], int],
-    argv: Sequence[str] | None = None,
-    report: dict[str, Any] | None = None,
-) -> int:
-    """Run an entry point, and turn what can go wrong into one sentence and an exit code.
+def run(main: Callable[[Sequence[str] | None], int]) -> int:
+    """Run an entry point with the program's command line, and turn what can go wrong into a sentence and an exit code.
 
     Args:
-        main: takes the command line, returns the exit code.
-        argv: the command line; None: that of the program.
-        report: what `main` puts in here is printed at the end as one line of JSON, together with what went wrong, the
-            duration and the exit code; while it is empty, nothing is.
+        main: takes the command line (None: the program's own), returns the exit code.
+    """
+    return run_with_report(lambda argv, report: main(argv))
+
+
+def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int]) -> int:
+    """As `run`; what `main` puts into its report is printed at the end as one line of JSON.
+
+    What went wrong, the duration and the exit code are added to it. While the report is empty, nothing is printed.
     """
     started = time.monotonic()
     _prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)  # temporaries are removed and locks released on the way out
+    report: dict[str, Any] = {}
     try:
-        code, facts = _attempt(lambda: main(argv))
+        code, facts = _attempt(lambda: main(None, report))
         if report:
             report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
             unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))

@@ -9,14 +9,21 @@ import pytest
 import torch
 
 from charseq2seq.training import muon
-from charseq2seq.training.muon import BatchedMuon, even_out
-from charseq2seq.training.optimization import learning_rate_factor, suitable_weight_decay
+from charseq2seq.training.muon import BatchedMuon, neuron_factors
+from charseq2seq.training.optimization import (
+    ADAMW_RATIO,
+    build_optimizers,
+    learning_rate_factor,
+    set_learning_rates,
+    suitable_weight_decay,
+)
+from encoder_decoder_transformer import Transformer
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (8, 8), (8, 24), (8, 8)]
 OPTIONS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
 
 
-def moved_by(kind: Callable[..., Any], **options: Any) -> list[torch.Tensor]:
+def updated_by(kind: Callable[..., Any], **options: Any) -> list[torch.Tensor]:
     """Weights after five steps with gradients that are always the same ones."""
     generator = torch.Generator().manual_seed(1)
     weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
@@ -30,22 +37,22 @@ def moved_by(kind: Callable[..., Any], **options: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("largest_stack", [130, 1])
-def test_matrices_move_alike_however_they_are_stacked(largest_stack: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_stacks = moved_by(BatchedMuon)
+def test_updates_are_alike_however_matrices_are_stacked(largest_stack: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_stacks = updated_by(BatchedMuon)
     monkeypatch.setattr(muon, "_LARGEST_STACK", largest_stack)
-    for apart, stacked in zip(moved_by(BatchedMuon), whole_stacks, strict=True):
+    for apart, stacked in zip(updated_by(BatchedMuon), whole_stacks, strict=True):
         torch.testing.assert_close(apart, stacked, atol=2e-3, rtol=0)  # bf16 products, in another order
 
 
-def test_matrices_move_nearly_as_torch_moves_them_and_as_far() -> None:
-    start = moved_by(torch.optim.Muon, lr=0.0)
-    for before, ours, theirs in zip(start, moved_by(BatchedMuon), moved_by(torch.optim.Muon), strict=True):
-        our_move, their_move = (ours - before).flatten(), (theirs - before).flatten()
-        assert torch.cosine_similarity(our_move, their_move, dim=0) > 0.97 or not their_move.any()
-        assert our_move.norm().item() == pytest.approx(their_move.norm().item(), rel=0.1)
+def test_updates_are_nearly_those_of_torch_and_as_large() -> None:
+    start = updated_by(torch.optim.Muon, lr=0.0)
+    for before, ours, theirs in zip(start, updated_by(BatchedMuon), updated_by(torch.optim.Muon), strict=True):
+        our_update, their_update = (ours - before).flatten(), (theirs - before).flatten()
+        assert torch.cosine_similarity(our_update, their_update, dim=0) > 0.97 or not their_update.any()
+        assert our_update.norm().item() == pytest.approx(their_update.norm().item(), rel=0.1)
 
 
-def test_the_first_step_moves_every_neuron_equally_far() -> None:
+def test_the_first_step_updates_every_neuron_equally() -> None:
     generator = torch.Generator().manual_seed(1)
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((24, 8), (8, 24))]
     for weight in weights:
@@ -55,41 +62,59 @@ def test_the_first_step_moves_every_neuron_equally_far() -> None:
         torch.testing.assert_close(lengths, lengths.mean().expand(24), atol=0, rtol=0.02)  # bf16
 
 
-def test_neurons_come_to_move_equally_far_and_the_matrix_as_far_as_before() -> None:
+def test_neurons_come_to_be_updated_equally_and_the_matrix_as_much_as_before() -> None:
     generator = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([0.01, 0.5, 1.0, 3.0, 0.0])
-    usual = [torch.zeros(5), torch.zeros(5)]
+    sizes = torch.tensor([0.01, 0.5, 1.0, 3.0, 0.0])
+    squares = [torch.zeros(5), torch.zeros(5)]
     for _ in range(300):
-        moves = torch.randn(2, 64, 5, generator=generator) * lengths
-        evened = even_out(moves, usual)
-        torch.testing.assert_close(evened.norm(dim=(1, 2)), moves.norm(dim=(1, 2)))
-    evened_lengths = evened.norm(dim=1)[:, :4]
-    assert (evened_lengths / evened_lengths.mean(dim=1, keepdim=True) - 1).abs().max() < 0.4
-    assert not evened[:, :, 4].any() and not even_out(torch.zeros(2, 64, 5), usual).any(), "what stands still, stays"
+        updates = torch.randn(2, 64, 5, generator=generator) * sizes
+        normalized = updates * neuron_factors(updates, squares)
+        torch.testing.assert_close(normalized.norm(dim=(1, 2)), updates.norm(dim=(1, 2)))
+    lengths = normalized.norm(dim=1)[:, :4]
+    assert (lengths / lengths.mean(dim=1, keepdim=True) - 1).abs().max() < 0.4
+    assert not normalized[:, :, 4].any(), "a neuron without an update gets none"
+    factors = neuron_factors(torch.zeros(2, 64, 5), squares)
+    assert factors.shape == (2, 1, 5) and factors.dtype == torch.float32 and factors.isfinite().all()
 
 
-def test_a_state_without_usual_lengths_goes_on() -> None:
-    weight = torch.nn.Parameter(torch.ones(4, 8))
-    optimizer = BatchedMuon([weight], **OPTIONS)
-    weight.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
-    optimizer.step()
-    state = optimizer.state_dict()
-    del state["state"][0]["squares"]
-    optimizer.load_state_dict(state)
-    optimizer.step()
-    assert weight.isfinite().all() and optimizer.state[weight]["squares"].all()
+def test_learning_rates_are_tensors_that_are_set_in_place() -> None:
+    """A captured step reads them anew, so they must stay where they are."""
+    optimizers = build_optimizers(Transformer(9, d_model=8, num_heads=2, d_ff=8), learning_rate=0.04, weight_decay=0.1)
+    rates = [options["lr"] for optimizer in optimizers for options in optimizer.param_groups]
+    for factor in (1.0, 0.25, 0.0):
+        set_learning_rates(optimizers, factor)
+        assert [float(rate) for rate in rates] == pytest.approx([0.04 * factor, 0.04 * ADAMW_RATIO * factor])
+    assert [options["lr"] for optimizer in optimizers for options in optimizer.param_groups] == rates
+    assert all(a is b for a, b in zip(rates, (o["lr"] for opt in optimizers for o in opt.param_groups), strict=True))
 
 
-def test_the_schedule_warms_up_and_comes_down_to_nothing() -> None:
+@pytest.mark.parametrize("learning_rate", [0.02, 0.0])
+def test_a_learning_rate_in_a_tensor_is_that_learning_rate(learning_rate: float) -> None:
+    for number, tensor in zip(
+        updated_by(BatchedMuon, lr=learning_rate), updated_by(BatchedMuon, lr=torch.tensor(learning_rate)), strict=True
+    ):
+        torch.testing.assert_close(number, tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_every_weight_has_one_optimizer() -> None:
+    model = Transformer(9, d_model=8, num_heads=2, d_ff=8)
+    muon_, adamw = build_optimizers(model, learning_rate=0.04, weight_decay=0.1)
+    by_muon, by_adamw = ({id(w) for o in optimizer.param_groups for w in o["params"]} for optimizer in (muon_, adamw))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert by_muon | by_adamw == set(names) and not by_muon & by_adamw
+    assert all(names[weight].startswith(("encoder.", "decoder.")) for weight in by_muon)
+
+
+def test_the_schedule_warms_up_and_comes_down_to_zero() -> None:
     assert learning_rate_factor(0.0) == learning_rate_factor(1.0) == learning_rate_factor(1.5) == 0.0
     assert learning_rate_factor(0.01) == pytest.approx(0.5) and learning_rate_factor(0.02) == pytest.approx(1.0)
     assert learning_rate_factor(0.51) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("learning_rate", "steps_a_pass"), [(0.04, 327), (0.04, 100), (0.001, 1e6)])
-def test_a_pass_over_the_text_leaves_a_quarter_of_a_weight(learning_rate: float, steps_a_pass: float) -> None:
-    decay = suitable_weight_decay(learning_rate, steps_a_pass)
-    assert (1 - learning_rate * decay) ** steps_a_pass == pytest.approx(0.27, abs=0.01)
+@pytest.mark.parametrize(("learning_rate", "steps_per_epoch"), [(0.04, 327), (0.04, 100), (0.001, 1e6)])
+def test_an_epoch_leaves_a_quarter_of_a_weight(learning_rate: float, steps_per_epoch: float) -> None:
+    decay = suitable_weight_decay(learning_rate, steps_per_epoch)
+    assert (1 - learning_rate * decay) ** steps_per_epoch == pytest.approx(0.27, abs=0.01)
     assert decay == float(f"{decay:.3g}"), "what is shown is what is done"
 
 

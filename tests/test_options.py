@@ -72,7 +72,7 @@ CANNOT_CREATE --model_path N244.pth -> File name too long;
 CANNOT_CREATE --log_file no/x.log -> no/x\.log: No such file or directory;
 NO_INPUT --resume N300 -> n{300} does not exist; --resume
 NO_INPUT --resume absent.pth -> absent\.pth does not exist; --resume takes
-BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no complete
+BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no checkpoint archive
 BAD_DATA --resume transformer_model.pth -> not a charseq2seq resume state file
 BAD_DATA --source_length 16384 -> needs at least 3\d,\d{3}; give a
 OUT_OF_MEMORY --d_model 65536 --d_ff 1048576 -> a model of [\d,]+ parameters takes about .* choose a smaller

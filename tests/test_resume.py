@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from charseq2seq.corpus import WindowSampler
-from charseq2seq.errors import ExitCode
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import read_settings, resolve_settings
-from charseq2seq.training.loop import Outcome, Trainer, TrainingDivergedError
-from charseq2seq.training.resume import check_figures
+from charseq2seq.training.mixed_precision import WorkingCopy
+from charseq2seq.training.processes import Group
+from charseq2seq.training.resume import check_figures, new_state
 from charseq2seq.training.run import train
-from tests.train_client import TINY, Trainee, assert_same, contents, strike_at
+from charseq2seq.training.trainer import Outcome, Trainer
+from charseq2seq.windows import WindowSampler
+from tests.train_client import TINY, Trainee, assert_same, contents, strike_at, tiny_trainer
+from tests.warm_client import WarmClient
 from train_transformer import what_is_left
 
 STEPS = "60"
@@ -146,26 +149,34 @@ def test_a_run_that_diverges_goes_on_more_carefully(tmp_path: Path) -> None:
 
 
 def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: WarmClient, user: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the very momenta, too: the step that diverged must not have changed them."""
-    trainee, ordinary = Trainee(tmp_path / "user"), Trainer._accumulate_gradients
-    spoilt: list[int] = []
-    assert trainee.train(*SHORT).code == 0
+    assert client.train(user, *SHORT).code == 0
+    ordinary_step, ordinary_train_step = WorkingCopy.step, Trainer._train_step
+    steps: list[int] = []
+    momenta: list[list[torch.Tensor]] = []
 
-    def once_not_a_number(trainer: Trainer) -> torch.Tensor:
-        loss = ordinary(trainer)
-        for weight in [] if spoilt else trainer.working.model.parameters():
+    def note(trainer: Trainer) -> None:
+        steps.append(trainer.state.step)
+        if trainer.state.step == 8:
+            momenta.append([state["momentum_buffer"].clone() for state in trainer.optimizers[0].state.values()])
+        ordinary_train_step(trainer)
+
+    def once_not_a_number(working: WorkingCopy, optimizers: list[torch.optim.Optimizer]) -> None:
+        for weight in working.model.parameters() if len(steps) == 1 else []:
             if weight.grad is not None:
                 weight.grad.fill_(math.nan)
-        spoilt.append(trainer.step)
-        return loss
+        ordinary_step(working, optimizers)
 
-    monkeypatch.setattr(Trainer, "_accumulate_gradients", once_not_a_number)
-    monkeypatch.chdir(trainee.home)
-    longer = [*TINY, *SHORT, "--max_steps", "12", "--resume", trainee.resume.name]
-    outcome = train(resolve_settings(read_settings(longer), trainee.text))
-    assert outcome.complete and spoilt == [8, 9, 8, 9, 10, 11]
+    monkeypatch.setattr(Trainer, "_train_step", note)
+    monkeypatch.setattr(WorkingCopy, "step", once_not_a_number)
+    monkeypatch.chdir(user.home)
+    longer = [*TINY, *SHORT, "--max_steps", "12", "--device", "cpu", "--resume", user.resume.name]
+    outcome = train(resolve_settings(read_settings(longer), user.text))
+    assert outcome.complete and steps == [8, 9, 8, 9, 10, 11]
+    assert_same(momenta[0], momenta[1])
+    assert [point["step"] for point in contents(user.model)["metrics"]["history"]] == [4, 8, 12]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +184,8 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
     [
         {"history": [{}]},
         {"history": [{"step": 4, "nats_per_char": "1.5"}]},
-        {"sampler": {"epoch": 0, "position": "4"}},
-        {"sampler": {"epoch": 0}},
+        {"position": "4"},
+        {"epoch": -1},
         {"train_loss": "1.5"},
         {"best_loss": None},
         {"stale_evaluations": "0"},
@@ -185,10 +196,21 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
     ],
 )
 def test_figures_that_no_run_has_left_are_found(damage: dict[str, Any], straight: tuple[str, Trainee]) -> None:
-    state = contents(straight[1].resume)
-    check_figures(state)
-    with pytest.raises((ValueError, KeyError), match=r"its .* not |its history has|position"):
-        check_figures(state | damage)
+    saved = contents(straight[1].resume)
+    check_figures(new_state({}, saved))
+    with pytest.raises(ValueError, match=r"its .* not |its history has"):
+        check_figures(new_state({}, saved | damage))
+
+
+@pytest.mark.parametrize("change", [{"sampler": {"epoch": 0, "position": 4}}, {"weights_of_another_version": 1}])
+def test_a_state_of_another_version_is_refused_in_one_sentence(
+    change: dict[str, Any], client: WarmClient, user: Trainee
+) -> None:
+    assert client.train(user, *SHORT).code == 0
+    torch.save(contents(user.resume) | change, user.home / "other.pth")
+    done = client.train(user, *SHORT, "--max_steps", "12", "--resume", "other.pth")
+    assert done.code == ExitCode.BAD_DATA, done.log
+    assert "does not fit this version of the suite" in done.log and "start anew with --resume never" in done.log
 
 
 def test_a_state_with_half_a_step_is_refused_and_the_model_stays(tmp_path: Path) -> None:
@@ -203,20 +225,24 @@ def test_a_state_with_half_a_step_is_refused_and_the_model_stays(tmp_path: Path)
 
 
 def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainee, ordinary = Trainee(tmp_path / "user"), WindowSampler.next_batch
+    ordinary = WindowSampler.next_batch
+    calls: list[int] = []
 
-    def next_batch(sampler: WindowSampler, *arguments: int) -> Any:
+    def next_batch(sampler: WindowSampler, rank: int = 0, size: int = 1) -> tuple[torch.Tensor, int]:
+        calls.append(rank)
         os.kill(os.getpid(), signal.SIGTERM)
-        return ordinary(sampler, *arguments)
+        return ordinary(sampler, rank, size)
 
     monkeypatch.setattr(WindowSampler, "next_batch", next_batch)
-    monkeypatch.chdir(trainee.home)
-    settings = resolve_settings(read_settings([*TINY, *SHORT, "--precision", "fp32"]), trainee.text)
-    with pytest.raises(TrainingDivergedError, match="the size of the weights became nan at step 1:") as raised:
-        train(replace(settings, learning_rate=math.inf))
-    assert raised.value.stopped and not trainee.resume.exists()
+    monkeypatch.chdir(user.home)
+    asked = read_settings([*TINY, *SHORT, "--precision", "fp32", "--device", "cpu"])
+    settings = replace(resolve_settings(asked, user.text), learning_rate=math.inf)
+    with pytest.raises(SuiteError, match="the size of the weights became nan at step 1:") as raised:
+        train(settings)
+    assert raised.value.exit_code == ExitCode.DIVERGED
+    assert len(calls) == 1 and not user.resume.exists()
 
 
 def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(tmp_path: Path) -> None:
@@ -228,3 +254,37 @@ def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(tmp_path: Path)
     assert "It was the second try" in done.report["message"]
     assert "at step 3" in done.report["message"] and "learning rate (5e+29) is too high" in done.report["message"]
     assert trainee.model.read_bytes() == finished
+
+
+# --- what a step draws
+
+
+def numbers_drawn(trainer: Trainer, step: int, rank: int = 0, size: int = 1) -> list[float]:
+    """Random numbers as the features to drop are chosen by, in one step of one process."""
+    drawn: list[float] = []
+
+    def compute(starts: torch.Tensor, source_length: int) -> torch.Tensor:
+        drawn.extend(torch.rand(4).tolist())
+        return torch.tensor(1.0)
+
+    trainer.group, trainer.state.step, trainer.step = Group(rank, size), step, compute
+    trainer.reading_interval = 10**9  # no other process is there to add its losses
+    torch.manual_seed(len(drawn) + step + rank)  # whatever was drawn before
+    torch.rand(step + 3)
+    trainer._train_step()
+    return drawn
+
+
+def test_the_features_that_a_step_drops_depend_on_seed_step_and_rank(user: Trainee) -> None:
+    one, same, other = (
+        tiny_trainer(user, "--dropout", "0.1", "--max_steps", "50", "--seed", seed) for seed in ("1", "1", "2")
+    )
+    for place in ((0, 0, 1), (7, 0, 1), (7, 0, 2), (7, 1, 2)):
+        assert numbers_drawn(one, *place) == numbers_drawn(same, *place), "a resumed run drops the same"
+    drawn = [
+        numbers_drawn(trainer, step, rank, size)
+        for trainer in (one, other)
+        for step in range(6)
+        for rank, size in ((0, 2), (1, 2))
+    ]
+    assert len({tuple(numbers) for numbers in drawn}) == 2 * 6 * 2, "no two are alike"

@@ -8,13 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from charseq2seq.corpus import load_corpus
 from charseq2seq.errors import ExitCode
+from charseq2seq.options import read_settings, resolve_settings
+from charseq2seq.training.resume import new_state, run_identity
+from charseq2seq.training.run import with_text_defaults
+from charseq2seq.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
@@ -99,6 +104,19 @@ def finish(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, log)
 
 
+def torchrun(trainee: Trainee, launcher: list[str], *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start train_transformer.py as a group of processes in a user's folder; `launcher`: torchrun's arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "train_transformer.py"), *arguments],
+        env=trainee.environment(GLOO_SOCKET_IFNAME="lo") | environment,
+        cwd=trainee.home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def contents(path: Path) -> dict[str, Any]:
     """What is in a model file or a resume state."""
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
@@ -152,3 +170,18 @@ def see_refused(done: Done, code: ExitCode, says: str) -> None:
     see(done, code, says)
     assert done.report["outcome"] == "failed" and done.report["exit_code"] == code
     assert re.search(says, " ".join(done.report["message"].split())), done.report
+
+
+def tiny_trainer(trainee: Trainee, *flags: str, **changes: Any) -> Trainer:
+    """What trains a tiny model on text.txt, in this process.
+
+    Args:
+        trainee: whose text.
+        flags: of train_transformer.py.
+        changes: other fields of the settings than the flags give.
+    """
+    asked = read_settings([*TINY, "--device", "cpu", "--model_path", str(trainee.model), *flags])
+    settings = replace(resolve_settings(asked, trainee.text), **changes)
+    corpus = load_corpus(trainee.text, settings.source_length + settings.target_length)
+    settings = with_text_defaults(settings, corpus)
+    return Trainer(settings, corpus, new_state(run_identity(settings, corpus), None))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charseq2seq.device import one_thread
 from charseq2seq.options import training_command
 from data import SHA256
 
@@ -43,8 +44,6 @@ class Sample:
 
 def generate_samples(checkpoint: Checkpoint) -> list[Sample]:
     """Let the model continue a prompt at each temperature, always with the same seed."""
-    import torch
-
     from charseq2seq.generation import Sampling, TextGenerator
 
     vocabulary = checkpoint.vocabulary()
@@ -52,13 +51,9 @@ def generate_samples(checkpoint: Checkpoint) -> list[Sample]:
     prompt = "ROMEO:" if is_shakespeare(checkpoint.corpus) else ""
     if vocabulary.unknown_characters(prompt):
         prompt = ""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of sums, and so the text, must not depend on the number of cores
-    try:
-        samplings = [Sampling(temperature, seed=SAMPLE_SEED) for temperature in SAMPLE_TEMPERATURES]
+    samplings = [Sampling(temperature, seed=SAMPLE_SEED) for temperature in SAMPLE_TEMPERATURES]
+    with one_thread():
         texts = [generator.generate(prompt, SAMPLE_LENGTH, sampling) for sampling in samplings]
-    finally:
-        torch.set_num_threads(threads)
     return [Sample(one, prompt, prompt + text) for one, text in zip(SAMPLE_TEMPERATURES, texts, strict=True)]
 
 

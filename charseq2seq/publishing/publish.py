@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import tempfile
 import time
@@ -69,11 +68,11 @@ class Outcome:
     commit: str | None = None
     changes: tuple[Change, ...] = ()
 
-    def as_json(self) -> str:
-        """On one line, for programs."""
+    def facts(self) -> dict[str, Any]:
+        """What a program's JSON says of it."""
         files = {change.name: change.state for change in self.changes}
         facts = {"ok": True, "state": self.state, "url": self.url, "repo_id": self.repo_id}
-        return json.dumps({**facts, "commit": self.commit, "files": files, "exit_code": 0})
+        return {**facts, "commit": self.commit, "files": files}
 
     def describe_changes(self) -> str:
         """The changes as a person reads them, a line a file."""
