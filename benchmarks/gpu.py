@@ -1,4 +1,4 @@
-"""How fast the suite trains and generates on an NVIDIA GPU, and how good its default run is: one command, seven minutes.
+"""How fast the suite trains and generates on an NVIDIA GPU, and how good its default run is, in seven minutes.
 
     python benchmarks/gpu.py                                     # all parts, tables as they come
     python benchmarks/gpu.py --parts speed target --nanogpt ../nanoGPT
@@ -112,15 +112,8 @@ def speed(args: argparse.Namespace) -> Iterable[list[str]]:
         graph, _ = trainer.step.graphs[trainer.master.source_length]
         kernel_ms, launches = kernels(graph.replay)
         characters = batch * trainer.master.target_length / ms * 1e3
-        yield [
-            size,
-            str(batch),
-            f"{ms:.2f}",
-            f"{kernel_ms:.2f}",
-            f"{ms / kernel_ms:.2f}",
-            f"{launches}",
-            f"{characters:,.0f}",
-        ]
+        figures = [f"{ms:.2f}", f"{kernel_ms:.2f}", f"{ms / kernel_ms:.2f}", f"{launches:,}", f"{characters:,.0f}"]
+        yield [size, str(batch), *figures]
         del trainer, graph
         torch.cuda.empty_cache()
 
@@ -128,9 +121,8 @@ def speed(args: argparse.Namespace) -> Iterable[list[str]]:
 def nanogpt(args: argparse.Namespace) -> Iterable[list[str]]:
     """nanoGPT's GPU recipe, compiled; milliseconds an iteration after the first hundred."""
     yield ["nanoGPT", "ms an iteration", "characters/s"]
-    name, milliseconds = (
-        ("its own code", own_nanogpt(args)) if args.nanogpt else ("benchmarks/peers.py", peer_nanogpt())
-    )
+    name = "its own code" if args.nanogpt else "benchmarks/peers.py"
+    milliseconds = own_nanogpt(args) if args.nanogpt else peer_nanogpt()
     for which, ms in (("median", statistics.median(milliseconds)), ("fastest", min(milliseconds))):
         yield [f"{name}, {which}", f"{ms:.2f}", f"{GPU_RECIPE.batch_size * GPU_RECIPE.block / ms * 1e3:,.0f}"]
 
@@ -166,7 +158,7 @@ def peer_nanogpt() -> list[float]:
         with torch.autocast("cuda", torch.bfloat16):
             logits = logits_of(blocks[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), GPU_RECIPE.gradient_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

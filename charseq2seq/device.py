@@ -124,11 +124,15 @@ def tune_cpu() -> None:
             mallopt(parameter, limit)
 
 
-def use_gpu_kernels(model: Transformer) -> None:
-    """Let a model that is on an NVIDIA GPU use the faster kernels, where Triton is there to compile them."""
+def use_suitable_kernels(model: Transformer) -> None:
+    """Let a model use what is fastest where it lies: on an NVIDIA GPU Triton's kernels, if there is Triton."""
     import importlib.util
 
-    if importlib.util.find_spec("triton") is not None:
+    from encoder_decoder_transformer import Kernels
+
+    if model.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from charseq2seq.gpu_kernels import KERNELS
 
         model.use_kernels(KERNELS)
+    else:
+        model.use_kernels(Kernels())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LARGEST_PROMPT = 100_000_000  # bytes
 
 # Parameters. A GPU takes milliseconds for a character, however small the model (benchmarks/LOG.md).
-_LARGEST_FOR_A_CPU = 15_000_000
+_LARGEST_FOR_A_CPU = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ class TextGenerator:
     """
 
     def __init__(self, model: Transformer, vocabulary: CharVocabulary) -> None:
-        from charseq2seq.device import use_gpu_kernels
+        from charseq2seq.device import use_suitable_kernels
         from charseq2seq.numpy_decoder import NumpyDecoder
 
-        if model.device.type == "cuda":
-            use_gpu_kernels(model)
+        use_suitable_kernels(model)
         self.decoder: Any = NumpyDecoder(model) if NumpyDecoder.supports(model) else model
         self.vocabulary = vocabulary
 

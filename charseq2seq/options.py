@@ -83,7 +83,7 @@ class Settings:
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
-        default_limits: whether no limit of the run was asked for, so that the text decides the number of epochs.
+        undecided: the options that were not asked for, whose defaults may depend on the text.
     """
 
     mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
@@ -154,7 +154,9 @@ class Settings:
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
     batch_size: int = _run(
-        whole(1, 1_048_576), "windows per step, of all processes (default: 16 on a CPU, 16 to 128 by the text on a GPU)"
+        whole(1, 1_048_576),
+        "windows per step, of all processes (default: 16 on a CPU; 32 on a GPU, 128 for more than 10 million "
+        "characters)",
     )
     learning_rate: float = _run(number(0, 1e36, above=True), "of Muon, at its highest", 0.04)
     weight_decay: float | None = _run(
@@ -193,7 +195,7 @@ class Settings:
     )
 
     reasons: tuple[str, ...] = ()
-    default_limits: bool = True
+    undecided: frozenset[str] = frozenset()
 
     @property
     def model(self) -> dict[str, Any]:
@@ -214,6 +216,7 @@ class Settings:
 
 
 OPTIONS = options_of(Settings)
+LIMITS = {"max_steps", "max_epochs", "max_minutes"}
 MODEL_OPTIONS = tuple(name for name, row in OPTIONS.items() if row.group == MODEL and row.recorded)
 
 
@@ -280,8 +283,8 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     defaults = {
         name: getattr(row.default, kind.lower()) for name, row in OPTIONS.items() if isinstance(row.default, PerDevice)
     }
-    default_limits = asked.max_steps is asked.max_epochs is asked.max_minutes is None
-    if not default_limits:
+    undecided = frozenset(name for name, row in OPTIONS.items() if getattr(asked, name) in (None, row.default))
+    if not undecided >= LIMITS:
         del defaults["max_minutes"]  # whoever counts steps or epochs does not want a clock
     size = asked.size or defaults["size"]
     size_reason = f"size {size}: " + ("asked for" if asked.size else f"default for a {kind}")
@@ -297,7 +300,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         num_threads=asked.num_threads or torch.get_num_threads(),
         hf_token=None,  # not needed for training, and nothing that is not there can leak
         reasons=(device_reason, precision_reason, size_reason),
-        default_limits=default_limits,
+        undecided=undecided,
     )
     problems += [*_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)]
     if problems:

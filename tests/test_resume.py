@@ -203,7 +203,9 @@ def test_figures_that_no_run_has_left_are_found(damage: dict[str, Any], straight
 
 
 @pytest.mark.parametrize("change", [{"sampler": {"epoch": 0, "position": 4}}, {"weights_of_another_version": 1}])
-def test_a_state_of_another_version_is_refused_in_one_sentence(change: dict[str, Any], client: WarmClient, user: Trainee) -> None:
+def test_a_state_of_another_version_is_refused_in_one_sentence(
+    change: dict[str, Any], client: WarmClient, user: Trainee
+) -> None:
     assert client.train(user, *SHORT).code == 0
     torch.save(contents(user.resume) | change, user.home / "other.pth")
     done = client.train(user, *SHORT, "--max_steps", "12", "--resume", "other.pth")

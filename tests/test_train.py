@@ -180,7 +180,7 @@ def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int
         return logits
 
     training.model = count  # type: ignore[assignment]
-    training._train_step()
+    training.train_step()
     assert len(computed) == pieces and sum(computed) == batch_size
 
 

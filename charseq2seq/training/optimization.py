@@ -6,7 +6,6 @@ by `torch.optim.AdamW`. Learning rates are tensors on the weights' device: a cap
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -49,26 +48,23 @@ def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float
 
 
 def suitable_epochs(characters: int) -> float:
-    """How many epochs a run takes that nothing else limits: ten for a million characters, fewer of a longer text.
+    """How many epochs a run takes that nothing else limits: ten for a million characters, four for the plays.
 
-    Measured on a GPU with sizes small and base; a CPU's default time is over before, except for short texts
-    (benchmarks/LOG.md, 2026-11-27).
+    Measured on a GPU (benchmarks/LOG.md, 2026-11-27); on a CPU the default time is over before, except for short texts.
     """
-    return float(f"{min(20.0, 10 * (1e6 / characters) ** (1 / 3)):.2g}")
+    return float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}")
 
 
 def suitable_batch_size(device: str, characters: int) -> int:
     """Windows a step: small batches learn more from a short text, large ones are faster on a GPU."""
     if device == "cpu":
         return 16
-    return int(min(128, max(16, 2 ** round(math.log2(16 * (characters / 1e6) ** 0.5)))))
+    return 32 if characters < 10_000_000 else 128
 
 
 def suitable_dropout(parameters_per_character: float, epochs: float) -> float:
     """Dropout where a large model reads a small text often; elsewhere weight decay alone is better."""
-    if epochs < 5 or parameters_per_character < 5:
-        return 0.0
-    return 0.1 if parameters_per_character < 10 else 0.2
+    return 0.1 if epochs > 5 and parameters_per_character > 8 else 0.0
 
 
 def build_optimizers(model: Transformer, learning_rate: float, weight_decay: float) -> list[Optimizer]:

@@ -13,7 +13,7 @@ from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.files import resume_path, run_lock
-from charseq2seq.options import Settings
+from charseq2seq.options import LIMITS, SIZES, Settings
 from charseq2seq.training.optimization import (
     suitable_batch_size,
     suitable_dropout,
@@ -26,6 +26,9 @@ from charseq2seq.training.trainer import Outcome, Trainer, step_budget
 
 # What the learning rate is multiplied by after a divergence.
 _RETRY_SCALE = 0.5
+
+# Characters to train on; size base only learns a shorter text by heart.
+_SHORT_TEXT = 2_000_000
 
 # Master weight, gradient and momentum in float32, the working copy and its gradient, the best weights so far, and what
 # a step needs for a while: Muon's update, the copy that is saved.
@@ -87,20 +90,25 @@ def _train(
 
 
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
-    """The settings, with the defaults that depend on the text: how often it is read, in which batches, and what keeps
-    the model from learning it by heart."""
-    characters = corpus.num_train
-    config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
-    parameters = count_parameters(config)
+    """The settings, with the defaults that depend on the length of the text.
+
+    These are the size of the model, how often the text is read, in which batches, and what keeps the model from
+    learning it by heart.
+    """
+    characters, undecided = corpus.num_train, settings.undecided
+    if "size" in undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
+        sizes: dict[str, Any] = {name: value for name, value in SIZES["small"].items() if name in undecided}
+        reason = "size small: default for a GPU and a text of less than two million characters"
+        settings = replace(settings, size="small", reasons=(*settings.reasons[:-1], reason), **sizes)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=suitable_batch_size(settings.device, characters))
-    if settings.default_limits:
+    if undecided >= LIMITS:
         settings = replace(settings, max_epochs=suitable_epochs(characters))
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
     if settings.dropout is None:
-        steps = step_budget(settings, characters)
-        epochs = steps / steps_per_epoch if steps else 0.0
-        settings = replace(settings, dropout=suitable_dropout(parameters / characters, epochs))
+        config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
+        epochs = (step_budget(settings, characters) or 0) / steps_per_epoch
+        settings = replace(settings, dropout=suitable_dropout(count_parameters(config) / characters, epochs))
     if settings.weight_decay is None:
         decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
         settings = replace(settings, weight_decay=decay)

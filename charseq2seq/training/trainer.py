@@ -20,7 +20,7 @@ from torch import Tensor
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import describe_hardware, tune_cpu, use_gpu_kernels
+from charseq2seq.device import describe_hardware, tune_cpu, use_suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -91,8 +91,7 @@ class Trainer:
         master = Transformer(**self.config)
         master.checkpoint_activations = settings.gradient_checkpointing
         self.master = master.to(settings.device)
-        if settings.device == "cuda":
-            use_gpu_kernels(self.master)
+        use_suitable_kernels(self.master)
         assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         source_length, target_length = self.master.source_length, self.master.target_length
@@ -108,7 +107,7 @@ class Trainer:
         # Reading a loss waits for a GPU: there only as often as it is shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
-        self.saved_at = -math.inf  # seconds of training
+        self.saved_at = state.seconds
         self.save_cost = 0.0  # seconds
 
     def _captured_or_plain(self) -> Callable[[Tensor, int], Tensor]:
