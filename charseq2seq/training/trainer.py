@@ -41,6 +41,7 @@ _SELECTION_CHARACTERS = 32_768
 _EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
 _EVALUATIONS_PER_MINUTE = 4  # and no more than these
 _LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
+_MEASURED_STEPS = 100  # after so many the run says how long it takes
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 
@@ -153,7 +154,7 @@ class Trainer:
         return self.spent_fraction() >= 1 or (patience is not None and self.state.stale_evaluations >= patience)
 
     def _run(self, stop: StopRequest, progress: Progress) -> None:
-        state = self.state
+        state, first = self.state, self.state.step
         started = time.perf_counter() - state.seconds
         evaluated = self._evaluations_due()
         while True:
@@ -169,6 +170,9 @@ class Trainer:
             evaluated = due
             self.train_step()
             spent = time.perf_counter() - started
+            if state.step == first + _MEASURED_STEPS:
+                whole = format_duration(spent / self.spent_fraction())
+                progress.write(f"this device: {self._speed(spent):,.0f} characters/s, so the run takes about {whole}")
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
     def _evaluations_due(self) -> int:
@@ -361,7 +365,9 @@ class Trainer:
             state.scaler = self.working.scaler.state_dict()
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
-        self.saved, self.saved_at, self.save_cost = True, state.seconds, time.perf_counter() - started
+        self.saved, self.saved_at = True, state.seconds
+        # Rank 0's, or the processes would not save at the same steps.
+        (self.save_cost,) = self.group.sum((time.perf_counter() - started) * (self.group.rank == 0))
 
     def _restore(self) -> None:
         state = self.state
