@@ -31,6 +31,7 @@ from charseq2seq.training.optimization import build_optimizers, learning_rate_fa
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
 from charseq2seq.training.resume import State, check_figures, does_not_fit
+from charseq2seq.training.text_defaults import step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -382,14 +383,6 @@ class Trainer:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []
-
-
-def step_budget(settings: Settings, characters: int) -> int | None:
-    """The most steps of a run: those asked for or those of its epochs, whichever are fewer; None: no such limit."""
-    per_epoch = characters / (settings.batch_size * settings.target_length)
-    limits = [settings.max_steps] if settings.max_steps else []
-    limits += [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
-    return min(limits, default=None)
 
 
 def weights_of(model: Transformer) -> dict[str, Tensor]:
