@@ -15,7 +15,7 @@ import torch
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.device import choose_precision
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.optimization import suitable_weight_decay
+from charseq2seq.training.text_defaults import suitable_weight_decay
 from charseq2seq.vocabulary import CharVocabulary
 from tests.train_client import ROOT, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
 from tests.warm_client import WarmClient

@@ -18,8 +18,8 @@ from charseq2seq.training import trainer as module
 from charseq2seq.training.cuda_graph import why_not
 from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
 from charseq2seq.training.progress import Progress
-from charseq2seq.training.run import count_parameters, with_text_defaults
-from charseq2seq.training.trainer import Trainer, step_budget
+from charseq2seq.training.text_defaults import count_parameters, step_budget, with_text_defaults
+from charseq2seq.training.trainer import Trainer
 from tests.train_client import TINY, Trainee, contents, tiny_text, tiny_trainer
 from tests.warm_client import WarmClient
 
