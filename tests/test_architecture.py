@@ -114,7 +114,7 @@ def test_no_two_places_share_six_lines() -> None:
 
 SUITE, ROUTE, FILE, ALL_TESTS = 6_200, 2_700, 450, 9_000
 LONG_FILES = {
-    "encoder_decoder_transformer.py": 750,  # one file on purpose: it is published as it stands and needs no other
+    "encoder_decoder_transformer.py": 760,  # one file on purpose: it is published as it stands and needs no other
 }
 ROUTE_FILES = ["encoder_decoder_transformer", "train_transformer", "charseq2seq.options", "charseq2seq.vocabulary"]
 ROUTE_FILES += ["charseq2seq.corpus", "charseq2seq.windows", "charseq2seq.training.trainer"]
