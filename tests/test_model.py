@@ -108,10 +108,10 @@ def test_attention_is_the_same_in_four_ways(
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_gradients_of_attention_are_those_of_the_library(kv_heads: int) -> None:
     torch.manual_seed(0)
-    inputs = [torch.randn(2, 5, 4, 8), *torch.randn(2, 2, 9, kv_heads, 8)]
-    inputs = [x.requires_grad_() for x in inputs]
-    ours = attend(*inputs, causal_mask(5, 9, like=inputs[0]))  # type: ignore[arg-type, misc]
-    theirs = by_the_library(*inputs, future(5, 9))  # type: ignore[arg-type, misc]
+    query, (key, value) = torch.randn(2, 5, 4, 8), torch.randn(2, 2, 9, kv_heads, 8)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    ours = attend(query, key, value, causal_mask(5, 9, like=query))
+    theirs = by_the_library(query, key, value, future(5, 9))
     gradient = torch.randn_like(ours)
     for one, other in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (ours, theirs)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
