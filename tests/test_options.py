@@ -192,7 +192,8 @@ def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Pat
 
 def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: Path) -> None:
     settings = resolve_settings(
-        read_settings(["--device", "cpu", "--dropout", "0.1", "--batch_size", "16", "--gradient_checkpointing"]), tmp_path
+        read_settings(["--device", "cpu", "--dropout", "0.1", "--batch_size", "16", "--gradient_checkpointing"]),
+        tmp_path,
     )
     recorded = settings.training_args() | {"nesterov": True}  # of another version
     words = " ".join(training_command(recorded, steps=77)).split()

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.device import choose_precision
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.optimization import suitable_weight_decay
-from charseq2seq.training.progress import Progress
+from charseq2seq.training.text_defaults import suitable_weight_decay
 from charseq2seq.vocabulary import CharVocabulary
-from tests.train_client import ROOT, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text, tiny_trainer
+from tests.train_client import ROOT, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
 from tests.warm_client import WarmClient
 
 Learned = tuple[Trainee, Done]
@@ -128,48 +126,6 @@ def test_tiny_shakespeare_is_read_whole(client: WarmClient, user: Trainee) -> No
     assert done.code == 0, done.log
     assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
     assert done.report["characters"] == 111_540
-
-
-# --- the trainer, in this process
-
-
-def test_the_training_loss_is_the_same_however_often_it_is_read(user: Trainee) -> None:
-    curves = []
-    for interval in (1, 7):  # on a GPU it is read now and then
-        training = tiny_trainer(user, "--max_steps", "30", "--eval_interval", "10")
-        training.reading_interval = interval
-        training.train()
-        curves.append([point["train_nats_per_char"] for point in training.state.history])
-    assert curves[0] == curves[1] and len(curves[0]) == 3
-
-
-def test_a_long_history_forgets_every_second_evaluation(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charseq2seq.training.trainer._LONGEST_HISTORY", 4)
-    training = tiny_trainer(user, "--max_steps", "9", "--eval_interval", "1")
-    training.train()
-    assert [point["step"] for point in training.state.history] == [1, 7, 9]
-
-
-def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
-        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
-        assert shown in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])
-def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int, user: Trainee) -> None:
-    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(pieces), "--max_steps", "1"]
-    training, computed = tiny_trainer(user, *flags), []
-    model = training.model
-
-    def count(source: Tensor, target: Tensor) -> Tensor:
-        computed.append(len(source))
-        logits: Tensor = model(source, target)
-        return logits
-
-    training.model = count  # type: ignore[assignment]
-    training.train_step()
-    assert len(computed) == pieces and sum(computed) == batch_size
 
 
 # --- evaluate and generate
