@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charseq2seq.corpus import load_corpus
+from charseq2seq.errors import ExitCode
 from charseq2seq.options import Settings, read_settings, resolve_settings
 from charseq2seq.training import optimization
 from charseq2seq.training import trainer as module
 from charseq2seq.training.cuda_graph import why_not
 from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
+from charseq2seq.training.processes import Group
 from charseq2seq.training.progress import Progress
 from charseq2seq.training.text_defaults import count_parameters, step_budget, with_text_defaults
 from charseq2seq.training.trainer import Trainer
@@ -203,6 +207,39 @@ def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, tmp_path: Path, mo
 def test_key_value_heads_that_do_not_divide_the_heads_are_refused(client: WarmClient, user: Trainee) -> None:
     done = client.train(user, "--num_heads", "2", "--num_kv_heads", "3", "--max_steps", "1")
     assert done.code == 2 and "--num_kv_heads" in done.log, done.log
+
+
+# --- when it stops
+
+
+class Deaf(Group):
+    """A group that takes its time to agree on a signal: the others do not know of it yet."""
+
+    def synchronize(self, seconds: float, stopped_by: signal.Signals | None) -> tuple[float, signal.Signals | None]:
+        HEARD.append(stopped_by)
+        return seconds, stopped_by if len(HEARD) > 8 else None
+
+
+HEARD: list[signal.Signals | None] = []
+
+
+def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one would go on to the next step, and wait for the others for ever."""
+    HEARD.clear()
+    training = tiny_trainer(user, "--max_steps", "1000", "--eval_interval", "1")
+    training.group = Deaf()
+    ordinary = training._evaluate
+
+    def evaluate(progress: Progress) -> None:
+        ordinary(progress)
+        if training.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "_evaluate", evaluate)
+    outcome = training.train()
+    assert outcome.steps == 8 and outcome.stopped_by == ExitCode.TERMINATED and not outcome.complete
+    assert HEARD == [None] * 4 + [signal.SIGTERM] * 5, "and it is not forgotten meanwhile"
+    assert contents(user.resume)["step"] == 8
 
 
 # --- when it saves
