@@ -76,7 +76,7 @@ def publish_request(args: Settings) -> PushOptions:
     from charseq2seq.publishing.preflight import preflight
 
     names = ("repo_name", "username", "token", "token_file", "private")
-    request = PushOptions(**{name: getattr(args, f"hf_{name}") for name in names})
+    request = PushOptions(model_path=args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
     preflight(request)
     return request
 
@@ -127,7 +127,7 @@ def push(args: Settings, request: PushOptions, report: dict[str, Any]) -> None:
 
     report["outcome"] = "finished, not pushed"
     try:
-        pushed = publish(args.model_path, request)
+        pushed = publish(request)
     except SuiteError:
         log(f"the model is safe in {args.model_path}; push it later with push_to_huggingface.py.")
         raise

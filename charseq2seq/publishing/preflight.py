@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,7 +19,6 @@ from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
 from charseq2seq.publishing.secrets import find_credentials
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
-_OLDEST_CLIENT = 1  # huggingface_hub 1.0 brought the client factory, by which requests get time limits
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
@@ -80,14 +78,10 @@ def require_libraries() -> None:
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         problem = f"publishing needs {', '.join(missing)}, and this Python does not have it"
-    elif _major(version := metadata.version("huggingface_hub")) < _OLDEST_CLIENT:
-        problem = f"publishing needs huggingface_hub {_OLDEST_CLIENT}.0 or newer, and this one is {version}"
+    elif (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the client factory
+        problem = f"publishing needs huggingface_hub 1.0 or newer, and this one is {version}"
     if problem:
         raise SuiteError(f"{problem}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
-
-
-def _major(version: str) -> int:
-    return int(re.match(r"\d*", version)[0] or 0)  # type: ignore[index] # it always matches
 
 
 def _describe(account: Account, namespace: str) -> str:

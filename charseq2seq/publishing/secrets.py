@@ -38,26 +38,21 @@ def find_credentials(token: str | None, token_file: Path | None) -> Credentials:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
+    from huggingface_hub import get_token
+
     if token is not None and token.strip():
         _warn_of_the_command_line()
         found = Credentials(token.strip(), "the command line")
     elif token_file is not None:
         found = Credentials(_read_token_file(token_file), str(token_file))
+    elif (stored := get_token()) is not None:
+        from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
+        found = Credentials(stored, "HF_TOKEN" if from_environment else "the stored login")
     else:
-        found = _stored_credentials()
+        raise PublishError("no_token")
     if not re.fullmatch(r"[!-~]+", found.token):  # a request header could not hold it
         raise PublishError("bad_token", f"the one from {found.source} holds characters that no token has")
     return found
-
-
-def _stored_credentials() -> Credentials:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token is None:
-        raise PublishError("no_token")
-    from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
-    return Credentials(token, "HF_TOKEN" if from_environment else "the stored login")
 
 
 @functools.cache  # said once, although the token is looked for before training and again at the push
