@@ -54,6 +54,9 @@ _CACHE_GROWTH = 64
 _TOKENS_AHEAD = 16
 
 
+# ----- reading and training ---------------------------------------------------------------------------------------
+
+
 def normalize(x: Tensor) -> Tensor:
     """Bring the last dimension to mean 0 and variance 1; no parameters."""
     return F.layer_norm(x, (x.shape[-1],))
@@ -578,7 +581,7 @@ class Transformer(nn.Module):
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
 
 
-# ----- generating: the decoder one position at a time ---------------------------------------------------------------
+# ----- writing: the decoder one position at a time ----------------------------------------------------------------
 
 
 class _CachedLayer:
@@ -667,14 +670,13 @@ class CachedDecoder:
     def __init__(self, model: Transformer, batch: int, sampling: tuple[float, int | None, float | None]) -> None:
         device = model.device
         self.model, self.sampling = model, sampling
-        capacity = model.source_length + model.target_length
         self.layers = [_CachedLayer(layer) for layer in cast("list[DecoderLayer]", list(model.decoder))]
         tables = torch.cat(model.embedding.tables())
         self.tables = F.pad(tables, (0, 0, 0, 1))  # the last row, zeros, stands for tokens before the text
         self.first_rows = torch.arange(0, len(tables), len(model.embedding.weight), device=device)
         self.recent = torch.empty(batch, _SPAN, dtype=torch.long, device=device)  # the last tokens; -1 before the text
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # of the last token
-        self.hidden = torch.full((capacity, capacity), -math.inf, device=device, dtype=tables.dtype).triu_(1)
+        self.positions = torch.arange(model.source_length + model.target_length, device=device)
         self.random = torch.empty(batch, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm_up_steps = 2 if device.type == "cuda" else -1  # then comes the capture; never on a CPU
@@ -684,7 +686,7 @@ class CachedDecoder:
         memory = self.model.encode(source)
         length = memory.shape[1]
         for layer in self.layers:
-            layer.begin(memory, self.model.rotary[:, :length], self.hidden.shape[1])
+            layer.begin(memory, self.model.rotary[:, :length], len(self.positions))
         tokens = source if source.shape[1] else torch.full_like(self.recent[:, :1], self.model.start_id)
         self.recent.copy_(F.pad(tokens, (_SPAN, 0), value=-1)[:, -_SPAN:])
         self.position.fill_(length - 1)
@@ -713,7 +715,7 @@ class CachedDecoder:
         rows = torch.where(self.recent < 0, len(self.tables) - 1, self.recent + self.first_rows)
         x = normalize(F.embedding_bag(rows, self.tables, mode="sum"))
         table = self.model.rotary.index_select(1, self.position)
-        hidden = self.hidden.index_select(0, self.position)
+        hidden = x.new_zeros(1, len(self.positions)).masked_fill_(self.positions > self.position, -math.inf)
         for layer in self.layers:
             x = layer.step(x, self.position, table, hidden)
         logits = self.model.logits(x, self.recent[:, -1])

@@ -44,7 +44,7 @@ from charseq2seq.generation import Sampling, TextGenerator  # noqa: E402
 from charseq2seq.options import read_settings, resolve_settings  # noqa: E402
 from charseq2seq.training.cuda_graph import GraphedStep  # noqa: E402
 from charseq2seq.training.resume import State  # noqa: E402
-from charseq2seq.training.run import with_text_defaults  # noqa: E402
+from charseq2seq.training.text_defaults import with_text_defaults  # noqa: E402
 from charseq2seq.training.trainer import Trainer  # noqa: E402
 
 TARGET = 1.4697  # nanoGPT's published loss, random blocks

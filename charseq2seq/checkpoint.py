@@ -51,9 +51,8 @@ class Checkpoint:
         config: the keyword arguments of `Transformer`.
         vocab: token -> index, as in vocab.json.
         training_args: the run's options and defaults as it used them; never a token or a path of the machine.
-        metrics: `nats_per_char` and how it was measured, step, steps, seconds, and `history`, a list
-            of {"step", "seconds", "train_nats_per_char", "nats_per_char"}.
-        corpus: name, sha256, characters, distinct_characters, train_characters, validation_characters.
+        metrics: the loss and how it was measured, and `history`, a list of steps, seconds and losses.
+        corpus: its name, sha256 and numbers of characters.
         environment: versions of Python and the libraries, and the kind of hardware.
     """
 
@@ -70,11 +69,7 @@ class Checkpoint:
         return CharVocabulary.from_index_of_token(self.vocab)
 
     def build_model(self) -> Transformer:
-        """The model with its weights, on the CPU, in evaluation mode; no global random state is used.
-
-        Raises:
-            ValueError, TypeError, RuntimeError: config and weights do not fit the model's code.
-        """
+        """The model with its weights, on the CPU, in evaluation mode; no global random state is used."""
         import torch
 
         from encoder_decoder_transformer import Transformer
@@ -104,13 +99,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         SuiteError: it cannot be written; an earlier file is untouched.
     """
-    content = {field.name: dict(getattr(checkpoint, field.name)) for field in fields(Checkpoint)}
-    content["model_state_dict"] = {
-        # A clone, because a view would bring its whole storage into the file.
-        name: tensor.detach().to("cpu").clone()
-        for name, tensor in checkpoint.model_state_dict.items()
-    }
-    _save(path, _MODEL, content)
+    # Clones, because a view would bring its whole storage into the file.
+    weights = {name: tensor.detach().to("cpu").clone() for name, tensor in checkpoint.model_state_dict.items()}
+    _save(path, _MODEL, {name: dict(part) for name, part in vars(checkpoint).items()} | {"model_state_dict": weights})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -120,19 +111,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         SuiteError: missing, unreadable, damaged, not of this suite, of a newer format, or its parts do not fit.
     """
     content = _load(path, _MODEL)
-    names = [field.name for field in fields(Checkpoint)]
-    missing = sorted(name for name in names if not isinstance(content.get(name), dict))
-    if missing:
+    parts: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Checkpoint)}
+    if missing := sorted(name for name, part in parts.items() if not isinstance(part, dict)):
         raise _unusable(path, f"it lacks {', '.join(missing)}")
-    checkpoint = Checkpoint(**{name: dict(content[name]) for name in names})
-    try:
-        problem = _facts_problem(checkpoint) or _size_problem(checkpoint, path.stat().st_size)
-        if problem is None:
-            checkpoint.build_model()
-    # Which error it is depends on the model's code, which may change.
-    except Exception as error:
-        problem = f"its config and weights do not fit this version of the model ({' '.join(str(error).split()):.200})"
-    if problem:
+    checkpoint = Checkpoint(**{name: dict(part) for name, part in parts.items()})
+    weights = checkpoint.model_state_dict
+    if problem := _facts_problem(checkpoint) or _weights_problem(weights, path) or _config_problem(checkpoint):
         raise _unusable(path, problem)
     return checkpoint
 
@@ -161,41 +145,48 @@ def _facts_problem(checkpoint: Checkpoint) -> str | None:
 
 def history_problem(history: Any) -> str | None:
     """What is wrong with a list of losses, in words."""
-    if not isinstance(history, list) or not all(isinstance(point, dict) for point in history):
-        return "its history is not a list of losses"
-    if not all(type(point.get("step")) is int and all(map(_is_figure, point.values())) for point in history):
-        return "its history has something else than steps and losses"
+    points: list[Any] = history if isinstance(history, list) else [None]
+    dicts = all(isinstance(point, dict) for point in points)
+    if not dicts or not all(type(p.get("step")) is int and all(map(_is_figure, p.values())) for p in points):
+        return "its history is not a list of steps and losses"
     return None
 
 
-def _size_problem(checkpoint: Checkpoint, file_size: int) -> str | None:
-    """A config of wrong types, weights that are not finite float32, or a model much larger than the file."""
+def _weights_problem(weights: Mapping[str, Any], path: Path) -> str | None:
     import torch
 
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+            return f"its weight {name!r:.80} is not a float32 tensor"
+    if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:  # views of the same few bytes
+        return "its weights are larger than the file"
+    infinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    return f"its weight {infinite[0]!r:.80} holds numbers that are not finite" if infinite else None
+
+
+def _config_problem(checkpoint: Checkpoint) -> str | None:
+    """Arguments that the model does not take, or to which the weights do not belong."""
     from encoder_decoder_transformer import Transformer
 
     arguments = inspect.signature(Transformer).parameters
     types = {"int": (int,), "float": (int, float), "bool": (bool,)}
     for name, value in checkpoint.config.items():
-        if name not in arguments:
-            return f"its config has {name!r:.80}, which this version of the model does not know"
-        if type(value) not in types.get(str(arguments[name].annotation), (type(value),)):
+        if name in arguments and type(value) not in types[str(arguments[name].annotation)]:
             return f"its config has {value!r:.80} for {name}"
-    weights = checkpoint.model_state_dict
-    for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
-            return f"its weight {name!r:.80} is not a float32 tensor"
-    if sum(tensor.nbytes for tensor in weights.values()) > file_size:  # views of the same few bytes
-        return "its weights are larger than the file"
     size = {name: argument.default for name, argument in arguments.items()} | dict(checkpoint.config)
     layers = size["num_encoder_layers"] + size["num_decoder_layers"]
     fewest = size["d_model"] * (layers * max(size["d_model"], size["d_ff"]) + size["vocab_size"])
     fewest += size["bigram"] * size["vocab_size"] ** 2
+    there = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
     table = (size["source_length"] + size["target_length"]) * size["d_model"]
-    if fewest > sum(tensor.numel() for tensor in weights.values()) or table > LARGEST_TABLE * max(1, size["num_heads"]):
+    if fewest > there or table > LARGEST_TABLE * max(1, size["num_heads"]):
         return "its config would take more memory than its weights"
-    infinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    return f"its weight {infinite[0]!r:.80} holds numbers that are not finite" if infinite else None
+    try:
+        checkpoint.build_model()
+    # Which error it is depends on the model's code, which may change.
+    except Exception as error:
+        return f"its config and weights do not fit this version of the model ({' '.join(str(error).split()):.200})"
+    return None
 
 
 def _is_json(value: Any) -> bool:
@@ -227,7 +218,7 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`."""
+    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`, but its fields are not looked at."""
     return _load(path, _RESUME)
 
 
@@ -247,31 +238,29 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
             raise SuiteError(f"{path} is a {what}; name a model file.", ExitCode.NO_INPUT)
         with path.open("rb") as file:
             begin = file.read(4)
-    except FileNotFoundError as error:
-        raise SuiteError(
-            f"{path} does not exist; train a model first (python train_transformer.py --mode train) or name "
-            "another file with --model_path.",
-            ExitCode.NO_INPUT,
-        ) from error
     except OSError as error:
-        raise SuiteError(
-            f"{path} cannot be read ({error.strerror}); check the path and its permissions.", ExitCode.NO_INPUT
-        ) from error
+        problem = f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        if isinstance(error, FileNotFoundError):
+            problem = f"{path} does not exist; train a model first (python train_transformer.py --mode train) or name "
+            problem += "another file with --model_path."
+        raise SuiteError(problem, ExitCode.NO_INPUT) from error
+    # torch.load would take a file that does not begin as an archive for one of its older formats.
+    if begin != b"PK\3\4":
+        raise _unusable(path, "it is no checkpoint archive (damaged?)")
     try:
-        # torch.load would take a file that does not begin as an archive for one of its older formats.
-        problem = _archive_problem(path) if begin == b"PK\3\4" else "it is no checkpoint archive (damaged?)"
+        _check_archive(path)
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols: one sentence is enough
-            content = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SuiteError:
+        raise
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors and plain values, and code in a file is never run"
         raise _unusable(path, reason) from error
     # A damaged or hostile file may raise anything; all of it means the same to the user.
     except Exception as error:
         raise _unusable(path, f"it cannot be read (damaged? {type(error).__name__})") from error
-    if problem is None and (not isinstance(content, dict) or content.get("format") != kind):
-        problem = f"it is not a {kind} file"
-    if problem or not isinstance(content, dict):
-        raise _unusable(path, problem)
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise _unusable(path, f"it is not a {kind} file")
     version = content.get("format_version")
     if type(version) is int and version == FORMAT_VERSION:
         return content
@@ -280,20 +269,20 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     raise _unusable(path, f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}; {remedy}")
 
 
-def _archive_problem(path: Path) -> str | None:
+def _check_archive(path: Path) -> None:
     """A look at the archive's directory, before anything in it is unpickled or takes memory."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if sum(part.file_size for part in parts) > size:  # compressed, or the same bytes under many names
-            return "its parts are larger than the file (a zip bomb?)"
+            raise _unusable(path, "its parts are larger than the file (a zip bomb?)")
         pickles = [part.file_size for part in parts if part.filename.endswith(".pkl")]
         # One byte of a pickle can become a hundred in memory; the pickle of a model file is small.
         if len(pickles) != 1 or pickles[0] > (1 << 20) + size // 128:
-            return "it is not laid out as a checkpoint"
-        damaged = archive.testzip()  # checksums, which torch.load ignores
-    return f"its part {damaged!r:.80} is damaged" if damaged else None
+            raise _unusable(path, "it is not laid out as a checkpoint")
+        if damaged := archive.testzip():  # checksums, which torch.load ignores
+            raise _unusable(path, f"its part {damaged!r:.80} is damaged")
 
 
-def _unusable(path: Path, reason: str | None) -> SuiteError:
+def _unusable(path: Path, reason: str) -> SuiteError:
     return SuiteError(f"{path} cannot be used: {reason}; restore a good copy or train again.", ExitCode.BAD_DATA)

@@ -29,8 +29,7 @@ LONGEST_VALIDATION = 1_000_000  # characters: half a minute on two cores, and ex
 # character, where a single emoji would quadruple the memory of a string that holds the whole text.
 _PIECE = 1 << 17
 
-_COMPRESSED = (".gz", ".bz2", ".xz")
-_IN_FOLDERS = (".txt", *(f".txt{suffix}" for suffix in _COMPRESSED))
+_IN_FOLDERS = (".txt", ".txt.gz", ".txt.bz2", ".txt.xz")
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -109,22 +108,16 @@ def load_corpus(path: Path, window: int) -> Corpus:
     num_train = max(int(text.characters * TRAIN_FRACTION), text.characters - LONGEST_VALIDATION)
     if num_train < 2 * window:
         needed = int(2 * window / TRAIN_FRACTION) + 2
-        raise SuiteError(
-            f"the text {path} has {text.characters:,} characters, training with these windows needs at least "
-            f"{needed:,}; give a longer text or a smaller --source_length and --target_length.",
-            ExitCode.BAD_DATA,
-        )
+        problem = f"has {text.characters:,} characters, training with these windows needs at least {needed:,}"
+        raise _not_text(path, f"{problem}; give a longer text or a smaller --source_length and --target_length.")
     if len(vocabulary.characters) < 2:
-        raise SuiteError(
-            f"the text {path} consists of one character repeated; there is nothing to learn.", ExitCode.BAD_DATA
-        )
+        raise _not_text(path, "consists of one character repeated; there is nothing to learn.")
     return Corpus(text.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
 
 
 def encode(text: Text, vocabulary: CharVocabulary) -> Ids:
     """The ids of a text, (characters,), without the characters that the vocabulary lacks."""
-    dtype = np.min_scalar_type(len(vocabulary) - 1)
-    return np.concatenate([vocabulary.encode_known(piece).astype(dtype, copy=False) for piece in text.pieces])
+    return np.concatenate([vocabulary.encode_known(piece) for piece in text.pieces])
 
 
 def read_text(path: Path) -> Text:
@@ -146,7 +139,7 @@ def read_text(path: Path) -> Text:
             alphabet.update(new.decode())
             ascii_so_far = "".join(filter(str.isascii, alphabet)).encode()
     if not alphabet:
-        raise SuiteError(f"the text {path} is empty; give one with some thousands of characters.", ExitCode.BAD_DATA)
+        raise _not_text(path, "is empty; give one with some thousands of characters.")
     return Text(path, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
 
 
@@ -158,27 +151,24 @@ def find_files(path: Path) -> list[Path]:
     """
     try:
         if path.is_dir():
-            files = _files_in(path)
+            names = (file.relative_to(path) for file in path.rglob("*") if file.name.endswith(_IN_FOLDERS))
+            visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+            found = [path / name for name in sorted(visible, key=Path.as_posix)]
             reason = f"the folder {path} holds no text ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name"
             reason += " another, or a file, with --data_path."
         elif path.exists():
-            files = [path] if path.is_file() else []
+            found = [path]
             reason = f"{path} is a pipe or device, not a text file; name a file with --data_path."
         else:
             matches = glob.glob(str(path), recursive=True) if glob.has_magic(str(path)) else []  # noqa: PTH207
-            files = [file for file in map(Path, sorted(matches)) if file.is_file()]
+            found = [Path(match) for match in sorted(matches)]
             reason = f"the text {path} does not exist; check --data_path."
+        files = [file for file in found if file.is_file()]
     except OSError as error:
         raise _unreadable(path, error) from error
     if not files:
         raise SuiteError(reason, ExitCode.NO_INPUT)
     return files
-
-
-def _files_in(folder: Path) -> list[Path]:
-    names = (file.relative_to(folder) for file in folder.rglob("*") if file.name.endswith(_IN_FOLDERS))
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return [folder / name for name in sorted(visible, key=Path.as_posix) if (folder / name).is_file()]
 
 
 def _pieces_of(path: Path, digest: Any) -> Iterator[str]:
@@ -193,11 +183,9 @@ def _pieces_of(path: Path, digest: Any) -> Iterator[str]:
         try:
             piece = decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            raise _not_text(
-                path,
-                f"is not UTF-8: byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}; "
-                "convert it (iconv -f LATIN1 -t UTF-8, say).",
-            ) from error
+            where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
+            remedy = "convert it (iconv -f LATIN1 -t UTF-8, say)."
+            raise _not_text(path, f"is not UTF-8: {where}; {remedy}") from error
         if (nul := piece.find("\0")) >= 0:
             nul_offset = offset - split + len(piece[:nul].encode())
             raise _not_text(path, f"has a NUL byte at offset {nul_offset:,}: it is binary or UTF-16; give plain UTF-8.")
@@ -216,22 +204,19 @@ def _bytes_of(path: Path) -> Iterator[bytes]:
     import lzma
     import zlib
 
-    openers: dict[str, Any] = dict(zip(_COMPRESSED, (gzip.open, bz2.open, lzma.open), strict=True))
-    damaged = "is damaged or not what its name says ({error}); get it again."
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         with openers.get(path.suffix, Path.open)(path, "rb") as file:
             while raw := file.read(_PIECE):
                 yield raw
-    except (EOFError, lzma.LZMAError, zlib.error) as error:
-        raise _not_text(path, damaged.format(error=error)) from error
-    except OSError as error:
-        if error.errno is None:  # gzip and bz2 report damage in this way
-            raise _not_text(path, damaged.format(error=error)) from error
-        raise _unreadable(path, error) from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip and bz2 report damage without a number
+            raise _unreadable(path, error) from error
+        raise _not_text(path, f"is damaged or not what its name says ({error}); get it again.") from error
     yield b""
 
 
-def _not_text(path: Path, problem: str) -> SuiteError:
+def _not_text(path: Path, problem: str) -> SuiteError:  # or one that cannot be learned from
     return SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
 
 

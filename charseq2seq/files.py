@@ -1,8 +1,8 @@
 """Files written whole or not at all, the lock of a model, and the names of the files beside it.
 
 A reader, a crash or a power cut sees the old file or the new one, never a part: the bytes go to a temporary file in
-the same folder, are flushed to the disk, and replace the old file by `os.replace`; the folder is flushed too, so that
-the new name survives a power cut (see fsync(2) and "Files are hard", danluu.com).
+the same folder, are flushed to the disk, and replace the old file; the folder is flushed too, so that the new name
+survives a power cut (see fsync(2) and "Files are hard", danluu.com).
 """
 
 from __future__ import annotations
@@ -44,25 +44,21 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     # Random, because only a model has a lock: two writers of any other file must not use the same temporary file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)  # os.replace
-            _flush_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise write_error(path, error) from error
-    except RuntimeError as error:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)  # os.replace
+        _flush_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         # After a failed write torch.save fails to close its archive, and reports that instead of the full disk.
-        if isinstance(error.__context__, OSError):
-            raise write_error(path, error.__context__) from error
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise write_error(path, cause) from error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         raise
 
 
@@ -83,13 +79,12 @@ def _target(path: Path) -> Path:
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # a folder cannot be opened there; NTFS journals the rename
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":  # a folder cannot be opened there; NTFS journals the rename
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def resume_path(model_path: Path) -> Path:
@@ -106,8 +101,7 @@ def lock_path(model_path: Path) -> Path:
 def run_lock(model_path: Path) -> Iterator[None]:
     """Hold the lock of a model path, so that one run at a time writes it, and remove what a killed run left behind.
 
-    The library `filelock` takes an advisory lock (flock on Linux and macOS, its counterpart on Windows); the kernel
-    releases it when the process ends, however it ends. The lock file stays and names the last holder.
+    The kernel releases the lock when the process ends, however it ends. The lock file stays and names the last holder.
 
     Raises:
         SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
@@ -120,8 +114,12 @@ def run_lock(model_path: Path) -> Iterator[None]:
         lock = FileLock(path, timeout=0)
         lock.acquire()
     except Timeout as error:
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = path.read_text(encoding="utf-8", errors="ignore")
         raise SuiteError(
-            f"another run is writing {model_path} ({_holder(path)}); wait for it or choose another --model_path.",
+            f"another run is writing {model_path} ({holder or 'its holder is not recorded'}); wait for it or choose "
+            "another --model_path.",
             ExitCode.LOCKED,
         ) from error
     except OSError as error:
@@ -147,9 +145,3 @@ def _check_name(model_path: Path) -> None:
             model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
     except OSError as error:
         raise write_error(model_path, error) from error
-
-
-def _holder(path: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8") or "its holder is not recorded"
-    return "its holder cannot be read"

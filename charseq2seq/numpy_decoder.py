@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 _EPSILON = 1e-5  # of torch.nn.functional.layer_norm
-_CACHED_POSITIONS = 1024  # views of all positions of a huge model would fill the memory
 _SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30  # beyond these float32 overflows
 
 
@@ -174,8 +173,6 @@ class _Layer:
         self.outputs, self.change = np.empty(d_model + len(up), np.float32), np.empty(d_model, np.float32)
         self.attended, self.squared = self.outputs[:d_model].reshape(heads, size), self.outputs[d_model:]
         self.views: dict[int, tuple[Any, ...]] = {}
-        for position in range(min(capacity, _CACHED_POSITIONS)):
-            self._cache_views(position)
 
     def begin(self, memory: Array) -> None:
         """Remember a source, (source_length, d_model), and nothing else."""
@@ -185,22 +182,16 @@ class _Layer:
         keys = np.divide(keys, np.sqrt(size * variances[:, None]), order="C")
         self.keys[:length] = (keys.view(np.complex64) * self.factors[:length, -1]).view(np.float32)
 
-    def _cache_views(self, position: int) -> tuple[Any, ...]:
+    def _views_at(self, position: int) -> tuple[Any, ...]:
         length, rows = position + 1, len(self.queries_and_key)
-        self.views[position] = (
-            self.factors[position],
-            self.keys[position],
-            self.values[position, :-1],
-            self.keys[:length].T,
-            self.values[:length],
-            self.weights[: rows * length].reshape(rows, -1),
-        )
-        return self.views[position]
+        own = (self.factors[position], self.keys[position], self.values[position, :-1])
+        weights = self.weights[: rows * length].reshape(rows, -1)
+        return self.views.setdefault(position, (*own, self.keys[:length].T, self.values[:length], weights))
 
     def step(self, x: Array, position: int) -> Array:
         """What this layer adds to the residual stream, (d_model,), given the normalised stream at a position."""
         queries_and_key, rotated, norms, wide = self.queries_and_key, self.rotated, self.norms, self.wide
-        factors, own_key, own_value, keys, values, weights = self.views.get(position) or self._cache_views(position)
+        factors, own_key, own_value, keys, values, weights = self.views.get(position) or self._views_at(position)
         self.inward.dot(x, self.projected)
         np.vecdot(queries_and_key, queries_and_key, self.flat_norms)
         np.add(norms, self.epsilon, norms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,6 @@ from charseq2seq.errors import ExitCode, SuiteError
 
 START_TOKEN = "<start>"
 START_ID = 0
-
-_NUM_CODE_POINTS = 0x110000
 
 
 class CharVocabulary:
@@ -40,19 +38,16 @@ class CharVocabulary:
             raise SuiteError("the vocabulary holds an entry that is not a single character.", ExitCode.BAD_DATA)
         if any(a >= b for a, b in zip(self.characters, self.characters[1:], strict=False)):
             raise SuiteError("the vocabulary's characters are not distinct and sorted.", ExitCode.BAD_DATA)
-        code_points = np.array([ord(c) for c in self.characters], dtype=np.int64)
         # Unknown characters get the start token's id, which no character has. Untouched pages of zeros cost no memory.
-        self._id_of_code_point = np.zeros(_NUM_CODE_POINTS, dtype=np.min_scalar_type(len(self.characters)))
-        self._id_of_code_point[code_points] = np.arange(1, len(self.characters) + 1)
+        self._id_of_code_point = np.zeros(0x110000, dtype=np.min_scalar_type(len(self.characters)))
+        self._id_of_code_point[[ord(c) for c in self.characters]] = np.arange(1, len(self.characters) + 1)
         # Latin-1 comes first, so its ids fit into a byte; `bytes.translate` is the fastest lookup.
         self._latin1 = self._id_of_code_point[:256].astype(np.uint8).tobytes()
 
     @classmethod
     def from_text(cls, text: str) -> CharVocabulary:
         """The vocabulary of a text."""
-        present = np.zeros(_NUM_CODE_POINTS, dtype=bool)
-        present[code_points_of(text)] = True
-        return cls(chr(i) for i in np.flatnonzero(present))
+        return cls(sorted(set(text)))
 
     def __len__(self) -> int:
         """Number of ids, the start token included: the model's `vocab_size`."""
@@ -70,28 +65,24 @@ class CharVocabulary:
         Raises:
             SuiteError: the text has characters that the vocabulary lacks; the message lists them all.
         """
-        ids = self._lookup(text).astype(np.int32)
-        if not ids.all():
-            missing = self.unknown_characters(text)
-            raise SuiteError(
-                f"{len(missing)} character{'s' * (len(missing) != 1)} not in the vocabulary: "
-                + ", ".join(describe_character(c) for c in missing),
-                ExitCode.BAD_DATA,
-            )
-        return ids
+        if missing := self.unknown_characters(text):
+            listed = ", ".join(map(describe_character, missing))
+            number = f"{len(missing)} character{'s' * (len(missing) > 1)}"
+            raise SuiteError(f"{number} not in the vocabulary: {listed}", ExitCode.BAD_DATA)
+        return self._lookup(text).astype(np.int32)
 
     def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of a text without the characters that the vocabulary lacks; fast where the text is Latin-1."""
+        """Ids of a text without the characters that the vocabulary lacks, of the smallest type; fast for Latin-1."""
         try:
-            return np.frombuffer(text.encode("latin-1").translate(self._latin1).replace(b"\0", b""), dtype=np.uint8)
+            ids = np.frombuffer(text.encode("latin-1").translate(self._latin1).replace(b"\0", b""), dtype=np.uint8)
         except UnicodeEncodeError:
             ids = self._lookup(text)
-            return ids if ids.all() else ids[ids != START_ID]
+            ids = ids[ids != START_ID]
+        return ids.astype(self._id_of_code_point.dtype, copy=False)
 
     def unknown_characters(self, text: str) -> list[str]:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
-        points = code_points_of(text)
-        return [chr(i) for i in np.unique(points[self._lookup(text) == START_ID])]
+        return sorted(set(text).difference(self.characters))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without start tokens."""
@@ -101,10 +92,6 @@ class CharVocabulary:
         """The content of vocab.json: token -> index."""
         return {START_TOKEN: START_ID} | {c: i for i, c in enumerate(self.characters, start=1)}
 
-    def token_of_index(self) -> dict[str, str]:
-        """The content of idx_to_vocab.json: index -> token; JSON's keys are strings."""
-        return {str(i): token for token, i in self.index_of_token().items()}
-
     @classmethod
     def from_index_of_token(cls, index_of_token: Any) -> CharVocabulary:
         """The vocabulary of a parsed vocab.json.
@@ -112,7 +99,7 @@ class CharVocabulary:
         Raises:
             SuiteError: it is not one that this suite wrote.
         """
-        if not isinstance(index_of_token, Mapping):
+        if not isinstance(index_of_token, dict):
             raise SuiteError("the vocabulary is not a table from tokens to indices.", ExitCode.BAD_DATA)
         vocabulary = cls(token for token in index_of_token if token != START_TOKEN)
         whole = all(type(index) is int for index in index_of_token.values())  # True and 1.0 are equal to 1
@@ -121,13 +108,10 @@ class CharVocabulary:
         return vocabulary
 
     def _lookup(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        ids: npt.NDArray[np.unsignedinteger[Any]] = self._id_of_code_point[code_points_of(text)]
+        # Lone surrogates, which JSON can carry, pass through.
+        code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        ids: npt.NDArray[np.unsignedinteger[Any]] = self._id_of_code_point[code_points]
         return ids
-
-
-def code_points_of(text: str) -> npt.NDArray[np.uint32]:
-    """The code points of a text, (characters,); lone surrogates, which JSON can carry, pass through."""
-    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
 def describe_character(character: str) -> str:
@@ -138,7 +122,7 @@ def describe_character(character: str) -> str:
 
 def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:
     """The two JSON files of a repository, name -> text; ASCII, so that no tool can garble them."""
-    return {
-        "vocab.json": json.dumps(vocabulary.index_of_token(), indent=2) + "\n",
-        "idx_to_vocab.json": json.dumps(vocabulary.token_of_index(), indent=2) + "\n",
-    }
+    index_of_token = vocabulary.index_of_token()
+    token_of_index = {index: token for token, index in index_of_token.items()}
+    tables = {"vocab.json": index_of_token, "idx_to_vocab.json": token_of_index}
+    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}

@@ -370,7 +370,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a weight that is nothing": (with_weight(lambda weight: None), "is not a float32 tensor"),
     # the config
     "no config": (lambda content: content["config"].clear(), "differ in size"),
-    "an unknown argument": (having("config", extra=1), "its config has 'extra', which this version"),
+    "an unknown argument": (having("config", extra=1), "do not fit this version of the model .*'extra'"),
     "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
     "a broken size": (having("config", source_length=8.0), "its config has 8.0 for source_length"),
     "a size in words": (having("config", d_ff="32"), "its config has '32' for d_ff"),

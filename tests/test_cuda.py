@@ -23,7 +23,7 @@ from charseq2seq.training.cuda_graph import GraphedStep
 from charseq2seq.training.muon import BatchedMuon
 from charseq2seq.training.processes import process_group
 from charseq2seq.training.resume import State
-from charseq2seq.training.run import with_text_defaults
+from charseq2seq.training.text_defaults import with_text_defaults
 from charseq2seq.training.trainer import Trainer
 from encoder_decoder_transformer import Transformer, feed_forward, normalize_and_rotate, rotary_table
 from tests.train_client import TINY, Done, Trainee, contents, finish, torchrun

@@ -15,8 +15,8 @@ from charseq2seq.training.optimization import (
     build_optimizers,
     learning_rate_factor,
     set_learning_rates,
-    suitable_weight_decay,
 )
+from charseq2seq.training.text_defaults import suitable_weight_decay
 from encoder_decoder_transformer import Transformer
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (8, 8), (8, 24), (8, 8)]

@@ -153,7 +153,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
 ) -> None:
     """From the very momenta, too: the step that diverged must not have changed them."""
     assert client.train(user, *SHORT).code == 0
-    ordinary_step, ordinary_train_step = WorkingCopy.step, Trainer._train_step
+    ordinary_step, ordinarytrain_step = WorkingCopy.step, Trainer.train_step
     steps: list[int] = []
     momenta: list[list[torch.Tensor]] = []
 
@@ -161,7 +161,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
         steps.append(trainer.state.step)
         if trainer.state.step == 8:
             momenta.append([state["momentum_buffer"].clone() for state in trainer.optimizers[0].state.values()])
-        ordinary_train_step(trainer)
+        ordinarytrain_step(trainer)
 
     def once_not_a_number(working: WorkingCopy, optimizers: list[torch.optim.Optimizer]) -> None:
         for weight in working.model.parameters() if len(steps) == 1 else []:
@@ -169,7 +169,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
                 weight.grad.fill_(math.nan)
         ordinary_step(working, optimizers)
 
-    monkeypatch.setattr(Trainer, "_train_step", note)
+    monkeypatch.setattr(Trainer, "train_step", note)
     monkeypatch.setattr(WorkingCopy, "step", once_not_a_number)
     monkeypatch.chdir(user.home)
     longer = [*TINY, *SHORT, "--max_steps", "12", "--device", "cpu", "--resume", user.resume.name]
@@ -271,7 +271,7 @@ def numbers_drawn(trainer: Trainer, step: int, rank: int = 0, size: int = 1) -> 
     trainer.reading_interval = 10**9  # no other process is there to add its losses
     torch.manual_seed(len(drawn) + step + rank)  # whatever was drawn before
     torch.rand(step + 3)
-    trainer._train_step()
+    trainer.train_step()
     return drawn
 
 

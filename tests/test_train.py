@@ -18,10 +18,9 @@ from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision
 from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.optimization import suitable_weight_decay
 from charseq2seq.training.progress import Progress
 from charseq2seq.training.resume import State
-from charseq2seq.training.run import with_text_defaults
+from charseq2seq.training.text_defaults import suitable_weight_decay, with_text_defaults
 from charseq2seq.training.trainer import Trainer
 from charseq2seq.vocabulary import CharVocabulary
 from tests.train_client import ROOT, TINY, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text

@@ -16,7 +16,6 @@ from charseq2seq.vocabulary import (
     START_ID,
     START_TOKEN,
     CharVocabulary,
-    code_points_of,
     describe_character,
     vocabulary_files,
 )
@@ -101,10 +100,6 @@ def test_unknown_characters_are_listed_with_their_code_points(known: str, text: 
 )
 def test_a_character_is_described_so_that_it_can_be_looked_up(character: str, description: str) -> None:
     assert describe_character(character) == description
-
-
-def test_code_points() -> None:
-    assert code_points_of("a莎🎭\ud800").tolist() == [0x61, 0x838E, 0x1F3AD, 0xD800]
 
 
 def test_the_largest_alphabet_there_is() -> None:

@@ -98,12 +98,12 @@ def test_windows_depend_on_seed_epoch_and_position_alone(seed: int, epoch: int, 
         np.random.seed(global_seed)
         batches(windows, other % 7)  # a different past
         windows.restore(epoch, position)
-        states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+        states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
         with torch.device("meta"):  # what a model under construction may be told; windows are numbers all the same
             starts, length = windows.next_batch()
         assert starts.device.type == "cpu" and type(length) is int
         assert torch.equal(torch.get_rng_state(), states[0])
-        assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[union-attr, index]
+        assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
         results.append((starts.tolist(), length))
     assert results[0] == results[1]
 

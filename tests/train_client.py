@@ -18,7 +18,7 @@ from charseq2seq.corpus import load_corpus
 from charseq2seq.errors import ExitCode
 from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.resume import new_state, run_identity
-from charseq2seq.training.run import with_text_defaults
+from charseq2seq.training.text_defaults import with_text_defaults
 from charseq2seq.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

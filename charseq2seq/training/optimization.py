@@ -19,12 +19,6 @@ ADAMW_RATIO = 0.15
 
 WARMUP_FRACTION = 0.02
 
-# Weight decay per epoch at the full learning rate: ignoring gradients, exp(-1.3) of a hidden matrix is left after an
-# epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was
-# learnt from a character should have faded before the character comes again (benchmarks/LOG.md).
-DECAY_PER_EPOCH = 1.3
-_LARGEST_DECAY_PER_STEP = 0.02
-
 
 def learning_rate_factor(progress: float) -> float:
     """The schedule: a short warm-up, then a straight line to zero at the end of the budget.
@@ -36,35 +30,6 @@ def learning_rate_factor(progress: float) -> float:
         What the learning rates are multiplied by, 0 to 1.
     """
     return max(0.0, min(progress / WARMUP_FRACTION, (1.0 - progress) / (1.0 - WARMUP_FRACTION)))
-
-
-def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float:
-    """The weight decay, per unit of learning rate, for a text that is read once in so many steps.
-
-    Rounded to three digits, as it is shown.
-    """
-    decay_per_step = min(DECAY_PER_EPOCH / steps_per_epoch, _LARGEST_DECAY_PER_STEP)
-    return float(f"{decay_per_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
-
-
-def suitable_epochs(characters: int) -> float:
-    """How many epochs a run takes that nothing else limits: ten for a million characters, four for the plays.
-
-    Measured on a GPU (benchmarks/LOG.md, 2026-11-27); on a CPU the default time is over before, except for short texts.
-    """
-    return float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}")
-
-
-def suitable_batch_size(device: str, characters: int) -> int:
-    """Windows a step: small batches learn more from a short text, large ones are faster on a GPU."""
-    if device == "cpu":
-        return 16
-    return 32 if characters < 10_000_000 else 128
-
-
-def suitable_dropout(parameters_per_character: float, epochs: float) -> float:
-    """Dropout where a large model reads a small text often; elsewhere weight decay alone is better."""
-    return 0.1 if epochs > 5 and parameters_per_character > 8 else 0.0
 
 
 def build_optimizers(model: Transformer, learning_rate: float, weight_decay: float) -> list[Optimizer]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 from charseq2seq.checkpoint import load_resume_state
@@ -13,22 +12,14 @@ from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.files import resume_path, run_lock
-from charseq2seq.options import LIMITS, SIZES, Settings
-from charseq2seq.training.optimization import (
-    suitable_batch_size,
-    suitable_dropout,
-    suitable_epochs,
-    suitable_weight_decay,
-)
+from charseq2seq.options import Settings
 from charseq2seq.training.processes import Group, process_group
 from charseq2seq.training.resume import find_resume_state, new_state, run_identity
-from charseq2seq.training.trainer import Outcome, Trainer, step_budget
+from charseq2seq.training.text_defaults import count_parameters, with_text_defaults
+from charseq2seq.training.trainer import Outcome, Trainer
 
 # What the learning rate is multiplied by after a divergence.
 _RETRY_SCALE = 0.5
-
-# Characters to train on; size base only learns a shorter text by heart.
-_SHORT_TEXT = 2_000_000
 
 # Master weight, gradient and momentum in float32, the working copy and its gradient, the best weights so far, and what
 # a step needs for a while: Muon's update, the copy that is saved.
@@ -89,32 +80,6 @@ def _train(
     raise SuiteError(f"{second.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
 
 
-def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
-    """The settings, with the defaults that depend on the length of the text.
-
-    These are the size of the model, how often the text is read, in which batches, and what keeps the model from
-    learning it by heart.
-    """
-    characters, undecided = corpus.num_train, settings.undecided
-    if "size" in undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
-        sizes: dict[str, Any] = {name: value for name, value in SIZES["small"].items() if name in undecided}
-        reason = "size small: default for a GPU and a text of less than two million characters"
-        settings = replace(settings, size="small", reasons=(*settings.reasons[:-1], reason), **sizes)
-    if settings.batch_size is None:
-        settings = replace(settings, batch_size=suitable_batch_size(settings.device, characters))
-    if undecided >= LIMITS:
-        settings = replace(settings, max_epochs=suitable_epochs(characters))
-    steps_per_epoch = characters / (settings.batch_size * settings.target_length)
-    if settings.dropout is None:
-        config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
-        epochs = (step_budget(settings, characters) or 0) / steps_per_epoch
-        settings = replace(settings, dropout=suitable_dropout(count_parameters(config) / characters, epochs))
-    if settings.weight_decay is None:
-        decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
-        settings = replace(settings, weight_decay=decay)
-    return settings
-
-
 def check_group(settings: Settings, corpus: Corpus, group: Group) -> None:
     """Refuse what a group of processes cannot do.
 
@@ -155,16 +120,6 @@ def check_memory(config: dict[str, Any]) -> None:
             f"train, this machine has {memory / 2**30:.0f} GiB; choose a smaller --d_model, --d_ff or fewer layers.",
             ExitCode.OUT_OF_MEMORY,
         )
-
-
-def count_parameters(config: dict[str, Any]) -> int:
-    """How many weights a model with these keyword arguments of `Transformer` has."""
-    import torch
-
-    from encoder_decoder_transformer import Transformer
-
-    with torch.device("meta"):  # sizes without memory
-        return sum(weight.numel() for weight in Transformer(**config).parameters())
 
 
 def announce(trainer: Trainer) -> None:

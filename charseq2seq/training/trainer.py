@@ -31,6 +31,7 @@ from charseq2seq.training.optimization import build_optimizers, learning_rate_fa
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
 from charseq2seq.training.resume import State, check_figures, does_not_fit
+from charseq2seq.training.text_defaults import step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -41,6 +42,7 @@ _SELECTION_CHARACTERS = 32_768
 _EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
 _EVALUATIONS_PER_MINUTE = 4  # and no more than these
 _LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
+_MEASURED_STEPS = 100  # after so many the run says how long it takes
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 
@@ -153,7 +155,7 @@ class Trainer:
         return self.spent_fraction() >= 1 or (patience is not None and self.state.stale_evaluations >= patience)
 
     def _run(self, stop: StopRequest, progress: Progress) -> None:
-        state = self.state
+        state, first = self.state, self.state.step
         started = time.perf_counter() - state.seconds
         evaluated = self._evaluations_due()
         while True:
@@ -169,6 +171,9 @@ class Trainer:
             evaluated = due
             self.train_step()
             spent = time.perf_counter() - started
+            if state.step == first + _MEASURED_STEPS:
+                whole = format_duration(spent / self.spent_fraction())
+                progress.write(f"this device: {self._speed(spent):,.0f} characters/s, so the run takes about {whole}")
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
     def _evaluations_due(self) -> int:
@@ -361,7 +366,9 @@ class Trainer:
             state.scaler = self.working.scaler.state_dict()
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
-        self.saved, self.saved_at, self.save_cost = True, state.seconds, time.perf_counter() - started
+        self.saved, self.saved_at = True, state.seconds
+        # Rank 0's, or the processes would not save at the same steps.
+        (self.save_cost,) = self.group.sum((time.perf_counter() - started) * (self.group.rank == 0))
 
     def _restore(self) -> None:
         state = self.state
@@ -376,14 +383,6 @@ class Trainer:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []
-
-
-def step_budget(settings: Settings, characters: int) -> int | None:
-    """The most steps of a run: those asked for or those of its epochs, whichever are fewer; None: no such limit."""
-    per_epoch = characters / (settings.batch_size * settings.target_length)
-    limits = [settings.max_steps] if settings.max_steps else []
-    limits += [max(1, math.ceil(settings.max_epochs * per_epoch))] if settings.max_epochs else []
-    return min(limits, default=None)
 
 
 def weights_of(model: Transformer) -> dict[str, Tensor]:
