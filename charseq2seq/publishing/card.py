@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,9 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
     from huggingface_hub import ModelCard
 
     sha256 = str(checkpoint.corpus.get("sha256", "unknown"))
+    parts: Counter[str] = Counter()  # of the model, and how many parameters they have
+    for name, tensor in checkpoint.model_state_dict.items():
+        parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
         _metadata(checkpoint, repo_id),
         template_path=str(_TEMPLATE),
@@ -85,7 +89,7 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
         corpus=_finite_numbers(checkpoint.corpus),
         metrics=_finite_numbers(checkpoint.metrics),
         checkpoint=checkpoint,
-        parts=_count_parameters(checkpoint),
+        parts=dict(parts),
         command=_command(checkpoint),
         seed=SAMPLE_SEED,
         sample_length=SAMPLE_LENGTH,
@@ -127,15 +131,6 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
         model_name=repo_id.partition("/")[2],
         eval_results=results or None,
     )
-
-
-def _count_parameters(checkpoint: Checkpoint) -> dict[str, int]:
-    """Part of the model -> its number of parameters."""
-    counts: dict[str, int] = {}
-    for name, tensor in checkpoint.model_state_dict.items():
-        part = name.partition(".")[0]
-        counts[part] = counts.get(part, 0) + tensor.numel()
-    return counts
 
 
 def _command(checkpoint: Checkpoint) -> str:

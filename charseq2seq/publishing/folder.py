@@ -58,6 +58,9 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> Reposito
     Raises:
         SuiteError: the folder holds something else, or cannot be written.
     """
+    import torch
+    from safetensors.torch import save
+
     from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
@@ -69,7 +72,11 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> Reposito
     curve = draw_training_curve(checkpoint.metrics)
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
-    _write_weights(checkpoint.model_state_dict, folder)
+    # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.model_state_dict.items()}
+    with atomic_write(folder / "pytorch_model.bin") as file:
+        torch.save({"model_state_dict": weights}, file)
+    atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     record = {
         "made_by": MADE_BY,
         "files": sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])]),
@@ -116,18 +123,6 @@ def _claim(folder: Path) -> None:
             f"{folder} holds other files ({', '.join(sorted(found)[:3])} …); choose an empty --output_dir.",
             ExitCode.CANNOT_CREATE,
         )
-
-
-def _write_weights(state: Mapping[str, Any], folder: Path) -> None:
-    """The same weights in both forms: PyTorch's, which the guide names, and safetensors, which cannot hold code."""
-    import torch
-    from safetensors.torch import save
-
-    # Cloned, because a view would drag its whole storage along.
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    with atomic_write(folder / "pytorch_model.bin") as file:
-        torch.save({"model_state_dict": weights}, file)
-    atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
 
 
 def _json(content: Any) -> str:

@@ -6,6 +6,7 @@ documented hook, gives every request a time limit, shortens those sleeps and kee
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -14,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 from charseq2seq.console import is_terminal, log
 from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
@@ -131,7 +131,8 @@ class Hub:
             raise PublishError("not_found", f"{revision} is a tag; a push goes to a branch")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
-        texts = {name: self._text(repo_id, head, name) for name in (CARD, RECORD) if name in files}
+        read = functools.partial(self._text, repo_id, head)
+        texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
         return Remote(head, bool(info.private), revision in branches, tags, files, texts)
 
     def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
@@ -186,16 +187,11 @@ class Hub:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        def download() -> str:
-            # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
-            response = get_session().get(
-                hf_hub_url(repo_id, name, revision=quote(commit, safe=""), endpoint=self.endpoint),
-                headers=build_hf_headers(token=self._token),
-            )
-            hf_raise_for_status(response)
-            return response.content.decode("utf-8", errors="replace")
-
-        return retrying(download)
+        # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
+        url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.endpoint)
+        response = get_session().get(url, headers=build_hf_headers(token=self._token))
+        hf_raise_for_status(response)
+        return response.content.decode("utf-8", errors="replace")
 
 
 def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:

@@ -20,9 +20,16 @@ from charseq2seq.console import log
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import merge_cards
 from charseq2seq.publishing.failures import PublishError, explain
-from charseq2seq.publishing.folder import RepositoryFolder, build_folder, parse_record
-from charseq2seq.publishing.hub import CARD, RECORD, Remote, RemoteFile, retrying
-from charseq2seq.publishing.preflight import PreflightResult, check_remote, preflight, target, user_errors
+from charseq2seq.publishing.folder import RepositoryFolder, build_folder
+from charseq2seq.publishing.hub import CARD, Remote, RemoteFile, retrying
+from charseq2seq.publishing.preflight import (
+    PreflightResult,
+    check_remote,
+    preflight,
+    published_record,
+    target,
+    user_errors,
+)
 from charseq2seq.publishing.proof import prove_folder, run_alone
 from charseq2seq.publishing.secrets import refuse_secrets
 
@@ -143,11 +150,6 @@ class Plan:
             *(Change(name, "removed", published[name].size) for name in sorted(gone)),
         )
         self.has_changes = any(change.state != "same" for change in self.changes)
-
-
-def published_record(remote: Remote | None) -> dict[str, Any] | None:
-    """What the suite wrote of the model that is published, if it wrote anything."""
-    return parse_record(remote.texts.get(RECORD, "")) if remote else None
 
 
 def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
