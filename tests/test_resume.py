@@ -153,7 +153,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
 ) -> None:
     """From the very momenta, too: the step that diverged must not have changed them."""
     assert client.train(user, *SHORT).code == 0
-    ordinary_step, ordinarytrain_step = WorkingCopy.step, Trainer.train_step
+    ordinary_step, ordinary_train_step = WorkingCopy.step, Trainer.train_step
     steps: list[int] = []
     momenta: list[list[torch.Tensor]] = []
 
@@ -161,7 +161,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
         steps.append(trainer.state.step)
         if trainer.state.step == 8:
             momenta.append([state["momentum_buffer"].clone() for state in trainer.optimizers[0].state.values()])
-        ordinarytrain_step(trainer)
+        ordinary_train_step(trainer)
 
     def once_not_a_number(working: WorkingCopy, optimizers: list[torch.optim.Optimizer]) -> None:
         for weight in working.model.parameters() if len(steps) == 1 else []:

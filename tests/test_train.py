@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint
-from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision
-from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.evaluation import evaluate
-from charseq2seq.training.progress import Progress
-from charseq2seq.training.resume import State
-from charseq2seq.training.text_defaults import suitable_weight_decay, with_text_defaults
-from charseq2seq.training.trainer import Trainer
+from charseq2seq.training.text_defaults import suitable_weight_decay
 from charseq2seq.vocabulary import CharVocabulary
-from tests.train_client import ROOT, TINY, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+from tests.train_client import ROOT, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
 from tests.warm_client import WarmClient
 
 Learned = tuple[Trainee, Done]
@@ -36,13 +30,6 @@ def learned(client: WarmClient, tmp_path_factory: pytest.TempPathFactory) -> Lea
     done = client.train(trainee, "--max_steps", "150", "--log_interval", "50", "--learning_rate", "0.05")
     assert done.code == 0, done.log
     return trainee, done
-
-
-def trainer(user: Trainee, *flags: str) -> Trainer:
-    """What trains a tiny model on text.txt, in this process."""
-    asked = read_settings([*TINY, "--device", "cpu", "--model_path", str(user.model), *flags])
-    corpus = load_corpus(user.text, 24)
-    return Trainer(with_text_defaults(resolve_settings(asked, user.text), corpus), corpus, State(identity={}))
 
 
 # --- train
@@ -139,48 +126,6 @@ def test_tiny_shakespeare_is_read_whole(client: WarmClient, user: Trainee) -> No
     assert done.code == 0, done.log
     assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
     assert done.report["characters"] == 111_540
-
-
-# --- the trainer, in this process
-
-
-def test_the_training_loss_is_the_same_however_often_it_is_read(user: Trainee) -> None:
-    curves = []
-    for interval in (1, 7):  # on a GPU it is read now and then
-        training = trainer(user, "--max_steps", "30", "--eval_interval", "10")
-        training.reading_interval = interval
-        training.train()
-        curves.append([point["train_nats_per_char"] for point in training.state.history])
-    assert curves[0] == curves[1] and len(curves[0]) == 3
-
-
-def test_a_long_history_forgets_every_second_evaluation(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charseq2seq.training.trainer._LONGEST_HISTORY", 4)
-    training = trainer(user, "--max_steps", "9", "--eval_interval", "1")
-    training.train()
-    assert [point["step"] for point in training.state.history] == [1, 7, 9]
-
-
-def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
-        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
-        assert shown in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("batch_size", "pieces"), [(4, 3), (9, 8)])
-def test_a_batch_has_the_pieces_that_were_asked_for(batch_size: int, pieces: int, user: Trainee) -> None:
-    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(pieces), "--max_steps", "1"]
-    training, computed = trainer(user, *flags), []
-    model = training.model
-
-    def count(source: Tensor, target: Tensor) -> Tensor:
-        computed.append(len(source))
-        logits: Tensor = model(source, target)
-        return logits
-
-    training.model = count  # type: ignore[assignment]
-    training.train_step()
-    assert len(computed) == pieces and sum(computed) == batch_size
 
 
 # --- evaluate and generate

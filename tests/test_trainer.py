@@ -1,0 +1,258 @@
+"""The trainer in this process: its steps, its budget, when it saves, and the defaults that the text decides."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charseq2seq.corpus import load_corpus
+from charseq2seq.options import Settings, read_settings, resolve_settings
+from charseq2seq.training import trainer as module
+from charseq2seq.training.cuda_graph import why_not
+from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
+from charseq2seq.training.progress import Progress
+from charseq2seq.training.text_defaults import count_parameters, step_budget, with_text_defaults
+from charseq2seq.training.trainer import Trainer
+from tests.train_client import TINY, Trainee, contents, tiny_text, tiny_trainer
+from tests.warm_client import WarmClient
+
+CHARACTERS = int(len(tiny_text()) * 0.9)
+PER_STEP = 4 * 16  # target characters
+
+
+# --- steps
+
+
+def test_the_training_loss_is_the_same_however_often_it_is_read(user: Trainee) -> None:
+    curves = []
+    for interval in (1, 7):  # on a GPU it is read now and then
+        training = tiny_trainer(user, "--max_steps", "30", "--eval_interval", "10")
+        training.reading_interval = interval
+        training.train()
+        curves.append([point["train_nats_per_char"] for point in training.state.history])
+    assert curves[0] == curves[1] and len(curves[0]) == 3
+
+
+def test_a_step_s_loss_is_the_mean_over_the_batch_of_windows_that_come_next(user: Trainee) -> None:
+    """And the step is that of the optimizers by its gradient: a second trainer, by hand."""
+    training, by_hand = (tiny_trainer(user, "--max_steps", "12", "--precision", "fp32") for _ in range(2))
+    text, mean = by_hand.corpus.ids.astype("int64"), math.nan
+    for step in range(12):
+        starts, source_length = by_hand.sampler.next_batch()
+        source = torch.tensor([text[start - source_length : start] for start in starts.tolist()]).long()
+        source = source.reshape(4, source_length)
+        target = torch.tensor([text[start : start + 16] for start in starts.tolist()]).long()
+        loss = F.cross_entropy(by_hand.master(source, target).flatten(0, 1), target.flatten())
+        torch.autograd.backward(loss)
+        for optimizer, full in zip(by_hand.optimizers, (0.04, 0.04 * ADAMW_RATIO), strict=True):
+            for options in optimizer.param_groups:
+                options["lr"].fill_(full * learning_rate_factor((step + 0.5) / 12))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        training.train_step()
+        mean = loss.item() if step == 0 else 0.98 * mean + 0.02 * loss.item()
+        assert training.state.train_loss == pytest.approx(mean, abs=2e-5)
+    for ours, theirs in zip(training.master.parameters(), by_hand.master.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_long_history_forgets_every_second_evaluation(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charseq2seq.training.trainer._LONGEST_HISTORY", 4)
+    training = tiny_trainer(user, "--max_steps", "9", "--eval_interval", "1")
+    training.train()
+    assert [point["step"] for point in training.state.history] == [1, 7, 9]
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
+        Progress(1).show(1, loss, 10.0, 1.0, 0.5)
+        assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(4, 3), (9, 8)])
+def test_a_batch_has_the_parts_that_were_asked_for(batch_size: int, parts: int, user: Trainee) -> None:
+    flags = ["--batch_size", str(batch_size), "--accumulation_steps", str(parts), "--max_steps", "1"]
+    training, computed = tiny_trainer(user, *flags), []
+    model = training.model
+
+    def count(source: Tensor, target: Tensor) -> Tensor:
+        computed.append(len(source))
+        logits: Tensor = model(source, target)
+        return logits
+
+    training.model = count  # type: ignore[assignment]
+    training.train_step()
+    assert len(computed) == parts and sum(computed) == batch_size
+
+
+def test_steps_are_captured_on_a_gpu_unless_something_stands_against_it() -> None:
+    def reason(device: str = "cuda", precision: str = "bf16", checkpointing: bool = False, processes: int = 1) -> str:
+        return why_not(device, precision, checkpointing=checkpointing, processes=processes) or ""
+
+    assert reason() == reason(precision="fp32") == ""
+    assert reason(device="cpu") == "not on cpu" and reason(device="mps") == "not on mps"
+    assert "loss scaling" in reason(precision="fp16")
+    assert "gradient checkpointing" in reason(checkpointing=True)
+    assert "several processes" in reason(processes=2)
+
+
+# --- the budget
+
+
+@pytest.mark.parametrize("epochs", [0.01, 0.5, 1.0, 1.7, 3.0])
+def test_a_budget_in_epochs_is_a_number_of_steps(epochs: float, user: Trainee) -> None:
+    training = tiny_trainer(user, "--max_epochs", str(epochs))
+    assert training.max_steps == max(1, math.ceil(epochs * CHARACTERS / PER_STEP))
+
+
+def test_as_many_steps_are_made_and_the_learning_rate_comes_down_to_zero(
+    user: Trainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors: list[float] = []
+    ordinary = module.set_learning_rates
+
+    def note(optimizers: list[Any], factor: float) -> None:
+        factors.append(factor)
+        ordinary(optimizers, factor)
+
+    monkeypatch.setattr(module, "set_learning_rates", note)
+    training = tiny_trainer(user, "--max_epochs", "1.5")
+    steps = math.ceil(1.5 * CHARACTERS / PER_STEP)
+    outcome = training.train()
+    assert outcome.complete and outcome.steps == len(factors) == steps
+    assert training.state.epoch == 1, "the text was read one and a half times"
+    assert factors == pytest.approx([learning_rate_factor((step + 0.5) / steps) for step in range(steps)])
+    assert factors[-1] == pytest.approx(0.5 / steps / (1 - WARMUP_FRACTION)) and max(factors) > 0.95
+    assert learning_rate_factor(training.spent_fraction()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ("--max_epochs 1 --max_steps 5", 5),
+        ("--max_epochs 0.2 --max_steps 1000", math.ceil(0.2 * CHARACTERS / PER_STEP)),
+        ("--max_epochs 0.2 --max_minutes 100", math.ceil(0.2 * CHARACTERS / PER_STEP)),
+        ("--max_steps 7 --max_minutes 100 --max_epochs 9", 7),
+    ],
+)
+def test_the_first_limit_reached_ends_a_run(limits: str, steps: int, user: Trainee) -> None:
+    outcome = tiny_trainer(user, *limits.split()).train()
+    assert outcome.complete and outcome.steps == steps
+
+
+def test_the_clock_too_ends_a_run_of_many_epochs(user: Trainee) -> None:
+    training = tiny_trainer(user, "--max_epochs", "100000", "--max_minutes", "0.01")
+    outcome = training.train()
+    assert outcome.complete and 0 < outcome.steps < training.max_steps and outcome.seconds >= 0.6
+
+
+def decided(user: Trainee, *flags: str) -> Settings:
+    """The settings of a run, with all defaults."""
+    asked = resolve_settings(read_settings([*TINY, "--device", "cpu", *flags]), user.text)
+    return with_text_defaults(asked, load_corpus(user.text, 24))
+
+
+def test_one_limit_asked_for_switches_the_default_ones_off(user: Trainee) -> None:
+    by_default = decided(user)
+    assert by_default.max_steps is None and by_default.max_epochs and by_default.max_minutes == 4.5
+    assert step_budget(by_default, CHARACTERS) == math.ceil(by_default.max_epochs * CHARACTERS / PER_STEP)
+    for limits in ({"max_steps": 5}, {"max_epochs": 3.0}, {"max_minutes": 2.0}, {"max_steps": 5, "max_minutes": 2.0}):
+        settings = decided(user, *(word for name, value in limits.items() for word in (f"--{name}", str(value))))
+        found = {name: getattr(settings, name) for name in ("max_steps", "max_epochs", "max_minutes")}
+        assert {name: value for name, value in found.items() if value is not None} == limits
+
+
+def test_a_finished_run_is_extended_by_more_epochs(client: WarmClient, user: Trainee) -> None:
+    first, longer = (math.ceil(epochs * CHARACTERS / PER_STEP) for epochs in (0.2, 0.5))
+    assert client.train(user, "--max_epochs", "0.2").report["steps"] == first
+    done = client.train(user, "--max_epochs", "0.5", "--resume", user.resume.name)
+    assert done.code == 0 and f"continuing the finished run at step {first}" in done.log, done.log
+    assert f"run: 0.5 epochs ({longer} steps)" in done.log
+    assert done.report["steps"] == longer
+    state = contents(user.resume)
+    assert state["finished"] and (state["epoch"], state["position"]) == (0, 4 * longer)
+    again = client.train(user, "--max_epochs", "0.5", "--resume", user.resume.name, "--seed", "3")
+    assert again.code == 2 and "seed was 1337, is 3" in again.log
+
+
+# --- defaults that fit together
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--d_model 512", "--d_model 1024", "--num_heads 16", "--num_kv_heads 4", "--num_kv_heads 8"]
+)
+def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that were accepted are not made impossible by the text, which decides the size of the model there."""
+    text = Trainee(tmp_path / "user").text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = resolve_settings(read_settings(["--precision", "fp32", *flags.split()]), text)
+    assert settings.device == "cuda"
+    settings = with_text_defaults(settings, load_corpus(text, 256))
+    assert count_parameters(settings.model_config(66)) > 0
+
+
+def test_key_value_heads_that_do_not_divide_the_heads_are_refused(client: WarmClient, user: Trainee) -> None:
+    done = client.train(user, "--num_heads", "2", "--num_kv_heads", "3", "--max_steps", "1")
+    assert done.code == 2 and "--num_kv_heads" in done.log, done.log
+
+
+# --- when it saves
+
+
+class SlowSaving:
+    """What stands in for a trainer's clock and for writing its state: nothing takes time but as it is told.
+
+    Attributes:
+        now: seconds.
+        spent: of them, on saving.
+        saves: the step of every save.
+    """
+
+    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, cost: float, per_step: float) -> None:
+        self.now, self.spent, self.saves = 0.0, 0.0, []  # type: ignore[var-annotated]
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+        def save(path: Path, state: dict[str, Any]) -> None:
+            self.saves.append(state["step"])
+            self.now += cost
+            self.spent += cost
+
+        def compute(starts: Tensor, source_length: int) -> Tensor:
+            self.now += per_step
+            return torch.tensor(1.0)
+
+        monkeypatch.setattr(module, "save_resume_state", save)
+        trainer.step = compute
+
+
+def test_saving_takes_at_most_a_twentieth_of_the_time(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_trainer(user, "--max_steps", "400", "--eval_interval", "1")
+    clock = SlowSaving(training, monkeypatch, cost=2.0, per_step=1.0)
+    training.train()
+    regular = clock.saves[:-2]  # the last two are those of a run that ends
+    assert regular[0] == 1, "the first evaluation is saved at once"
+    assert 2 * len(regular) <= 0.05 * clock.now + 2
+    assert len(regular) >= 0.8 * 0.05 * clock.now / 2, "and as often as that allows"
+    assert clock.saves[-2:] == [400, 400]
+
+
+def test_cheap_saving_is_done_at_every_evaluation_and_only_then(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_trainer(user, "--max_steps", "60", "--eval_interval", "10")
+    clock = SlowSaving(training, monkeypatch, cost=0.01, per_step=1.0)
+    training.train()
+    assert clock.saves == [10, 20, 30, 40, 50, 60, 60]
+
+
+def test_without_evaluations_a_run_saves_every_five_minutes(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tiny_trainer(user, "--max_steps", "1000", "--eval_interval", "100000")
+    clock = SlowSaving(training, monkeypatch, cost=1.0, per_step=1.0)
+    training.train()
+    seconds = [300, 599, 898]  # with what saving took
+    assert clock.saves[:-2] == pytest.approx(seconds, abs=3)
