@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.console import log, log_errors_only, log_to_file, run_with_report, write_result
@@ -61,24 +61,19 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
     if not is_rank_0():
         return train(settings).stopped_by or 0
-    request = publish_request(args) if args.push_to_hf else None
+    names = ("repo_name", "username", "token", "token_file", "private")
+    request = PushOptions(args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
+    if args.push_to_hf:  # what cannot be pushed is refused before training
+        from charseq2seq.publishing.preflight import preflight
+
+        preflight(request)
     if args.data_path is None:
         prepare()
     outcome = train(settings)
     report_outcome(args, outcome, report)
-    if request is not None and outcome.stopped_by is None:
-        push(args, request, report)
+    if args.push_to_hf and outcome.stopped_by is None:
+        push(request, report)
     return outcome.stopped_by or 0
-
-
-def publish_request(args: Settings) -> PushOptions:
-    """What the publishing flags ask for; what cannot be pushed is refused here, before training."""
-    from charseq2seq.publishing.preflight import preflight
-
-    names = ("repo_name", "username", "token", "token_file", "private")
-    request = PushOptions(model_path=args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
-    preflight(request)
-    return request
 
 
 def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> None:
@@ -121,7 +116,7 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
     return f"the run itself was complete, but the model is not pushed yet: {shlex.join(command)}"
 
 
-def push(args: Settings, request: PushOptions, report: dict[str, Any]) -> None:
+def push(request: PushOptions, report: dict[str, Any]) -> None:
     """Publish the finished model; it stays where it is if that fails."""
     from charseq2seq.publishing.publish import publish
 
@@ -129,7 +124,7 @@ def push(args: Settings, request: PushOptions, report: dict[str, Any]) -> None:
     try:
         pushed = publish(request)
     except SuiteError:
-        log(f"the model is safe in {args.model_path}; push it later with push_to_huggingface.py.")
+        log(f"the model is safe in {request.model_path}; push it later with push_to_huggingface.py.")
         raise
     report |= {"outcome": pushed.state, "url": pushed.url, "commit": pushed.commit}
     write_result(pushed.url + "\n")
@@ -174,14 +169,15 @@ def generate(args: Settings) -> int:
     on_cpu = args.device == "auto" and args.num_samples == 1 and is_small(model)
     generator = TextGenerator(model if on_cpu else model.to(device), vocabulary)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    texts: Iterable[Iterable[str]]
     if args.num_samples == 1:
-        write_result(prompt)
-        for character in generator.stream(prompt, args.num_chars, sampling):
-            write_result(character)
+        texts = [generator.stream(prompt, args.num_chars, sampling)]
     else:
         texts = generator.samples(prompt, args.num_chars, sampling, args.num_samples)
-        for number, text in enumerate(texts):
-            write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt + text)
+    for number, text in enumerate(texts):
+        write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt)
+        for character in text:
+            write_result(character)
     write_result("\n")
     return 0
 

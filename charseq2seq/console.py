@@ -24,19 +24,14 @@ if TYPE_CHECKING:
     import logging
 
 
-class _Output:
-    """What a process says besides stderr and stdout; the only state of this module."""
-
+class _Output:  # the only state of this module
     log_file: logging.Handler | None = None
     errors_only = False
 
 
-_output = _Output()
-
-
 def log_errors_only() -> None:
     """From now on write neither log nor results, only errors: of the processes of one run, rank 0 writes."""
-    _output.errors_only = True
+    _Output.errors_only = True
 
 
 def log_to_file(path: Path) -> None:
@@ -52,7 +47,7 @@ def log_to_file(path: Path) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     file.handleError = lambda record: None  # type: ignore[method-assign] # a full disk must not stop a run
-    _output.log_file = file
+    _Output.log_file = file
 
 
 def is_terminal() -> bool:
@@ -65,7 +60,7 @@ def is_terminal() -> bool:
 
 def log(message: str = "") -> None:
     """Write a message to the log, every line timed unless a person is reading."""
-    if not _output.errors_only:
+    if not _Output.errors_only:
         _write(message)
 
 
@@ -76,10 +71,10 @@ def _write(message: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stderr.write((message if is_terminal() else timed) + "\n")
         sys.stderr.flush()
-    if _output.log_file is not None:
+    if _Output.log_file is not None:
         import logging
 
-        _output.log_file.emit(logging.makeLogRecord({"msg": timed}))
+        _Output.log_file.emit(logging.makeLogRecord({"msg": timed}))
 
 
 def write_result(text: str) -> None:
@@ -89,7 +84,7 @@ def write_result(text: str) -> None:
         BrokenPipeError: its reader went away; `run` turns this into exit code 141.
         SuiteError: it cannot be written, e.g. because it is a file on a full disk.
     """
-    if sys.stdout is None or _output.errors_only:
+    if sys.stdout is None or _Output.errors_only:
         return
     try:
         sys.stdout.write(text)
@@ -111,11 +106,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> int:
-    """Run an entry point with the program's command line, and turn what can go wrong into a sentence and an exit code.
-
-    Args:
-        main: takes the command line (None: the program's own), returns the exit code.
-    """
+    """Run an entry point with the program's command line; what goes wrong becomes a sentence and an exit code."""
     return run_with_report(lambda argv, report: main(argv))
 
 
@@ -148,10 +139,10 @@ def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
     try:
         return do() or ExitCode.OK, {}
     except BaseException as error:
-        ending = ending_of(error)  # raises what is a defect
-        if ending.message:
-            _write(ending.message)
-        return ending.exit_code, ending.facts
+        code, message, facts = ending_of(error)  # raises what is a defect
+        if message:
+            _write(message)
+        return code, facts
 
 
 def _prepare_streams() -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from encoder_decoder_transformer import Transformer
 
-# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: how much free memory is kept at the end of the heap, and
-# from which size on a block has pages of its own, which go back when it is freed; the second is at most 32 MiB.
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: the free memory that is kept, and the size from which on a
+# block has pages of its own, which go back when it is freed (at most 32 MiB).
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
 
@@ -28,18 +28,17 @@ def choose_device(asked: str) -> tuple[str, str]:
     """
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked != "auto":
-        if not available[asked]:
-            raise SuiteError(
-                f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or "
-                "install a PyTorch built for it (pytorch.org/get-started).",
-                ExitCode.USAGE,
-            )
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        device = next(name for name in there if there[name])
+        return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
+    if there[asked]:
         return asked, f"device {asked}: asked for"
-    device = next(name for name, there in available.items() if there)
-    reason = "no GPU found" if device == "cpu" else "found, and faster than the CPU"
-    return device, f"device {device}: {reason}"
+    raise SuiteError(
+        f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or install a "
+        "PyTorch built for it (pytorch.org/get-started).",
+        ExitCode.USAGE,
+    )
 
 
 def choose_precision(asked: str, device: str) -> tuple[str, str]:
@@ -111,9 +110,8 @@ def one_thread() -> Iterator[None]:
 def tune_cpu() -> None:
     """Treat denormal numbers as zero, and keep the memory that this process frees.
 
-    A CPU computes with denormals a hundred times slower. A training step allocates and frees more than 100 MiB: if they
-    go back to the system, the next step has to fetch and clear every page again, a tenth of its time
-    (benchmarks/LOG.md). Up to 1 GiB is kept; blocks of 32 MiB and more still go back. Only glibc has these settings.
+    A CPU computes with denormals a hundred times slower. A training step frees more than 100 MiB; to fetch and clear
+    the pages again takes a tenth of its time (benchmarks/LOG.md). Only glibc has these settings.
     """
     import torch
 

@@ -8,7 +8,6 @@ them rightly; the README prints this table.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -64,23 +63,8 @@ class TerminatedError(KeyboardInterrupt):
     """SIGTERM, where nothing finer watches for it: like Ctrl-C, no `except Exception` on its way may swallow it."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a program ends.
-
-    Attributes:
-        exit_code: its status.
-        message: for the log; empty: nothing.
-        facts: for the JSON on stdout, where the program writes any.
-    """
-
-    exit_code: ExitCode
-    message: str
-    facts: dict[str, Any]
-
-
-def ending_of(error: BaseException) -> Ending:
-    """How a program ends that an exception has ended.
+def ending_of(error: BaseException) -> tuple[ExitCode, str, dict[str, Any]]:
+    """How a program ends that an exception has ended: its status, a message for the log, facts for the JSON on stdout.
 
     Raises:
         BaseException: `error` itself, where it is a defect of ours: its traceback is wanted.
@@ -90,13 +74,13 @@ def ending_of(error: BaseException) -> Ending:
         error = SuiteError(advice, ExitCode.OUT_OF_MEMORY)
     if isinstance(error, SuiteError):
         message = str(error)
-        return Ending(error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts)
+        return error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts
     if isinstance(error, TerminatedError):
-        return Ending(ExitCode.TERMINATED, "terminated.", {"outcome": "stopped"})
+        return ExitCode.TERMINATED, "terminated.", {"outcome": "stopped"}
     if isinstance(error, KeyboardInterrupt):
-        return Ending(ExitCode.INTERRUPTED, "interrupted.", {"outcome": "stopped"})
+        return ExitCode.INTERRUPTED, "interrupted.", {"outcome": "stopped"}
     if isinstance(error, BrokenPipeError):  # nobody reads stdout any more
-        return Ending(ExitCode.OUTPUT_CLOSED, "", {})
+        return ExitCode.OUTPUT_CLOSED, "", {}
     raise error
 
 

@@ -1,7 +1,7 @@
 """The options of both programs, a row each: flag, range, default, help, and what else depends on them.
 
-From a row come the parser and `--help`, `Settings`, what a checkpoint records of its run, what makes a resumed run the
-same run, and the command on the model card. A new option is one row here and its use.
+A row gives the parser, `--help`, what a checkpoint records of its run, what makes a resumed run the same run, and the
+command on the model card. A new option is one row here and its use.
 """
 
 # ruff: noqa: RUF009 (a row is a dataclass field, made by a function)
@@ -15,21 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from charseq2seq.command_line import (
-    FILE,
-    NAME,
-    SWITCH,
-    TEXT,
-    TOKEN,
-    Kind,
-    PerDevice,
-    number,
-    one_of,
-    option,
-    options_of,
-    read_options,
-    whole,
-)
+from charseq2seq.command_line import FILE, SWITCH, Kind, number, one_of, option, options_of, read_options, whole
 from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
@@ -55,7 +41,9 @@ LARGEST_BIGRAM_VOCABULARY = 512
 MODEL = "model (train; defaults depend on the device and are printed)"
 DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
 
-_RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True, "in_command": True}
+_POSITIVE = ("a finite number above 0", lambda x: x > 0)
+_NOT_NEGATIVE = ("a finite number at least 0", lambda x: x >= 0)
+_RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
 
 def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
@@ -70,6 +58,7 @@ _course = _rows("run (train)", "train")  # how it goes on, not what it results i
 _memory = _rows("memory and speed (train)", "train", recorded=True)
 _publishing = _rows("publishing (train)", "train", needs="push_to_hf")
 _text = _rows("text (generate)", "generate")
+_NAME, _TEXT, _TOKEN = Kind("NAME"), Kind("TEXT"), Kind("TOKEN")
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
@@ -99,8 +88,7 @@ class Settings:
         one_of("auto", "cpu", "cuda", "mps"),
         "where to compute (default: auto, a GPU if there is one; but a small model generates on the CPU, faster)",
         "auto",
-        recorded=True,
-        changes_weights=True,
+        **_RESULT,
     )
     precision: str = _what(
         one_of("auto", "fp32", "bf16", "fp16"),
@@ -122,9 +110,9 @@ class Settings:
     # The model; what has no default here has the one of its size.
     size: str = _rows(MODEL, "train")(
         one_of(*SIZES),
-        "tiny (2 million parameters), small (12), base (27) or large (212); weights, gradients and optimizer take 0.1, "
-        "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it",
-        PerDevice("tiny", "base"),
+        "tiny (2 million parameters), small (13), base (28) or large (220); weights, gradients and optimizer take 0.1, "
+        "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it (default: tiny "
+        "on a CPU, base on a GPU)",
     )
     d_model: int = _model(whole(2, 65_536), "features per position")
     num_heads: int = _model(whole(1, 1024), "attention heads; d_model / num_heads must be even")
@@ -133,7 +121,7 @@ class Settings:
     num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
     d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
     dropout: float = _model(
-        number(0, 1, below=True),
+        number("a number at least 0 and below 1", lambda x: 0 <= x < 1),
         "fraction of features dropped in training (default: 0, up to 0.2 where a large model reads a small text often)",
     )
     source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
@@ -142,15 +130,13 @@ class Settings:
     # The run; the first limit reached ends it.
     max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
     max_epochs: float | None = _run(
-        number(0, above=True),
-        "end after so many epochs, passes over the text (default: chosen by the sizes of model and text, none with "
-        "another limit)",
+        number(*_POSITIVE),
+        "end after so many epochs, passes over the text (default: chosen by the length of the text, none with another "
+        "limit)",
     )
     max_minutes: float | None = _run(
-        number(0, above=True),
+        number(*_POSITIVE),
         "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
-        PerDevice(4.5, 10.0),  # the final evaluation and the sample take the rest of five
-        in_command=False,  # another machine does not make as many steps in as many minutes
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
     batch_size: int = _run(
@@ -158,14 +144,17 @@ class Settings:
         "windows per step, of all processes (default: 16 on a CPU; 32 on a GPU, 128 for more than 10 million "
         "characters)",
     )
-    learning_rate: float = _run(number(0, 1e36, above=True), "of Muon, at its highest", 0.04)
+    learning_rate: float = _run(
+        number("a number above 0 and at most 1e+36", lambda x: 0 < x <= 1e36), "of Muon, at its highest", 0.04
+    )
     weight_decay: float | None = _run(
-        number(0), "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"
+        number(*_NOT_NEGATIVE),
+        "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)",
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
     resume: str = _course(
-        Kind("auto|never|FILE", str),
+        Kind("auto|never|FILE"),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
         "auto",
     )
@@ -178,20 +167,23 @@ class Settings:
     )
 
     push_to_hf: bool = _publishing(SWITCH, "push to the Hugging Face Hub when training has ended", needs="")
-    hf_repo_name: str = _publishing(NAME, "repository name", DEFAULT_REPO_NAME)
-    hf_username: str | None = _publishing(NAME, _OWNER_HELP)
-    hf_token: str | None = _publishing(TOKEN, _TOKEN_HELP, excludes="hf_token_file")
+    hf_repo_name: str = _publishing(_NAME, "repository name", DEFAULT_REPO_NAME)
+    hf_username: str | None = _publishing(_NAME, _OWNER_HELP)
+    hf_token: str | None = _publishing(_TOKEN, _TOKEN_HELP, excludes="hf_token_file")
     hf_token_file: Path | None = _publishing(FILE, "file that holds the token")
     hf_private: bool = _publishing(SWITCH, "create a private repository")
 
-    prompt: str = _text(TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
+    prompt: str = _text(_TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
     prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
     num_chars: int = _text(whole(0), "characters to write", 500)
     num_samples: int = _text(whole(1), "texts to write", 1)
-    temperature: float = _text(number(0), "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
+    temperature: float = _text(
+        number(*_NOT_NEGATIVE), "0 takes the likeliest character, 1 samples from the model as it is", 0.8
+    )
     top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
     top_p: float | None = _text(
-        number(0, 1, above=True), "sample from the fewest characters with this total probability (default: 1, all)"
+        number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
+        "sample from the fewest characters with this total probability (default: 1, all)",
     )
 
     reasons: tuple[str, ...] = ()
@@ -228,7 +220,8 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
         steps: how many it was trained for. They are asked for even where the clock ended the run, because another
             machine does not make as many in the same time.
     """
-    told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.in_command}
+    told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.changes_weights}
+    told |= {"device": None, "max_minutes": None}
     if training_args.get("max_minutes") or not told["max_steps"]:
         told["max_steps"] = steps
     return [
@@ -247,8 +240,6 @@ def read_settings(argv: Sequence[str] | None, description: str | None = None) ->
 
 
 def _contradictions(asked: Settings) -> Iterator[str]:
-    if asked.d_model and asked.num_heads:
-        yield from _head_problems(asked.d_model, asked.num_heads)
     names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
     given = [(f"--{name}", path) for name in names if (path := getattr(asked, name)) is not None]
     if impossible := [f"{name} holds a NUL character" for name, path in given if "\0" in str(path)]:
@@ -279,31 +270,27 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     problems: list[str] = []
     device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
     precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
-    kind = "CPU" if device == "cpu" else "GPU"
-    defaults = {
-        name: getattr(row.default, kind.lower()) for name, row in OPTIONS.items() if isinstance(row.default, PerDevice)
-    }
-    undecided = frozenset(name for name, row in OPTIONS.items() if getattr(asked, name) in (None, row.default))
-    if not undecided >= LIMITS:
-        del defaults["max_minutes"]  # whoever counts steps or epochs does not want a clock
-    size = asked.size or defaults["size"]
-    size_reason = f"size {size}: " + ("asked for" if asked.size else f"default for a {kind}")
+    undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
+    size = asked.size or ("tiny" if device == "cpu" else "base")
+    size_reason = f"size {size}: " + (
+        "asked for" if asked.size else f"default for a {'CPU' if device == 'cpu' else 'GPU'}"
+    )
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
-    defaults |= SIZES[size]
+    defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
+    if undecided >= LIMITS:  # whoever counts steps or epochs does not want a clock
+        defaults["max_minutes"] = 4.5 if device == "cpu" else 10.0  # evaluation and sample take the rest of five
     settings = replace(
         asked,
-        **{name: value for name, value in defaults.items() if getattr(asked, name) is None},
+        **{name: value for name, value in defaults.items() if name in undecided},
         data_path=data_path,
         device=device,
         precision=precision,
-        num_threads=asked.num_threads or torch.get_num_threads(),
         hf_token=None,  # not needed for training, and nothing that is not there can leak
         reasons=(device_reason, precision_reason, size_reason),
         undecided=undecided,
     )
-    problems += [*_length_problems(settings), *_head_problems(settings.d_model, settings.num_heads)]
-    if problems:
+    if problems := [*problems, *_size_problems(settings)]:
         raise SuiteError(list_problems(problems), ExitCode.USAGE)
     return settings
 
@@ -319,26 +306,21 @@ def _collect_problem(
         return instead, ""
 
 
-def _length_problems(settings: Settings) -> list[str]:
+def _size_problems(settings: Settings) -> Iterator[str]:
     from charseq2seq.checkpoint import LARGEST_TABLE
 
+    d_model, num_heads = settings.d_model, settings.num_heads
+    if d_model % (2 * num_heads):
+        near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
+        problem = f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size"
+        yield f"{problem}; choose --d_model {near}, say."
     source_length, target_length = settings.source_length, settings.target_length
-    longest = LARGEST_TABLE * settings.num_heads // settings.d_model
-    if source_length + target_length <= longest:
-        return []
-    return [
-        f"--source_length {source_length:,} and --target_length {target_length:,} are together more than {longest:,}, "
-        "the most that a model file may have with this --d_model; choose shorter ones or more heads."
-    ]
-
-
-def _head_problems(d_model: int, num_heads: int) -> list[str]:
-    if d_model % num_heads == 0 and d_model // num_heads % 2 == 0:
-        return []
-    near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
-    return [
-        f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size; choose --d_model {near}, say."
-    ]
+    longest = LARGEST_TABLE * num_heads // d_model
+    if source_length + target_length > longest:
+        yield (
+            f"--source_length {source_length:,} and --target_length {target_length:,} are together more than "
+            f"{longest:,}, the most that a model file may have with this --d_model; choose shorter ones or more heads."
+        )
 
 
 # --- push_to_huggingface.py
@@ -353,24 +335,24 @@ class PushOptions:
     model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
     output_dir: Path | None = _what(Kind("DIR", Path), "build the repository folder here and leave it")
     only_if_better: float | None = _what(
-        number(0, metavar="MARGIN"),
+        number(*_NOT_NEGATIVE, "MARGIN"),
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
         without_value=0.0,
     )
-    repo_name: str = _where(NAME, "repository name", DEFAULT_REPO_NAME)
-    username: str | None = _where(NAME, _OWNER_HELP)
+    repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
+    username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")
-    revision: str = _where(Kind("BRANCH", str), "branch to push to, made if needed", "main")
+    revision: str = _where(Kind("BRANCH"), "branch to push to, made if needed", "main")
     create_pr: bool = _where(SWITCH, "propose the push as a pull request")
-    tag: str | None = _where(Kind("TAG", str), "name the commit, e.g. v1.0")
-    commit_message: str | None = _where(TEXT, "commit message (default: loss, steps and version)")
+    tag: str | None = _where(Kind("TAG"), "name the commit, e.g. v1.0")
+    commit_message: str | None = _where(_TEXT, "commit message (default: loss, steps and version)")
     overwrite: bool = _where(SWITCH, "push over a repository that this suite did not make")
-    token: str | None = _who(TOKEN, _TOKEN_HELP, excludes="token_file")
+    token: str | None = _who(_TOKEN, _TOKEN_HELP, excludes="token_file")
     token_file: Path | None = _who(FILE, "file that holds the token")
     check: bool = _how(SWITCH, "only find out whether a push could work", excludes="dry_run")
     dry_run: bool = _how(SWITCH, "do everything but send, and print the plan")
     no_verify: bool = _how(SWITCH, "do not download and run what was pushed")
-    timeout: float = _how(number(0, above=True, metavar="SECONDS"), "seconds to wait for one answer", 60.0)
+    timeout: float = _how(number(*_POSITIVE, "SECONDS"), "seconds to wait for one answer", 60.0)
     json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
 

@@ -9,8 +9,8 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.errors import ExitCode
-from tests.hub.server import WRITE, HubServer, hub_with_people
+from tests.hub.server import WRITE, HubServer
 from tests.push_client import ALL_FILES
 from tests.train_client import ROOT, TINY, tiny_text
 
@@ -47,8 +47,8 @@ class Machine:
         self.suite = home / "charseq2seq"
         self.log = self.suite / "nightly.log"
         self.suite.mkdir()
-        for name in ("train_transformer.py", "push_to_huggingface.py", ".venv"):
-            (self.suite / name).symlink_to(ROOT / name)
+        (self.suite / "train_transformer.py").symlink_to(ROOT / "train_transformer.py")
+        (self.suite / ".venv").symlink_to(sys.prefix)
         shutil.copytree(NIGHTLY, self.suite / "examples" / "nightly")
         login = home / ".cache" / "huggingface" / "token"
         login.parent.mkdir(parents=True)
@@ -87,13 +87,6 @@ class Machine:
     def reports(self) -> list[dict[str, Any]]:
         """The JSON line of every night so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub with people and with Xet."""
-    with hub_with_people() as server:
-        yield server
 
 
 def child_of(shell: subprocess.Popen[str]) -> int:
@@ -156,20 +149,17 @@ def test_cron_reads_the_line_as_it_is_meant() -> None:
     assert (NIGHTLY / "crontab").read_text().endswith("\n"), "cron ignores a last line that does not end"
 
 
-def units() -> dict[str, configparser.RawConfigParser]:
-    """The systemd units."""
-    parsed = {}
-    for path in NIGHTLY.glob("charseq2seq-nightly.*"):
-        parser = configparser.RawConfigParser(strict=True)
-        parser.optionxform = str  # type: ignore[assignment, method-assign] # names have capitals
-        parser.read(path)
-        parsed[path.suffix] = parser
-    return parsed
+def unit(kind: str) -> configparser.RawConfigParser:
+    """A systemd unit."""
+    parser = configparser.RawConfigParser(strict=True)
+    parser.optionxform = str  # type: ignore[assignment, method-assign] # names have capitals
+    parser.read(NIGHTLY / f"charseq2seq-nightly.{kind}")
+    return parser
 
 
 def test_systemd_runs_the_same_command_at_the_same_time() -> None:
     (minute, hour, *_), command = crontab_line()
-    service, timer = units()[".service"]["Service"], units()[".timer"]["Timer"]
+    service, timer = unit("service")["Service"], unit("timer")["Timer"]
     words = service["ExecStart"].removeprefix("%h/charseq2seq/")
     assert words in command and service["WorkingDirectory"] == "%h/charseq2seq"
     assert f"{int(hour):02}:{int(minute):02}:00" in timer["OnCalendar"]
@@ -179,7 +169,8 @@ def test_systemd_runs_the_same_command_at_the_same_time() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    (tmp_path / "charseq2seq").symlink_to(ROOT)
+    (tmp_path / "charseq2seq").mkdir()
+    (tmp_path / "charseq2seq" / ".venv").symlink_to(sys.prefix)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--user", *sorted(map(str, NIGHTLY.glob("charseq2seq-nightly.*")))],
         env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(tmp_path)},
