@@ -14,6 +14,7 @@ from torch import Tensor
 
 from charseq2seq.corpus import load_corpus
 from charseq2seq.options import Settings, read_settings, resolve_settings
+from charseq2seq.training import optimization
 from charseq2seq.training import trainer as module
 from charseq2seq.training.cuda_graph import why_not
 from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
@@ -116,7 +117,7 @@ def test_as_many_steps_are_made_and_the_learning_rate_comes_down_to_zero(
     user: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors: list[float] = []
-    ordinary = module.set_learning_rates
+    ordinary = optimization.set_learning_rates
 
     def note(optimizers: list[Any], factor: float) -> None:
         factors.append(factor)
@@ -150,7 +151,8 @@ def test_the_first_limit_reached_ends_a_run(limits: str, steps: int, user: Train
 def test_the_clock_too_ends_a_run_of_many_epochs(user: Trainee) -> None:
     training = tiny_trainer(user, "--max_epochs", "100000", "--max_minutes", "0.01")
     outcome = training.train()
-    assert outcome.complete and 0 < outcome.steps < training.max_steps and outcome.seconds >= 0.6
+    assert training.max_steps and outcome.complete
+    assert 0 < outcome.steps < training.max_steps and outcome.seconds >= 0.6
 
 
 def decided(user: Trainee, *flags: str) -> Settings:
