@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE
-from tests.hub.server import HubServer
+from tests.hub.server import ONE_REPO, STRANGER, WHOLE_ORG, WRITE, HubServer
 from tests.push_client import ALL_FILES, NAME, REPO, Publisher, tiny_checkpoint, titles
 
 
