@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def _denormals() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def client() -> Iterator[WarmClient]:
     """Runs command lines."""
-    with WarmClient() as warm:
+    with contextlib.closing(WarmClient()) as warm:
         yield warm
 
 
