@@ -218,8 +218,12 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`, but its fields are not looked at."""
-    return _load(path, _RESUME)
+    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`; only some fields are checked here."""
+    content = _load(path, _RESUME)
+    named = all(isinstance(name, str) for name in content)
+    if not named or not _is_json([content.get("identity"), content.get("finished")]):
+        raise _unusable(path, "the run's identity is not what JSON can hold")
+    return content
 
 
 def _save(path: Path, kind: str, content: dict[str, Any]) -> None:

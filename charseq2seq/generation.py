@@ -45,20 +45,15 @@ def read_prompt(path: Path) -> str:
         with path.open("rb") as file:  # also a pipe; /dev/zero must end
             content = file.read(_LARGEST_PROMPT + 1)
         if len(content) > _LARGEST_PROMPT:
-            raise SuiteError(
-                f"the prompt {path} has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that.",
-                ExitCode.BAD_DATA,
-            )
+            problem = f"has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
+            raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA)
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise SuiteError(
-            f"the prompt {path} is not UTF-8 (byte offset {error.start:,}); convert it.", ExitCode.BAD_DATA
-        ) from error
+        problem = f"is not UTF-8 (byte offset {error.start:,}); convert it."
+        raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA) from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SuiteError(
-            f"the prompt {path} cannot be read: {reason}; check --prompt_file.", ExitCode.NO_INPUT
-        ) from error
+        problem = f"cannot be read: {error.strerror or error}; check --prompt_file."
+        raise SuiteError(f"the prompt {path} {problem}", ExitCode.NO_INPUT) from error
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
@@ -69,12 +64,9 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
     """
     missing = vocabulary.unknown_characters(prompt)
     if missing and unknown == "error":
-        listed = ", ".join(describe_character(character) for character in missing)
-        raise SuiteError(
-            f"the prompt has {len(missing)} character{'s' * (len(missing) > 1)} that the model never saw: {listed}; "
-            "leave them out or add --unknown skip.",
-            ExitCode.BAD_DATA,
-        )
+        number = f"{len(missing)} character{'s' * (len(missing) > 1)}"
+        problem = f"the prompt has {number} that the model never saw: {', '.join(map(describe_character, missing))}"
+        raise SuiteError(f"{problem}; leave them out or add --unknown skip.", ExitCode.BAD_DATA)
     return prompt.translate(dict.fromkeys(map(ord, missing)))
 
 

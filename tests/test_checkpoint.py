@@ -8,10 +8,8 @@ import os
 import pickle
 import random
 import re
-import struct
 import subprocess
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +18,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.campaigns.fuzz import MEMORY_ALLOWANCE, read_parts, write_parts
-from benchmarks.machine import peak_memory
 from charseq2seq.checkpoint import (
     Checkpoint,
     library_versions,
@@ -52,8 +48,8 @@ def content_of(path: Path) -> Content:
     return dict(torch.load(path, weights_only=True))
 
 
-def refused(path: Path, said: str = "", code: ExitCode = ExitCode.BAD_DATA) -> str:
-    """Assert that both loaders refuse a file in one sentence that names it, and return the sentence."""
+def refused(path: Path, said: str = "", code: ExitCode = ExitCode.BAD_DATA) -> None:
+    """Assert that both loaders refuse a file in one sentence that names it."""
     sentence = ""
     for load in (load_resume_state, load_checkpoint):
         with pytest.raises(SuiteError) as refusal:
@@ -63,7 +59,6 @@ def refused(path: Path, said: str = "", code: ExitCode = ExitCode.BAD_DATA) -> s
         assert str(path) in sentence
         assert "\n" not in sentence
     assert re.search(said, sentence), sentence
-    return sentence
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -109,23 +104,15 @@ def test_a_checkpoint_is_plain(path: Path) -> None:
     assert all(type(version) is str for version in library_versions().values())
 
 
-def test_a_view_does_not_drag_its_storage_along(path: Path) -> None:
-    size = path.stat().st_size
-    checkpoint = tiny_checkpoint()
-    weights = dict(checkpoint.model_state_dict)
-    weights["head.weight"] = torch.zeros(1000, *weights["head.weight"].shape).copy_(weights["head.weight"])[7]
-    save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=weights))
-    assert path.stat().st_size == pytest.approx(size, abs=1000)
-    assert_same(dict(load_checkpoint(path).model_state_dict), dict(checkpoint.model_state_dict))
-
-
-def test_a_model_may_be_bound_for_training_or_transposed(path: Path) -> None:
-    checkpoint = tiny_checkpoint()
-    weights = {
+def test_views_parameters_and_transposed_weights_are_saved_as_plain_ones(path: Path) -> None:
+    size, checkpoint = path.stat().st_size, tiny_checkpoint()
+    weights: Content = {
         name: torch.nn.Parameter(weight.T.contiguous().T if weight.dim() == 2 else weight)
         for name, weight in checkpoint.model_state_dict.items()
     }
+    weights["head.weight"] = torch.zeros(1000, *weights["head.weight"].shape).copy_(weights["head.weight"].detach())[7]
     save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=weights))
+    assert path.stat().st_size == pytest.approx(size, abs=1000), "a view does not bring its storage along"
     assert_same(dict(load_checkpoint(path).model_state_dict), dict(checkpoint.model_state_dict))
 
 
@@ -154,16 +141,12 @@ def test_a_resume_state_comes_back(tmp_path: Path) -> None:
     )
 
 
-def test_a_long_history_does_not_lock_its_model_up(path: Path) -> None:
+def test_a_long_history_or_a_large_alphabet_does_not_lock_its_model_up(path: Path) -> None:
     point = {"step": 123_456, "seconds": 0.123, "train_nats_per_char": 1.234, "nats_per_char": 1.5}
     save_checkpoint(path, tiny_checkpoint(history=[dict(point) for _ in range(10_000)]))
     assert len(load_checkpoint(path).metrics["history"]) == 10_000
-
-
-def test_a_large_alphabet_does_not_lock_its_model_up(path: Path) -> None:
-    characters = [chr(i) for i in range(0x4E00, 0x4E00 + 20_000)]
     config = {**tiny_checkpoint().config, "vocab_size": 20_001, "d_model": 8, "num_heads": 1, "bigram": False}
-    vocab = {"<start>": 0} | {character: i for i, character in enumerate(characters, start=1)}
+    vocab = {"<start>": 0} | {chr(0x4E00 + i): i for i in range(1, 20_001)}
     weights = Transformer(**config).state_dict()
     save_checkpoint(path, dataclasses.replace(tiny_checkpoint(), config=config, vocab=vocab, model_state_dict=weights))
     assert len(load_checkpoint(path).vocabulary()) == 20_001
@@ -280,14 +263,11 @@ def test_other_calls_are_not_made_either(path: Path) -> None:
 @pytest.mark.parametrize(
     "foreign",
     [
-        {"layer.weight": torch.ones(2)},
         torch.nn.Linear(2, 2).state_dict(),
         {"model_state_dict": {}, "config": {}, "vocab": {}},
         {"format": "charseq2seq"},
         torch.ones(3),
-        [1],
         None,
-        "text",
     ],
 )
 def test_a_file_of_another_project_is_refused(foreign: Any, path: Path) -> None:
@@ -303,19 +283,20 @@ def test_model_and_resume_state_are_not_taken_for_each_other(path: Path) -> None
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("version", [5, 10**6, 0, -1, True, 4.0, "4", None, torch.ones(1), [4]])
-def test_an_unknown_format_is_refused(version: Any, path: Path) -> None:
-    torch.save(content_of(path) | {"format_version": version}, path)
-    with pytest.raises(SuiteError, match=r"its format version is .*, this suite reads 4; update the suite; restore"):
-        load_checkpoint(path)
+@pytest.mark.parametrize(
+    "odd", [{"identity": torch.ones(2)}, {"identity": {1: "x"}}, {"finished": torch.ones(2)}, {7: "a field"}]
+)
+def test_a_resume_state_of_an_odd_run_is_refused(odd: Content, path: Path) -> None:
+    save_resume_state(path, {"identity": {"seed": 1}, "finished": False} | odd)
+    with pytest.raises(SuiteError, match="the run's identity is not what JSON can hold"):
+        load_resume_state(path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_an_older_format_is_refused(version: int, path: Path) -> None:
+@pytest.mark.parametrize("version", [5, 10**6, 0, -1, True, 4.0, "4", None, torch.ones(1), [4], 1, 2, 3])
+def test_another_format_is_refused(version: Any, path: Path) -> None:
     torch.save(content_of(path) | {"format_version": version}, path)
-    refusal = rf"format version is {version}, .* reads 4; use the version of the suite that wrote it"
-    with pytest.raises(SuiteError, match=refusal):
-        load_checkpoint(path)
+    remedy = "use the version of the suite that wrote it" if repr(version) in "123" else "update the suite"
+    refused(path, rf"its format version is .*, this suite reads 4; {remedy}; restore")
 
 
 # --- parts that do not fit
@@ -341,7 +322,6 @@ def poisoned(value: float) -> Callable[[Content], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
-    "no weights": (lambda content: content.pop("model_state_dict"), "it lacks model_state_dict"),
     "no weights and no vocabulary": (
         lambda content: content.update(model_state_dict=None, vocab=[]),
         "it lacks model_state_dict, vocab",
@@ -349,38 +329,23 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     # the vocabulary
     "a character too few": (lambda content: content["vocab"].popitem(), "differ in size"),
     "a character too many": (lambda content: content["vocab"].update({"🎭": len(content["vocab"])}), "differ in size"),
-    "an index that is none": (lambda content: content["vocab"].update({"R": 1.0}), "indices are not"),
-    "an index that is a tensor": (lambda content: content["vocab"].update({"R": torch.ones(2)}), "vocab"),
     "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
     "an empty vocabulary": (lambda content: content["vocab"].clear(), "empty"),
     # the weights
     "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
-    "infinity": (poisoned(math.inf), "not finite"),
     "a weight missing": (lambda content: content["model_state_dict"].popitem(), "do not fit this version of the model"),
     "a weight too many": (having("model_state_dict", extra=torch.ones(1)), "do not fit this version of the model"),
-    "a weight of another name": (
-        lambda content: content["model_state_dict"].update(x=content["model_state_dict"].popitem()[1]),
-        "do not fit this version of the model",
-    ),
-    "a weight without a name": (lambda content: content["model_state_dict"].update({3: torch.ones(1)}), "do not fit"),
     "a weight transposed": (with_weight(lambda weight: weight.T), "do not fit this version of the model"),
-    "a weight of whole numbers": (with_weight(lambda weight: weight.long()), "is not a float32 tensor"),
     "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
     "a weight that is a list": (with_weight(lambda weight: weight.tolist()), "is not a float32 tensor"),
-    "a weight that is nothing": (with_weight(lambda weight: None), "is not a float32 tensor"),
     # the config
-    "no config": (lambda content: content["config"].clear(), "differ in size"),
     "an unknown argument": (having("config", extra=1), "do not fit this version of the model .*'extra'"),
     "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
     "a broken size": (having("config", source_length=8.0), "its config has 8.0 for source_length"),
-    "a size in words": (having("config", d_ff="32"), "its config has '32' for d_ff"),
     "no size": (having("config", d_model=None), "its config has None for d_model"),
-    "a list of sizes": (having("config", d_model=[16]), r"its config has \[16\] for d_model"),
     "a tensor for a size": (having("config", d_model=torch.tensor(16)), "config"),
     "a number for a truth": (having("config", bigram=1), "its config has 1 for bigram"),
-    "dropout in words": (having("config", dropout="0"), "for dropout"),
     "dropout that is no number": (having("config", dropout=math.nan), "dropout must be at least 0"),
-    "all dropped": (having("config", dropout=1.0), "dropout must be at least 0"),
     "a negative length": (having("config", source_length=-1), "source_length must be at least 1"),
     "a start that is no token": (having("config", start_id=10**6), "start_id must be"),
     "no heads": (having("config", num_heads=0), "num_heads must be at least 1"),
@@ -389,37 +354,25 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "another vocabulary size": (having("config", vocab_size=10), "differ in size"),
     "another number of layers": (having("config", num_decoder_layers=2), "do not fit this version of the model"),
     "layers without end": (having("config", num_encoder_layers=10**6), "more memory than its weights"),
-    "a gigantic model": (having("config", d_model=10**9), "more memory than its weights"),
     "a gigantic block": (having("config", d_ff=10**13), "more memory than its weights"),
     "a size beyond all": (having("config", d_ff=10**100), "more memory than its weights"),
-    "a gigantic source": (having("config", source_length=2**40), "more memory than its weights"),
     "a gigantic target": (having("config", target_length=10**100), "more memory than its weights"),
     # the facts
     "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
-    "a loss in words": (having("metrics", nats_per_char="x"), "its metrics lack a loss"),
     "a loss that is true": (having("metrics", nats_per_char=True), "its metrics lack a loss"),
     "a loss that is no number": (having("metrics", nats_per_char=math.nan), "its metrics lack a loss"),
-    "a loss that is a tensor": (having("metrics", nats_per_char=torch.ones(1)), "metrics"),
     "a loss beyond all": (having("metrics", nats_per_char=10**400), "its metrics lack a loss"),
     "bits in words": (having("metrics", bits_per_char="x"), "are not numbers"),
-    "steps in a list": (having("metrics", steps=[1]), "are not numbers"),
     "infinite seconds": (having("metrics", seconds=math.inf), "are not numbers"),
     "a history that is none": (having("metrics", history="x"), "its history"),
     "a history of numbers": (having("metrics", history=[1, 2]), "its history"),
     "a history without steps": (having("metrics", history=[{"nats_per_char": 1.0}]), "its history"),
     "a history of words": (having("metrics", history=[{"step": 1, "nats_per_char": "x"}]), "its history"),
-    "a history of truths": (having("metrics", history=[{"step": True}]), "its history"),
     "a metric without a name": (lambda content: content["metrics"].update({1: 2}), "its metrics are not what JSON"),
     "no text": (lambda content: content["corpus"].clear(), "its corpus lacks"),
-    "a text without a name": (having("corpus", name=None), "its corpus lacks"),
     "a text without a hash": (having("corpus", sha256=7), "its corpus lacks"),
     "characters in words": (having("corpus", characters="many"), "its corpus lacks"),
     "a negative split": (having("corpus", train_characters=-1), "its corpus lacks"),
-    "a split that is no number": (having("corpus", train_characters=math.nan), "its corpus lacks"),
-    "a tensor among the arguments": (
-        having("training_args", seed=torch.ones(1)),
-        "its training_args are not what JSON",
-    ),
     "a tuple among the arguments": (having("training_args", betas=(1, 2)), "its training_args are not what JSON"),
     "names that are none": (lambda content: content["environment"].update({"a": {2: 1}}), "its environment are not"),
 }
@@ -452,119 +405,6 @@ def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
     checkpoint = load_checkpoint(path)
     assert len(TextGenerator(checkpoint.build_model(), checkpoint.vocabulary()).generate("", 9, Sampling())) == 9
     assert "caf" in render_card(checkpoint, "alice/m", [], None)
-
-
-# --- small files that would be large in memory
-
-
-def bomb_of_shared_lists(content: Content) -> None:
-    """Two to the power of fourteen lists when it is written out, and more."""
-    shared: list[Any] = ["x" * 1000]
-    for _ in range(14):
-        shared = [shared, shared]
-    content["environment"] = {"of": shared, "and": shared}
-    for _ in range(12):
-        content["environment"] = {"of": content["environment"], "and": content["environment"]}
-
-
-def bomb_of_long_words(content: Content) -> None:
-    """One long word, written two hundred thousand times."""
-    word = "x" * 500_000
-    content["environment"] = {"words": [word] * 200_000}
-
-
-def endless(content: Content) -> None:
-    """A list that holds itself."""
-    content["environment"] = {"self": []}
-    content["environment"]["self"].append(content["environment"]["self"])
-
-
-def deep(content: Content) -> None:
-    """A list in a list in a list."""
-    nested: list[Any] = []
-    for _ in range(100):
-        nested = [nested]
-    content["environment"] = {"nested": nested}
-
-
-def repeated_numbers(content: Content) -> None:
-    """One number, claimed to be ten thousand million."""
-    content["model_state_dict"]["head.weight"] = torch.zeros(1).expand(100_000, 100_000)
-
-
-def large_pickle(content: Content) -> None:
-    """Three million boxes, a byte each."""
-    content["environment"] = {"boxes": [{} for _ in range(600_000)]}
-
-
-def packed(path: Path, parts: dict[str, bytes]) -> None:
-    """Fifty million zeros, packed."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in parts.items():
-            archive.writestr(f"archive/{name}", content)
-        with archive.open("archive/data/zeros", "w") as file:
-            for _ in range(5):
-                file.write(bytes(10_000_000))
-
-
-def overlapping(path: Path, parts: dict[str, bytes]) -> None:
-    """A thousand entries of the directory for the same bytes."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", bytes(1_000_000))
-    content = path.read_bytes()
-    size, start = struct.unpack_from("<LL", content, len(content) - 10)
-    directory = content[start : start + size] * 1000
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1000, 1000, len(directory), start, 0)
-    path.write_bytes(content[:start] + directory + end)
-
-
-def long_number(path: Path, parts: dict[str, bytes]) -> None:
-    """A storage said to be larger than its bytes: reading on would read another's memory."""
-    content = parts["data.pkl"]
-    start = content.index(b"FloatStorage")
-    at = content.index(b"cpu", start) + 3
-    at += content[at:].index(b"M")  # a number of two bytes
-    write = content[: at + 1] + b"\xff\xff" + content[at + 3 :]
-    path.write_bytes(write_parts(parts | {"data.pkl": write}))
-
-
-BOMBS: dict[Callable[[Content], None], str] = {
-    bomb_of_shared_lists: "not what JSON can hold",
-    bomb_of_long_words: "not what JSON can hold",
-    endless: "not what JSON can hold",
-    deep: "not what JSON can hold",
-    repeated_numbers: "its weights are larger than the file",
-    large_pickle: "not laid out as a checkpoint",
-}
-ARCHIVES: dict[Callable[[Path, dict[str, bytes]], None], str] = {
-    packed: "a zip bomb",
-    overlapping: "a zip bomb",
-    long_number: "RuntimeError",
-}
-
-
-def assert_small(path: Path, said: str) -> None:
-    """Assert that a file is refused for this reason, and within the memory that is promised."""
-
-    def load() -> None:
-        with pytest.raises(SuiteError, match=said):
-            load_checkpoint(path)
-
-    assert peak_memory(load) < 4 * path.stat().st_size + MEMORY_ALLOWANCE
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_content_stays_small(bomb: Callable[[Content], None], path: Path) -> None:
-    content = content_of(path)
-    bomb(content)
-    torch.save(content, path)
-    assert_small(path, BOMBS[bomb])
-
-
-@pytest.mark.parametrize("make", ARCHIVES)
-def test_a_small_archive_stays_small(make: Callable[[Path, dict[str, bytes]], None], path: Path) -> None:
-    make(path, read_parts(path.read_bytes()))
-    assert_small(path, ARCHIVES[make])
 
 
 @pytest.mark.slow

@@ -66,12 +66,9 @@ LATIN = b"Ay me, caf\xe9 Juliet\n"
         (codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"), "UTF-16"),
         ("ab".encode("utf-16-le"), "NUL byte at offset 1"),
         (LATIN, "byte 0xE9 at offset 10"),
-        (codecs.BOM_UTF8 + LATIN, "byte 0xE9 at offset 13"),
-        (b"a" * 1_234_567 + b"\xff", "byte 0xFF at offset 1,234,567"),
+        (codecs.BOM_UTF8 + b"a" * 1_234_564 + b"\xff", "byte 0xFF at offset 1,234,567"),
         (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
         ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xED at offset 0"),
-        (b"\xc0\x80", "byte 0xC0 at offset 0"),
-        (PLAY.encode() + b"\0" + PLAY.encode(), f"NUL byte at offset {len(PLAY.encode())}"),
         (codecs.BOM_UTF8 + b"a\0", "NUL byte at offset 4"),
         (bytes(range(256)), "byte 0x80 at offset 128"),
     ],
@@ -123,9 +120,8 @@ def test_a_text_that_may_not_be_read(tmp_path: Path) -> None:
     for folder_mode, file_mode, said in ((0o755, 0o644, "play.txt"), (0o755, 0, refused), (0, 0o644, refused)):
         folder.chmod(folder_mode)
         (folder / "play.txt").chmod(file_mode)
-        done = subprocess.run(
-            [sys.executable, "-c", script, tmp_path, ROOT], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", script, str(tmp_path), str(ROOT)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout == said + "\n"
 
 
@@ -232,7 +228,6 @@ def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:
         ("a", "has 1 character"),
         ("ab" * 10, "has 20 characters, training with these windows needs at least"),
         ("a" * 1000, "one character repeated"),
-        ("\n" * 1000, "one character repeated"),
     ],
 )
 def test_a_text_that_teaches_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ def model(**sizes: Any) -> Transformer:
     return made
 
 
+def text_of(writer: Any, source: torch.Tensor, number: int, **sampling: Any) -> list[int]:
+    """The tokens that a model or its decoder writes with seed 1."""
+    return list(map(int, writer.stream(source, number, **sampling, generator=torch.Generator().manual_seed(1))))
+
+
 @pytest.mark.parametrize("length", [0, 1, 7])
 @pytest.mark.parametrize("sizes", [{}, {"bigram": False}, {"num_heads": 1}, {"num_encoder_layers": 2, "d_ff": 8}])
 def test_its_logits_are_the_models(sizes: dict[str, Any], length: int) -> None:
@@ -49,11 +54,8 @@ def test_the_same_seed_writes_the_same_text(sampling: dict[str, Any]) -> None:
     made = model()
     for length in (0, 3, 30):
         source = torch.randint(1, 11, (1, length))
-        written = []
-        for writer in (made, NumpyDecoder(made)):
-            generator = torch.Generator().manual_seed(1)
-            written.append([int(token) for token in writer.stream(source, 40, **sampling, generator=generator)])
-        assert written[0] == written[1] and len(written[1]) == 40, "through four windows"
+        written = text_of(NumpyDecoder(made), source, 40, **sampling)
+        assert written == text_of(made, source, 40, **sampling) and len(written) == 40, "through four windows"
 
 
 NUMBERS = [0.0, 1e-9, 0.3, 0.5, 0.99, 1 - 2**-24]
@@ -82,10 +84,8 @@ def test_a_model_whose_numbers_overflow_writes_the_same_and_warns_of_nothing(rec
     made = model()
     with torch.no_grad():
         made.head.weight.mul_(1e39)
-    written = [
-        [int(token) for token in writer.stream(torch.ones(1, 3).long(), 5)] for writer in (made, NumpyDecoder(made))
-    ]
-    assert written[0] == written[1]
+    source = torch.ones(1, 3).long()
+    assert text_of(made, source, 5) == text_of(NumpyDecoder(made), source, 5)
     assert not recwarn.list
 
 
@@ -120,14 +120,9 @@ def test_a_large_alphabet_without_a_bigram_table_takes_no_table() -> None:
 
 def test_positions_of_a_huge_model_are_prepared_when_they_are_reached() -> None:
     made = model(source_length=5000)
-    decoder = NumpyDecoder(made)
-    assert len(decoder.layers[0].views) < 2000
-    source = torch.randint(1, 11, (1, 3000))
-    written = []
-    for writer in (made, decoder):
-        tokens = writer.stream(source, 12, generator=torch.Generator().manual_seed(1))
-        written.append([int(token) for token in tokens])
-    assert written[0] == written[1]
+    decoder, source = NumpyDecoder(made), torch.randint(1, 11, (1, 3000))
+    assert text_of(made, source, 12) == text_of(decoder, source, 12)
+    assert len(decoder.layers[0].views) == 12, "two windows"
 
 
 def test_weights_begin_where_a_cache_line_does() -> None:
