@@ -28,11 +28,13 @@ STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
-def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Trainee]:
+@pytest.fixture(scope="module", params=["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def straight(
+    client: WarmClient, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Trainee]:
     """A run that was never stopped, and its precision."""
     trainee = Trainee(tmp_path_factory.mktemp(request.param))
-    done = trainee.train(*RUN, "--precision", request.param)
+    done = client.train(trainee, *RUN, "--precision", request.param)
     assert done.code == 0, done.log
     return request.param, trainee
 
@@ -42,7 +44,7 @@ MOMENTS = {signal.SIGTERM: (4, 59), signal.SIGINT: (10, 33), signal.SIGKILL: (10
 
 @pytest.mark.parametrize("number", MOMENTS)
 def test_a_stopped_run_ends_as_the_one_never_stopped(
-    straight: tuple[str, Trainee], number: signal.Signals, tmp_path: Path
+    client: WarmClient, straight: tuple[str, Trainee], number: signal.Signals, tmp_path: Path
 ) -> None:
     precision, expected = straight
     trainee = Trainee(tmp_path / "user")
@@ -55,7 +57,7 @@ def test_a_stopped_run_ends_as_the_one_never_stopped(
         if number != signal.SIGKILL:
             assert "the same command continues this run" in stopped.log
             assert stopped.report["outcome"] == "stopped" and stopped.report["exit_code"] == stopped.code
-    done = trainee.run(*command)
+    done = client.run(trainee.home, *command)
     assert done.code == 0, done.log
     assert "resume: " in done.log
     assert_same(contents(expected.model), contents(trainee.model))
@@ -65,35 +67,37 @@ def test_a_stopped_run_ends_as_the_one_never_stopped(
 SHORT = ["--max_steps", "8", "--eval_interval", "4"]
 
 
-def test_a_finished_run_is_followed_by_a_new_one_or_extended(tmp_path: Path) -> None:
+def test_a_finished_run_is_followed_by_a_new_one_or_extended(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
-    assert trainee.train(*SHORT).code == 0
-    again = trainee.train(*SHORT)
+    assert client.train(trainee, *SHORT).code == 0
+    again = client.train(trainee, *SHORT)
     assert "the last run here finished; starting a new one" in again.log and again.report["steps"] == 8
-    extended = trainee.train("--max_steps", "12", "--eval_interval", "4", "--resume", "transformer_model.resume.pth")
+    extended = client.train(
+        trainee, "--max_steps", "12", "--eval_interval", "4", "--resume", "transformer_model.resume.pth"
+    )
     assert extended.code == 0 and "continuing the finished run at step 8" in extended.log, extended.log
     assert [point["step"] for point in contents(trainee.model)["metrics"]["history"]] == [4, 8, 12]
-    other = trainee.train(*SHORT, "--seed", "5", "--resume", "transformer_model.resume.pth")
+    other = client.train(trainee, *SHORT, "--seed", "5", "--resume", "transformer_model.resume.pth")
     assert other.code == 2 and "seed was 1337, is 5" in other.log and "--resume never" in other.log
-    assert trainee.train(*SHORT, "--resume", "absent.pth").code == 66
+    assert client.train(trainee, *SHORT, "--resume", "absent.pth").code == 66
 
 
-def test_an_unfinished_run_that_differs_is_set_aside_and_kept(tmp_path: Path) -> None:
+def test_an_unfinished_run_that_differs_is_set_aside_and_kept(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
     command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
     assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
     assert not trainee.model.exists(), "an unfinished run has no model yet"
-    done = trainee.train(*SHORT)
+    done = client.train(trainee, *SHORT)
     assert done.code == 0 and "max_steps was 60, is 8" in done.log, done.log
     assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] in (10, 12)
     trainee.resume.write_bytes(trainee.resume.read_bytes()[:1000])
-    done = trainee.train(*SHORT)
+    done = client.train(trainee, *SHORT)
     assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
     assert (trainee.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
 
 
-def test_a_run_continued_from_a_file_loses_nothing(tmp_path: Path) -> None:
+def test_a_run_continued_from_a_file_loses_nothing(client: WarmClient, tmp_path: Path) -> None:
     trainee, old = Trainee(tmp_path / "user"), tmp_path / "user" / "old.pth"
     command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
     assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
@@ -103,10 +107,10 @@ def test_a_run_continued_from_a_file_loses_nothing(tmp_path: Path) -> None:
     assert stopped.code == 143 and "the same command, with --resume auto, continues this run" in stopped.log
     assert not list(trainee.home.glob("*.earlier*"))
     reached = contents(trainee.resume)["step"]
-    done = trainee.run(*from_file)
+    done = client.run(trainee.home, *from_file)
     assert done.code == 0 and "an unfinished run lies where this one goes" in done.log, done.log
     assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] == reached > 12
-    assert trainee.run(*from_file).code == 0
+    assert client.run(trainee.home, *from_file).code == 0
     assert len(list(trainee.home.glob("*.earlier*"))) == 1, "a finished run's state is of no use to anybody"
 
 
@@ -129,19 +133,21 @@ def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
     assert what_is_left(read_settings([]), outcome) == "the run itself was complete"
 
 
-def test_patience_ends_a_run_well(tmp_path: Path) -> None:
+def test_patience_ends_a_run_well(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
-    done = trainee.train("--max_steps", "400", "--eval_interval", "1", "--learning_rate", "3", "--patience", "2")
+    done = client.train(
+        trainee, "--max_steps", "400", "--eval_interval", "1", "--learning_rate", "3", "--patience", "2"
+    )
     assert done.code == 0 and done.report["outcome"] == "finished", done.log
     metrics = contents(trainee.model)["metrics"]
     assert metrics["steps"] == metrics["step"] + 2 < 400
     assert min(point["nats_per_char"] for point in metrics["history"]) == metrics["history"][-3]["nats_per_char"]
 
 
-def test_a_run_that_diverges_goes_on_more_carefully(tmp_path: Path) -> None:
+def test_a_run_that_diverges_goes_on_more_carefully(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
     # Far too high: the squares inside a normalisation overflow in the seventh step, and just not at half of it.
-    done = trainee.train(*SHORT, "--learning_rate", "1e6", "--precision", "fp32")
+    done = client.train(trainee, *SHORT, "--learning_rate", "1e6", "--precision", "fp32")
     assert done.code == 0 and done.report["outcome"] == "finished", done.log
     assert "learning rate (1e+06) is too high" in done.log
     assert "Going on from step 4 with 0.5 of the learning rate" in done.log
@@ -213,12 +219,12 @@ def test_a_state_of_another_version_is_refused_in_one_sentence(
     assert "does not fit this version of the suite" in done.log and "start anew with --resume never" in done.log
 
 
-def test_a_state_with_half_a_step_is_refused_and_the_model_stays(tmp_path: Path) -> None:
+def test_a_state_with_half_a_step_is_refused_and_the_model_stays(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
-    assert trainee.train(*SHORT).code == 0
+    assert client.train(trainee, *SHORT).code == 0
     before = trainee.model.read_bytes()
     torch.save(contents(trainee.resume) | {"step": 7.5}, trainee.home / "damaged.pth")
-    done = trainee.train(*SHORT, "--max_steps", "12", "--resume", "damaged.pth")
+    done = client.train(trainee, *SHORT, "--max_steps", "12", "--resume", "damaged.pth")
     assert done.code == ExitCode.BAD_DATA, done.log
     assert "does not fit this version of the suite (its counters are not whole numbers); start anew" in done.log
     assert trainee.model.read_bytes() == before
@@ -245,11 +251,11 @@ def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
     assert len(calls) == 1 and not user.resume.exists()
 
 
-def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(tmp_path: Path) -> None:
+def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(client: WarmClient, tmp_path: Path) -> None:
     trainee = Trainee(tmp_path / "user")
-    assert trainee.train(*SHORT).code == 0
+    assert client.train(trainee, *SHORT).code == 0
     finished = trainee.model.read_bytes()
-    done = trainee.train(*SHORT, "--learning_rate", "1e30", "--precision", "fp32")
+    done = client.train(trainee, *SHORT, "--learning_rate", "1e30", "--precision", "fp32")
     assert done.code == 3 and done.report["exit_code"] == 3, done.log
     assert "It was the second try" in done.report["message"]
     assert "at step 3" in done.report["message"] and "learning rate (5e+29) is too high" in done.report["message"]
