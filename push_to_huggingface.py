@@ -16,40 +16,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charseq2seq.console import log, run_with_report, write_result
-from charseq2seq.options import PushOptions, read_push_options
-
-if TYPE_CHECKING:
-    from charseq2seq.publishing.publish import Outcome
+from charseq2seq.options import read_push_options
 
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
     """Parse, push, and say where the model lives; with --json the report becomes the last line of stdout."""
     options = read_push_options(argv, __doc__)
+    # Not before the options are known to be right: this import takes a while.
+    from charseq2seq.publishing.publish import publish
+
     report = {} if report is None else report
     if options.json:
         report["ok"] = False  # until more is known
-    outcome = push(options)
+    outcome = publish(options)
     log(f"{outcome.state}: {outcome.url}")
     if options.json:
         report |= outcome.facts()
     else:
         write_result(outcome.describe_changes() if options.dry_run else outcome.url + "\n")
     return 0
-
-
-def push(options: PushOptions) -> Outcome:
-    """Check, plan or publish."""
-    # Not before the options are known to be right: these imports take a while.
-    from charseq2seq.publishing.preflight import preflight
-    from charseq2seq.publishing.publish import Outcome, State, plan_push, publish
-
-    if options.check:
-        found = preflight(options)
-        return Outcome(State.CHECKED, found.url, found.repo_id)
-    return (plan_push if options.dry_run else publish)(options.model_path, options, options.output_dir)
 
 
 if __name__ == "__main__":

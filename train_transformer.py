@@ -122,7 +122,7 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
 
     report["outcome"] = "finished, not pushed"
     try:
-        pushed = publish(request.model_path, request)
+        pushed = publish(request)
     except SuiteError:
         log(f"the model is safe in {request.model_path}; push it later with push_to_huggingface.py.")
         raise

@@ -21,12 +21,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.checkpoint import Checkpoint
-from tests.hub.client import WRITE, hub_with_people, run_client
+from tests.hub.server import WRITE, hub_with_people
 from tests.push_client import Publisher, tiny_checkpoint
 
 REPEATS = 3
 BARE_CLIENT = """
 import pathlib
+from huggingface_hub import CommitOperationAdd as Add, HfApi
+api = HfApi()
 api.whoami()
 api.create_repo(REPO)
 files = sorted(pathlib.Path(FOLDER).iterdir())
@@ -36,10 +38,9 @@ api.create_commit(REPO, [Add(file.name, str(file)) for file in files], commit_me
 UNPROVED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from pathlib import Path
 from charseq2seq.publishing import publish
 publish.prove_folder = lambda folder: None
-publish.publish(Path("transformer_model.pth"), publish.PushOptions(repo_name=sys.argv[2], no_verify=True))
+publish.publish(publish.PushOptions(repo_name=sys.argv[2], no_verify=True))
 """
 
 
@@ -81,7 +82,8 @@ def main() -> None:
 
         def bare(number: int) -> None:
             script = BARE_CLIENT.replace("REPO", repr(f"alice/bare-{number}")).replace("FOLDER", repr(str(folder)))
-            run_client(hub, user.home, script)
+            command = [sys.executable, "-c", script]
+            subprocess.run(command, env=hub.environment(user.home, WRITE), check=True, capture_output=True)
 
         assert user.push("--dry_run", "--output_dir", str(folder)).code == 0
         base = median_seconds(bare)

@@ -170,7 +170,7 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
     return Kind("N", convert)
 
 
-def number(wanted: str, fits: Callable[[float], bool], metavar: str = "X") -> Kind:
+def number(wanted: str, fits: Callable[[float], bool]) -> Kind:
     """Finite numbers for which `fits` is true; `wanted` says in words which these are."""
 
     def convert(text: str) -> float:
@@ -179,7 +179,7 @@ def number(wanted: str, fits: Callable[[float], bool], metavar: str = "X") -> Ki
                 return float(text)
         raise ValueError(wanted)
 
-    return Kind(metavar, convert)
+    return Kind("X", convert)
 
 
 def one_of(*words: str) -> Kind:

@@ -41,8 +41,11 @@ LARGEST_BIGRAM_VOCABULARY = 512
 MODEL = "model (train; defaults depend on the device and are printed)"
 DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
 
-_POSITIVE = ("a finite number above 0", lambda x: x > 0)
-_NOT_NEGATIVE = ("a finite number at least 0", lambda x: x >= 0)
+_POSITIVE = number("a finite number above 0", lambda x: x > 0)
+_NOT_NEGATIVE = number("a finite number at least 0", lambda x: x >= 0)
+_RATE = number("a number above 0 and at most 1e+36", lambda x: 0 < x <= 1e36)
+_DROPPED = number("a number at least 0 and below 1", lambda x: 0 <= x < 1)
+_PROBABILITY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
 
@@ -121,7 +124,7 @@ class Settings:
     num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
     d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
     dropout: float = _model(
-        number("a number at least 0 and below 1", lambda x: 0 <= x < 1),
+        _DROPPED,
         "fraction of features dropped in training (default: 0, up to 0.2 where a large model reads a small text often)",
     )
     source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
@@ -130,26 +133,20 @@ class Settings:
     # The run; the first limit reached ends it.
     max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
     max_epochs: float | None = _run(
-        number(*_POSITIVE),
-        "end after so many epochs, passes over the text (default: chosen by the length of the text, none with another "
-        "limit)",
+        _POSITIVE, "end after so many epochs, passes over the text (default: by its length, none with another limit)"
     )
     max_minutes: float | None = _run(
-        number(*_POSITIVE),
+        _POSITIVE,
         "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
     batch_size: int = _run(
         whole(1, 1_048_576),
-        "windows per step, of all processes (default: 16 on a CPU; 32 on a GPU, 128 for more than 10 million "
-        "characters)",
+        "windows per step, of all processes (default: 16 on a CPU; 32 on a GPU, 128 for over 10 million characters)",
     )
-    learning_rate: float = _run(
-        number("a number above 0 and at most 1e+36", lambda x: 0 < x <= 1e36), "of Muon, at its highest", 0.04
-    )
+    learning_rate: float = _run(_RATE, "of Muon, at its highest", 0.04)
     weight_decay: float | None = _run(
-        number(*_NOT_NEGATIVE),
-        "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)",
+        _NOT_NEGATIVE, "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
@@ -177,13 +174,10 @@ class Settings:
     prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
     num_chars: int = _text(whole(0), "characters to write", 500)
     num_samples: int = _text(whole(1), "texts to write", 1)
-    temperature: float = _text(
-        number(*_NOT_NEGATIVE), "0 takes the likeliest character, 1 samples from the model as it is", 0.8
-    )
+    temperature: float = _text(_NOT_NEGATIVE, "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
     top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
     top_p: float | None = _text(
-        number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
-        "sample from the fewest characters with this total probability (default: 1, all)",
+        _PROBABILITY, "sample from the fewest characters with this total probability (default: 1, all)"
     )
 
     reasons: tuple[str, ...] = ()
@@ -271,10 +265,9 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
     precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
-    size = asked.size or ("tiny" if device == "cpu" else "base")
-    size_reason = f"size {size}: " + (
-        "asked for" if asked.size else f"default for a {'CPU' if device == 'cpu' else 'GPU'}"
-    )
+    size, size_reason = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
+    if asked.size:
+        size, size_reason = asked.size, "asked for"
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
     defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
@@ -287,7 +280,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         device=device,
         precision=precision,
         hf_token=None,  # not needed for training, and nothing that is not there can leak
-        reasons=(device_reason, precision_reason, size_reason),
+        reasons=(device_reason, precision_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
     if problems := [*problems, *_size_problems(settings)]:
@@ -314,6 +307,8 @@ def _size_problems(settings: Settings) -> Iterator[str]:
         near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
         problem = f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size"
         yield f"{problem}; choose --d_model {near}, say."
+    if num_heads % settings.num_kv_heads:
+        yield f"--num_kv_heads {settings.num_kv_heads} must divide --num_heads {num_heads}; choose 1, say."
     source_length, target_length = settings.source_length, settings.target_length
     longest = LARGEST_TABLE * num_heads // d_model
     if source_length + target_length > longest:
@@ -335,7 +330,7 @@ class PushOptions:
     model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
     output_dir: Path | None = _what(Kind("DIR", Path), "build the repository folder here and leave it")
     only_if_better: float | None = _what(
-        number(*_NOT_NEGATIVE, "MARGIN"),
+        Kind("MARGIN", _NOT_NEGATIVE.convert),
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
         without_value=0.0,
     )
@@ -352,7 +347,7 @@ class PushOptions:
     check: bool = _how(SWITCH, "only find out whether a push could work", excludes="dry_run")
     dry_run: bool = _how(SWITCH, "do everything but send, and print the plan")
     no_verify: bool = _how(SWITCH, "do not download and run what was pushed")
-    timeout: float = _how(number(*_POSITIVE, "SECONDS"), "seconds to wait for one answer", 60.0)
+    timeout: float = _how(Kind("SECONDS", _POSITIVE.convert), "seconds to wait for one answer", 60.0)
     json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,7 @@ import pytest
 
 from charseq2seq.device import use_threads
 from charseq2seq.publishing.folder import build_folder
-from tests.hub.client import hub_with_people
-from tests.hub.server import HubServer
+from tests.hub.server import HubServer, hub_with_people
 from tests.push_client import REPO, Publisher, tiny_checkpoint
 from tests.train_client import Trainee
 from tests.warm_client import WarmClient
@@ -34,7 +34,7 @@ def _denormals() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def client() -> Iterator[WarmClient]:
     """Runs command lines."""
-    with WarmClient() as warm:
+    with contextlib.closing(WarmClient()) as warm:
         yield warm
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,7 @@ from typing import Any
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
 from data import SHA256
-from tests.hub.client import WRITE
-from tests.hub.server import HubServer
+from tests.hub.server import WRITE, HubServer
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "shakespeare-transformer"  # the default name of a repository
@@ -114,6 +116,30 @@ def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
     return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
 
 
+def start_program(
+    name: str, hub: HubServer, home: Path, *arguments: str, token: str | None, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a program of the suite in a user's folder, with this HF_TOKEN."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / name), *arguments],
+        env=hub.environment(home, token) | {"OMP_NUM_THREADS": "1", **environment},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_and_signal(
+    hub: HubServer, method: str, path: str, number: signal.Signals, start: Callable[[], subprocess.Popen[str]]
+) -> subprocess.Popen[str]:
+    """Start a program, and send it a signal when it makes this request, to which the Hub stays silent."""
+    process: Future[subprocess.Popen[str]] = Future()
+    hub.fail(method, path, call=lambda: process.result().send_signal(number), delay=math.inf)
+    process.set_result(start())
+    return process.result()
+
+
 def fresh_python(requirements: Path, folder: Path) -> Path:
     """Make a virtual environment that holds what a requirements.txt names and nothing else.
 
@@ -183,14 +209,7 @@ class Publisher:
 
     def start(self, *arguments: str, token: str | None = WRITE, **environment: str) -> subprocess.Popen[str]:
         """Start push_to_huggingface.py with these arguments and HF_TOKEN."""
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "push_to_huggingface.py"), *arguments],
-            env=self.hub.environment(self.home, token) | {"OMP_NUM_THREADS": "1", **environment},
-            cwd=self.home,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return start_program("push_to_huggingface.py", self.hub, self.home, *arguments, token=token, **environment)
 
     def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
         """Run push_to_huggingface.py to its end; it never shows a traceback, the token or control characters."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import re
 import shlex
 import signal
@@ -19,9 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from charseq2seq.checkpoint import load_resume_state
-from charseq2seq.errors import ExitCode, SuiteError
-from tests.train_client import TINY, Trainee, assert_same, contents, see, see_refused, strike_at, tiny_text
+from charseq2seq.errors import ExitCode
+from tests.train_client import TINY, Trainee, contents, see, see_refused, strike_at, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 OK, USAGE, BAD_DATA, NO_INPUT = ExitCode.OK, ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT
@@ -37,17 +35,6 @@ ENOUGH = 8 << 30  # bytes of address space for what must not take the machine's 
 # --- texts
 
 
-def unreadable(path: Path) -> None:
-    """Let nobody read a file."""
-    path.touch()
-    path.chmod(0)
-
-
-def link_to(target: str) -> Callable[[Path], object]:
-    """Make a link."""
-    return lambda path: path.symlink_to(target)
-
-
 # A text: what `text.txt` is made to be, and what training on it is answered with.
 Content = str | bytes | Callable[[Path], object]
 CJK = "".join(chr(0x4E00 + (number * 17) % 5000) for number in range(6000))
@@ -55,15 +42,16 @@ MISSING_TEXTS: dict[str, tuple[Content, str]] = {
     "missing": (lambda path: None, r"the text text\.txt does not exist; check --data_path\."),
     "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another"),
     "a pipe": (os.mkfifo, r"text\.txt is a pipe or device, not a text file; name a file"),
-    "a device": (link_to("/dev/zero"), r"text\.txt is a pipe or device, not a text file"),
-    "a link to nothing": (link_to("absent"), r"text\.txt does not exist; check"),
-    "unreadable": (unreadable, r"text\.txt cannot be read \(Permission denied\); check its permissions\."),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), r"text\.txt is a pipe or device, not a text file"),
+    "unreadable": (
+        lambda path: path.touch(0),
+        r"text\.txt cannot be read \(Permission denied\); check its perm",
+    ),
 }
 UNUSABLE_TEXTS: dict[str, tuple[Content, str]] = {
     "empty": ("", r"the text text\.txt is empty; give one with some thousands of characters\."),
     "nothing but a byte order mark": (b"\xef\xbb\xbf", r"text\.txt is empty; give"),
     "Latin-1": ("Où ça?".encode("latin-1"), r"not UTF-8: byte 0xF9 at offset 1; convert it \(iconv"),
-    "Latin-1 after a byte order mark": (b"\xef\xbb\xbfO\xf9", r"not UTF-8: byte 0xF9 at offset 4; convert it"),
     "UTF-16": (tiny_text().encode("utf-16"), r"is UTF-16, not UTF-8; convert it \(iconv -f UTF-16"),
     "UTF-16 without a mark": (tiny_text().encode("utf-16-le"), r"has a NUL byte at offset 1: it is binary or UTF-16;"),
     "NUL bytes": (tiny_text() + "\0" + tiny_text(), r"has a NUL byte at offset 4,\d{3}: .*; give plain"),
@@ -120,15 +108,6 @@ def test_an_unusual_text_is_learned_from(case: str, client: WarmClient, owner: T
     assert done.report["outcome"] == "finished"
 
 
-def test_the_same_text_gives_the_same_model_with_a_mark_and_with_crlf(client: WarmClient, owner: Trainee) -> None:
-    weights = []
-    for text in (tiny_text().encode(), b"\xef\xbb\xbf" + tiny_text().replace("\n", "\r\n").encode()):
-        owner.text.write_bytes(text)
-        assert client.run(owner.home, *TRAIN).code == 0
-        weights.append(contents(owner.model)["model_state_dict"])
-    assert_same(*weights)
-
-
 @pytest.mark.slow
 def test_a_line_of_50_megabytes_is_learned_from(owner: Trainee) -> None:
     owner.text.write_text("We sail, we sail! " * 2_800_000)
@@ -136,19 +115,6 @@ def test_a_line_of_50_megabytes_is_learned_from(owner: Trainee) -> None:
     done = strike_at(owner.start(*TRAIN, "--max_steps", "1000000", "--log_interval", "1"), 1, signal.SIGTERM)
     assert done.code == ExitCode.TERMINATED, done.log
     assert "text: text.txt, 50,400,000 characters, 10 distinct" in done.log
-
-
-def test_a_text_that_changes_does_not_touch_the_run_that_has_read_it(client: WarmClient, owner: Trainee) -> None:
-    run = [*TRAIN[:-1], "60", "--eval_interval", "10", "--log_interval", "1"]
-    assert client.run(owner.home, *run).code == 0
-    straight = contents(owner.model)["model_state_dict"]
-    process = owner.start(*run)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if " step 5 (" in line:
-            owner.text.write_text("Another text altogether.\n" * 100)
-    assert process.wait() == 0
-    assert_same(straight, contents(owner.model)["model_state_dict"])
 
 
 def test_resuming_says_that_the_text_is_another(client: WarmClient, owner: Trainee) -> None:
@@ -187,11 +153,6 @@ class Hostile:
         return os.system, (f"touch {self.mark}",)
 
 
-def cut(share: float) -> Callable[[Path], object]:
-    """Cut a file short."""
-    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-
-
 def change(**parts: Any) -> Callable[[Path], object]:
     """Replace parts of what is in a model file; a function makes the new part from the old one."""
 
@@ -202,11 +163,10 @@ def change(**parts: Any) -> Callable[[Path], object]:
     return spoil
 
 
-def flip(path: Path, place: int | None = None) -> None:
-    """Turn over one bit, by default in the middle of the weights."""
+def flip(path: Path) -> None:
+    """Turn over one bit of the weights."""
     content = bytearray(path.read_bytes())
-    place = content.index(bytes(contents(path)["model_state_dict"]["head.weight"].numpy().tobytes())) * 8 + 77
-    content[place // 8] ^= 1 << place % 8
+    content[content.index(contents(path)["model_state_dict"]["head.weight"].numpy().tobytes()) + 9] ^= 32
     path.write_bytes(content)
 
 
@@ -231,16 +191,6 @@ def without_last(mapping: dict[str, Any]) -> dict[str, Any]:
     return dict(list(mapping.items())[:-1])
 
 
-def hostile_archive(path: Path) -> None:
-    """A model file of ours with something in it that runs code."""
-    torch.save(contents(path) | {"metrics": Hostile(path.with_name("it-ran"))}, path)
-
-
-def hostile_pickle(path: Path) -> None:
-    """A bare pickle that runs code."""
-    path.write_bytes(pickle.dumps(Hostile(path.with_name("it-ran"))))
-
-
 REMEDY = r"; restore a good copy or train again\."
 ARCHIVE = r"it (is no checkpoint archive|cannot be read) \(damaged\?.*\)" + REMEDY
 UNFIT = r"its config and weights do not fit this version of the model .*" + REMEDY
@@ -253,13 +203,16 @@ NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), ARCHIVE),
-    "cut short": (cut(0.7), ARCHIVE),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:5000]), ARCHIVE),
     "a bit turned over": (flip, r"its part \S+ is damaged" + REMEDY),
     "a pickle that would run code": (
-        hostile_archive,
+        lambda path: torch.save(contents(path) | {"metrics": Hostile(path.with_name("it-ran"))}, path),
         r"holds more than tensors .*code .* is never run" + REMEDY,
     ),
-    "a bare pickle that would run code": (hostile_pickle, ARCHIVE),
+    "a bare pickle that would run code": (
+        lambda path: path.write_bytes(pickle.dumps(Hostile(path.with_name("it-ran")))),
+        ARCHIVE,
+    ),
     "a state_dict of another project": (
         lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
         r"is not a charseq2seq model file" + REMEDY,
@@ -274,7 +227,7 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights that are not numbers": (change(model_state_dict=with_nan), r"numbers that are not finite" + REMEDY),
     "a weight too few": (change(model_state_dict=without_last), UNFIT),
     "another architecture": (change(config=lambda old: old | {"d_ff": 64}), UNFIT),
-    "a config of another model": (change(config=lambda old: old | {"rope": 1}), r"'rope', which.*" + REMEDY),
+    "a config of another model": (change(config=lambda old: old | {"rope": 1}), UNFIT),
     "a part too few": (change(metrics=lambda _: None), r"it lacks metrics" + REMEDY),
 }
 BAD_MODELS = NO_MODELS | DAMAGED_MODELS
@@ -300,48 +253,13 @@ def test_a_model_file_that_cannot_be_used_is_refused(case: str, client: WarmClie
         ("train_transformer.py", GENERATE),
         (PUSH, ["--dry_run", "--output_dir", "folder"]),
     ):
-        done = client.run(owner.home, *arguments, program=program, memory=ENOUGH)
+        asked_to_trust = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+        done = client.run(owner.home, *arguments, program=program, memory=ENOUGH, **asked_to_trust)
         see(done, NO_INPUT if case in NO_MODELS else BAD_DATA, r"transformer_model\.pth.* " + says)
         assert done.out == ""
     assert not (owner.home / "it-ran").exists(), "the code in the file ran"
     assert not (owner.home / "folder").exists()
     assert identity(owner.model) == found
-
-
-def test_code_in_a_file_does_not_run_even_where_the_environment_asks_torch_to_trust(
-    client: WarmClient, owner: Trainee
-) -> None:
-    hostile_archive(owner.model)
-    done = client.run(owner.home, *GENERATE, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
-    see(done, BAD_DATA, r"code in a file is never run")
-    assert not (owner.home / "it-ran").exists()
-
-
-def refusal(path: Path) -> str | None:
-    """The sentence with which a resume state is refused; None where it is read."""
-    try:
-        load_resume_state(path)
-    except SuiteError as error:
-        assert error.exit_code == BAD_DATA
-        return str(error)
-    return None
-
-
-def test_a_resume_state_cut_short_or_with_a_bit_turned_over_is_refused(trained: Trainee, tmp_path: Path) -> None:
-    whole, path, chance = trained.resume.read_bytes(), tmp_path / "damaged.pth", random.Random(4)
-    for length in (0, 1, 100, *(len(whole) * part // 12 for part in range(1, 12)), len(whole) - 22, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        assert "(damaged?" in str(refusal(path)), length
-    refused = 0
-    for _ in range(100):
-        damaged = bytearray(whole)
-        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-        path.write_bytes(damaged)
-        if refusal(path) is not None:
-            refused += 1
-        else:  # in the padding between the parts, or in what zip files say twice
-            assert_same(contents(trained.resume), contents(path))
-    assert refused > 50
 
 
 # --- generation
@@ -350,13 +268,11 @@ def test_a_resume_state_cut_short_or_with_a_bit_turned_over_is_refused(trained: 
 # A line: arguments of --mode generate, and after "->" how many characters are written, or a code and what is said.
 GENERATIONS = r"""
 --prompt 'sù sail?' --unknown skip -> 26
---prompt ÄÖ --unknown skip -> 20
 --prompt LONG -> 920
 --prompt_file empty.txt -> 20
 --prompt_file crlf.txt -> 25
 --temperature 0 -> 20
 --temperature 1e-320 -> 20
---temperature 1e-30 --top_k 100000 -> 20
 --temperature 1e9 -> 20
 --temperature 1e308 --top_p 1e-300 -> 20
 --prompt ALL: --num_chars 0 -> 4
@@ -365,12 +281,9 @@ GENERATIONS = r"""
 --prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8 \(byte offset 1\); convert it
 --prompt_file /dev/zero -> BAD_DATA /dev/zero has more than 100,000,000 bytes; the model reads only
 --temperature -1 -> USAGE --temperature must be a finite number at least 0, not '-1'
---temperature nan -> USAGE --temperature must be a finite number at least 0
 --top_p 0 -> USAGE --top_p must be a number above 0 and at most 1, not '0'
---top_p 2 -> USAGE --top_p must be a number above 0 and at most 1, not '2'
 --top_k 0 -> USAGE --top_k must be a whole number from 1 to
 --num_chars -1 -> USAGE --num_chars must be a whole number from 0
---device tpu -> USAGE --device must be one of
 """.strip().splitlines()
 
 
@@ -412,20 +325,15 @@ def test_a_vocabulary_with_a_lone_surrogate_writes_and_builds_a_folder(client: W
     assert json.loads((owner.home / "folder" / "vocab.json").read_text())["\ud800"]
 
 
-def resident_kilobytes(pid: int) -> int:
-    """What a process has in memory."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
-
-
 @needs_proc
 def test_ten_million_characters_stream_in_constant_memory_until_nobody_reads(owner: Trainee) -> None:
     process = owner.start("--mode", "generate", "--num_chars", "10000000")
     assert process.stdout is not None and process.stderr is not None
-    process.stdout.read(2_000)
-    before = resident_kilobytes(process.pid)
-    process.stdout.read(10_000)
-    assert resident_kilobytes(process.pid) - before < 4_000
+    resident = []
+    for characters in (2_000, 10_000):
+        process.stdout.read(characters)
+        resident += re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    assert int(resident[1]) - int(resident[0]) < 4_000, "KiB"
     process.stdout.close()
     log = process.stderr.read()
     assert process.wait() == ExitCode.OUTPUT_CLOSED and log == ""

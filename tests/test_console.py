@@ -109,8 +109,7 @@ def test_a_full_stdout_is_one_sentence() -> None:
 
 def test_a_reader_that_went_away_ends_the_program_quietly() -> None:
     process = start("while True: write_result('text\\n')")
-    assert process.stdout is not None
-    assert process.stderr is not None
+    assert process.stdout is not None and process.stderr is not None
     assert process.stdout.read(5) == b"text\n"
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -172,10 +171,7 @@ def test_a_log_file_is_rotated(tmp_path: Path) -> None:
 
 
 def test_a_log_file_that_cannot_be(tmp_path: Path) -> None:
-    for name, said in {
-        "missing/run.log": "No such file or directory",
-        ".": "Is a directory",
-    }.items():
+    for name, said in {"missing/run.log": "No such file or directory", ".": "Is a directory"}.items():
         status, _, log = ended(f"log_to_file(Path({str(tmp_path / name)!r}))\n{SPEAK}")
         assert status == 73
         assert said in log

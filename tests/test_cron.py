@@ -6,7 +6,6 @@ import contextlib
 import os
 import pty
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.errors import ExitCode
-from tests.train_client import ROOT, TINY, Trainee, finish
+from tests.train_client import ROOT, TINY, Trainee, finish, read_until
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 SHORT = ["--max_steps", "4", "--eval_interval", "2"]
@@ -27,23 +26,12 @@ LONG = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "100
 TIMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( .*\S)?")
 
 
-def wait_for_step(process: subprocess.Popen[str]) -> str:
-    """Read the log until training goes on; returns what was read."""
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if " step " in line:
-            break
-    return seen
-
-
 # --- one run at a time
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone_however_it_goes(client: WarmClient, user: Trainee) -> None:
     first = user.start(*LONG)
-    wait_for_step(first)
+    read_until(first, " step ")
     second = client.train(user, *SHORT)
     assert second.code == ExitCode.LOCKED and second.report["exit_code"] == ExitCode.LOCKED
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -97,16 +85,7 @@ def test_on_a_terminal_there_is_a_progress_bar(user: Trainee) -> None:
 
 @pytest.mark.parametrize("redirected", ["<&- >&- 2>&-", "2>/dev/full", ">/dev/full"])
 def test_training_ends_well_with_streams_closed_or_full(redirected: str, user: Trainee) -> None:
-    command = shlex.join([sys.executable, str(ROOT / "train_transformer.py"), "--data_path", "text.txt", *TINY, *SHORT])
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {command} {redirected}"],
-        env=user.environment(),
-        cwd=user.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    done = finish(process)
+    done = finish(user.start("--data_path", "text.txt", *TINY, *SHORT, redirected=redirected))
     assert done.code == (ExitCode.IO_ERROR if redirected == ">/dev/full" else 0), done.log
     assert load_checkpoint(user.model).metrics["steps"] == 4
     assert load_resume_state(user.resume)["finished"] is True
@@ -120,18 +99,6 @@ def test_the_log_file_has_the_log_and_refusals(client: WarmClient, user: Trainee
     refused = client.train(user, *SHORT, "--log_file", "night.log", "--resume", "absent.pth")
     assert refused.code == ExitCode.NO_INPUT and "error: absent.pth does not exist" in refused.log
     assert (user.home / "night.log").read_text() == refused.log
-
-
-def test_stdout_ends_with_json_however_a_run_went(client: WarmClient, user: Trainee) -> None:
-    finished = client.train(user, *SHORT).report
-    assert (finished["outcome"], finished["exit_code"], finished["steps"]) == ("finished", 0, 4)
-    assert finished["nats_per_char"] > 0 and finished["duration_seconds"] > 0
-    failed = client.train(user, *SHORT, "--resume", "absent.pth").report
-    assert (failed["outcome"], failed["exit_code"]) == ("failed", ExitCode.NO_INPUT)
-    assert "absent.pth does not exist" in failed["message"]
-    unlogged = client.train(user, *SHORT, "--log_file", "no/x.log")
-    assert unlogged.code == ExitCode.CANNOT_CREATE
-    assert unlogged.report["outcome"] == "failed" and unlogged.report["exit_code"] == ExitCode.CANNOT_CREATE
 
 
 # --- the disk
@@ -193,13 +160,10 @@ def test_a_second_ctrl_c_leaves_at_once_without_damage(client: WarmClient, user:
     model, resume = user.model.read_bytes(), user.resume.read_bytes()
     wide = ["--d_model", "256", "--d_ff", "1024", "--num_decoder_layers", "8", "--batch_size", "256"]
     process = user.start(*LONG, *wide, "--precision", "fp32", "--log_interval", "1")  # many seconds a step
-    wait_for_step(process)
+    read_until(process, " step ")
     time.sleep(0.5)  # between two steps one signal would be enough
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "SIGINT: finishing this step and saving; Ctrl-C again leaves at once." in line:
-            break
+    read_until(process, "SIGINT: finishing this step and saving; Ctrl-C again leaves at once.")
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.code == ExitCode.INTERRUPTED and "interrupted." in done.log

@@ -10,8 +10,7 @@ import pytest
 from huggingface_hub.utils import httpx
 
 from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
-from tests.hub.client import LFS_ONLY, WRITE
-from tests.hub.server import HubServer
+from tests.hub.server import LFS_ONLY, WRITE, HubServer
 from tests.push_client import REPO, Publisher
 
 

@@ -18,8 +18,7 @@ import pytest
 
 from charseq2seq.checkpoint import load_resume_state
 from charseq2seq.errors import ExitCode
-from tests.hub.client import WRITE
-from tests.hub.server import HubServer
+from tests.hub.server import WRITE, HubServer
 from tests.push_client import ALL_FILES
 from tests.train_client import ROOT, TINY, tiny_text
 

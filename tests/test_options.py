@@ -33,6 +33,7 @@ USAGE --max_steps 9999999999999999999999999 -> --max_steps must be a whole numbe
 USAGE --dropout 1.0 -> --dropout must be a number at least 0 and below 1, not '1\.0'
 USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads of an even size; choose --d_model 66
 USAGE --num_heads 1024 -> --d_model 16 cannot be divided into 1024 heads
+USAGE --num_kv_heads 3 -> --num_kv_heads 3 must divide --num_heads 2; choose 1, say
 USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> length 16,384 are together more than 16,384, the
 USAGE --device tpu -> --device must be one of auto, cpu, cuda, mps, not 'tpu'
 USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU use bf16 or fp32
@@ -92,7 +93,8 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     arguments = shlex.split(re.sub(r"N(\d+)", lambda length: "n" * int(length[1]), words))
     arguments += [] if "--max_steps" in arguments else ["--max_steps", "2"]
     done = client.run(owner.home, "--data_path", "text.txt", *TINY, *arguments, memory=ENOUGH)
-    see(done, code, says)
+    (see_refused if done.out else see)(done, code, says)
+    assert done.out or code == ExitCode.USAGE, "only a command line that is not understood has no report"
     assert {path: path.read_bytes() for path in before} == before
     assert "step 2" not in done.log or code == ExitCode.DIVERGED, "refused before work starts"
     assert not list(owner.home.glob("*.tmp"))

@@ -14,7 +14,7 @@ from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.training.processes import ALONE, Group, is_rank_0, process_group, started_by_torchrun
-from tests.hub.client import WRITE, hub_with_people
+from tests.hub.server import WRITE, hub_with_people
 from tests.train_client import TINY, Done, Trainee, contents, torchrun
 from tests.warm_client import WarmClient
 

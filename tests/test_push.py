@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.client import ONE_REPO, STRANGER, WHOLE_ORG, WRITE
-from tests.hub.server import HubServer
+from tests.hub.server import ONE_REPO, STRANGER, WHOLE_ORG, WRITE, HubServer
 from tests.push_client import ALL_FILES, NAME, REPO, Publisher, tiny_checkpoint, titles
 
 
@@ -140,6 +139,7 @@ def test_branches_tags_and_pull_requests(alice: Publisher, hub: HubServer, folde
     assert again.code == 0 and "up to date" in again.log
     done = alice.push(*push, "--tag", "v1")
     assert done.code == 78 and "❌ Push failed: the tag exists" in done.log and head_files(hub) == set()
+    assert alice.push("--dry_run", "--tag", "v1").code == 78, "a dry run refuses what a push would"
     assert alice.push(*push, "--revision", "v1").code == 66
     assert alice.push(*push).code == alice.push(*push, "--revision", "copy").code == 0
     assert repository.branches["copy"] == repository.head != repository.branches["trial/one"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import pty
 import signal
@@ -12,15 +11,13 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 from pathlib import Path
 
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub.client import LFS_ONLY, WRITE
-from tests.hub.server import HubServer
-from tests.push_client import REPO, ROOT, Publisher
+from tests.hub.server import LFS_ONLY, WRITE, HubServer
+from tests.push_client import REPO, ROOT, Publisher, start_and_signal
 
 PROGRAM = [sys.executable, str(ROOT / "push_to_huggingface.py")]
 
@@ -90,45 +87,22 @@ def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubSer
     assert text.endswith(f"verified: a fresh download generates text\r\npushed: {hub.endpoint}/{REPO}\r\n")
 
 
-def stop_when_the_hub_is_asked(alice: Publisher, number: signal.Signals, *arguments: str) -> tuple[int, str]:
-    """Send a signal to a push when its request for the files arrives; the Hub stays silent."""
-    started = threading.Event()
-    process: list[subprocess.Popen[str]] = []
-
-    def stop() -> None:
-        started.wait()
-        process[0].send_signal(number)
-
-    alice.hub.fail("GET", "whoami" if "--check" in arguments else "/refs", call=stop, delay=math.inf)
-    process.append(alice.start(*arguments))
-    started.set()
-    _, log = process[0].communicate()
-    return process[0].returncode, log
-
-
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+    ("method", "path", "number", "code"),
+    [
+        ("GET", "whoami", signal.SIGINT, ExitCode.INTERRUPTED),
+        ("POST", "/commit/", signal.SIGTERM, ExitCode.TERMINATED),
+    ],
 )
-def test_a_signal_ends_a_push_without_a_traceback(alice: Publisher, number: signal.Signals, code: ExitCode) -> None:
-    returned, log = stop_when_the_hub_is_asked(alice, number, "--check")
-    assert returned == code and "Traceback" not in log, log
-
-
-def test_a_push_that_is_terminated_leaves_no_folder(alice: Publisher, hub: HubServer, tmp_path: Path) -> None:
-    started = threading.Event()
-    process: list[subprocess.Popen[str]] = []
-
-    def stop() -> None:
-        started.wait()
-        process[0].terminate()
-
-    hub.fail("POST", "/commit/", call=stop, delay=math.inf)
-    (tmp_path / "temporary").mkdir()
-    process.append(alice.start("--no_verify", TMPDIR=str(tmp_path / "temporary")))
-    started.set()
-    _, log = process[0].communicate()
-    assert process[0].returncode == ExitCode.TERMINATED and "Traceback" not in log, log
-    assert not list((tmp_path / "temporary").glob("shakespeare*")) and (alice.home / "transformer_model.pth").exists()
+def test_a_signal_ends_a_push_without_a_traceback_or_a_folder(
+    method: str, path: str, number: signal.Signals, code: ExitCode, alice: Publisher, hub: HubServer, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start_and_signal(hub, method, path, number, lambda: alice.start(TMPDIR=str(temporary)))
+    _, log = process.communicate()
+    assert process.returncode == code and "Traceback" not in log, log
+    assert not list(temporary.glob("shakespeare*")) and (alice.home / "transformer_model.pth").exists()
 
 
 def test_a_reader_of_stdout_that_went_away_ends_it(alice: Publisher) -> None:

@@ -8,15 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from charseq2seq.publishing.folder import build_folder
-from tests.hub.client import LFS_ONLY, WRITE, hub_with_people
-from tests.hub.server import HubServer
+from tests.hub.server import LFS_ONLY, WRITE, HubServer, hub_with_people
 from tests.push_client import ALL_FILES, REPO, ROOT, Publisher, tiny_checkpoint, titles
 
 
@@ -125,27 +124,24 @@ def test_a_push_killed_at_any_moment_leaves_the_old_head_or_the_new_one(
 
 def strike(hub: HubServer, home: Path, folder: Path, kill_at: int) -> None:
     """Push and be killed when the `kill_at`-th request arrives: the odd ones before it takes effect, others anywhen."""
-    started = threading.Event()
-    process: list[subprocess.Popen[bytes]] = []
+    started: Future[subprocess.Popen[bytes]] = Future()
     count = itertools.count(1)
 
     def maybe() -> None:
-        started.wait()
+        process = started.result()
         if next(count) == kill_at:
-            process[0].kill()
+            process.kill()
             if kill_at % 2:
-                process[0].wait()
+                process.wait()
 
     hub.fail(call=maybe)
     command = [sys.executable, "-c", TALK, str(ROOT), str(folder)]
-    environment = hub.environment(home, WRITE)
-    process.append(subprocess.Popen(command, env=environment, cwd=home, stderr=subprocess.DEVNULL))
-    started.set()
-    assert process[0].wait() in (-9, 0)
+    started.set_result(subprocess.Popen(command, env=hub.environment(home, WRITE), cwd=home, stderr=subprocess.DEVNULL))
+    assert started.result().wait() in (-9, 0)
     hub.mend()
 
 
-@pytest.mark.parametrize("way", ["lfs", "multipart", "no xet on the hub", "dead cas", "tls"])
+@pytest.mark.parametrize("way", ["lfs", "multipart", "no xet on the hub", "dead cas", "busy cas", "tls"])
 def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Path, tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {
         "multipart": {"lfs_part_size": 10_000},
@@ -155,6 +151,8 @@ def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Pa
     with hub_with_people(**options.get(way, {})) as hub:
         if way == "dead cas":
             hub.unplug_cas()
+        if way == "busy cas":
+            hub.fail("POST", "/v1/xorbs/", status=503)
         environment = LFS_ONLY if way in ("lfs", "multipart") else {}
         verify = [] if way == "multipart" else ["--no_verify"]
         user = Publisher(hub, tmp_path / "user")
@@ -165,5 +163,5 @@ def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Pa
         puts = hub.calls("PUT", "/lfs/")
         large = [len(content) for name, content in files.items() if name.endswith((".bin", ".safetensors", ".png"))]
         assert len(puts) == {"multipart": sum(-(-size // 10_000) for size in large), "tls": 0}.get(way, len(large))
-        assert ("sending by LFS instead" in done.log) == (way in ("no xet on the hub", "dead cas"))
+        assert ("sending by LFS instead" in done.log) == (way in ("no xet on the hub", "dead cas", "busy cas"))
         assert {one.token for one in puts} <= {None}

@@ -13,8 +13,8 @@ from typing import Self
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub.client import READ, WRITE
-from tests.hub.server import HubServer, fake_token
+from tests.hub.server import READ, WRITE, HubServer, fake_token
+from tests.push_client import start_program
 from tests.train_client import ROOT, TINY, Done, Trainee
 
 SPARE = fake_token("spare")  # lies in the environment while another one is used
@@ -61,22 +61,10 @@ class Children:
             yield from self._children(child)
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Trainee:
-    """A user with a text."""
-    return Trainee(tmp_path / "user")
-
-
 def start(hub: HubServer, user: Trainee, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a run that shall train and push."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train_transformer.py"), "--push_to_hf", *QUICK, *arguments],
-        env=hub.environment(user.home, SPARE) | {"OMP_NUM_THREADS": "1", **LOUD, **environment},
-        cwd=user.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = ("--push_to_hf", *QUICK, *arguments)
+    return start_program("train_transformer.py", hub, user.home, *arguments, token=SPARE, **LOUD, **environment)
 
 
 def end(process: subprocess.Popen[str]) -> Done:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from charseq2seq.errors import ExitCode
-from tests.hub.client import READ, WRITE
-from tests.hub.server import HubServer
-from tests.push_client import ALL_FILES, ROOT
+from tests.hub.server import READ, WRITE, HubServer
+from tests.push_client import ALL_FILES, start_and_signal, start_program
 from tests.train_client import TINY, Done, Trainee, finish
 
 REPO = "alice/my-shakespeare-transformer"
@@ -30,14 +26,7 @@ def way_1(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None =
 
 def start(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None) -> subprocess.Popen[str]:
     """Begin to train and push."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train_transformer.py"), *WAY_1, *QUICK, *arguments],
-        env=hub.environment(trainee.home, token) | {"OMP_NUM_THREADS": "1"},
-        cwd=trainee.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_program("train_transformer.py", hub, trainee.home, *WAY_1, *QUICK, *arguments, token=token)
 
 
 def test_one_command_trains_and_pushes(hub: HubServer, tmp_path: Path) -> None:
@@ -89,16 +78,7 @@ def test_a_push_that_fails_after_training_keeps_the_model(hub: HubServer, tmp_pa
 def test_a_signal_outside_training_ends_with_json_too(
     moment: tuple[str, str], number: signal.Signals, code: ExitCode, hub: HubServer, tmp_path: Path
 ) -> None:
-    trainee, started = Trainee(tmp_path / "user"), threading.Event()
-    process: list[subprocess.Popen[str]] = []
-
-    def stop() -> None:
-        started.wait()
-        process[0].send_signal(number)
-
-    hub.fail(*moment, call=stop, delay=math.inf)
-    process.append(start(hub, trainee, token=WRITE))
-    started.set()
-    done = finish(process[0])
+    trainee = Trainee(tmp_path / "user")
+    done = finish(start_and_signal(hub, *moment, number, lambda: start(hub, trainee, token=WRITE)))
     assert (done.code, done.report["exit_code"], done.report["outcome"]) == (code, code, "stopped"), done.log
     assert trainee.model.exists() == (moment[0] == "POST") and not list(trainee.home.glob("*.tmp"))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,17 @@ class Trainee:
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
     def start(
-        self, *arguments: str, program: str = "train_transformer.py", **environment: str
+        self,
+        *arguments: str,
+        program: str = "train_transformer.py",
+        launcher: Sequence[str] = (),
+        redirected: str = "",
+        **environment: str,
     ) -> subprocess.Popen[str]:
-        """Start a program of the suite in this folder."""
+        """Start a program of the suite in this folder; `launcher` runs it, `redirected` as in a shell."""
+        words = [sys.executable, *launcher, str(ROOT / program), *arguments]
         return subprocess.Popen(
-            [sys.executable, str(ROOT / program), *arguments],
+            ["/bin/sh", "-c", f'exec "$0" "$@" {redirected}', *words],
             env=self.environment(**environment),
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -106,15 +113,8 @@ def finish(process: subprocess.Popen[str]) -> Done:
 
 def torchrun(trainee: Trainee, launcher: list[str], *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start train_transformer.py as a group of processes in a user's folder; `launcher`: torchrun's arguments."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "train_transformer.py"), *arguments],
-        env=trainee.environment(GLOO_SOCKET_IFNAME="lo") | environment,
-        cwd=trainee.home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    launcher = ["-m", "torch.distributed.run", *launcher]
+    return trainee.start(*arguments, launcher=launcher, **{"GLOO_SOCKET_IFNAME": "lo"} | environment)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -139,15 +139,19 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
         assert ours == theirs, where
 
 
-def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
-    """Send a signal when the log says that a step is done."""
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read the log until a line has these words; returns what was read."""
     assert process.stderr is not None
     seen = ""
-    for line in process.stderr:
+    while words not in seen and (line := process.stderr.readline()):
         seen += line
-        if f" step {step} (" in line:
-            process.send_signal(number)
-            break
+    return seen
+
+
+def strike_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> Done:
+    """Send a signal when the log says that a step is done."""
+    seen = read_until(process, f" step {step} (")
+    process.send_signal(number)
     done = finish(process)
     return Done(done.code, done.out, seen + done.log)
 

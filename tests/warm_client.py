@@ -18,8 +18,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from charseq2seq.errors import ExitCode
 from tests.train_client import ROOT, TINY, Done, Trainee
@@ -39,7 +38,7 @@ _PREPARED = (
 class WarmClient:
     """A process whose forks run `train_transformer.py` and `push_to_huggingface.py`."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-client-")
         environment = {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8"}
         self._process = subprocess.Popen(
@@ -50,26 +49,16 @@ class WarmClient:
             stdout=subprocess.PIPE,
             text=True,
         )
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()  # it ends when its orders end
+    def close(self) -> None:
+        """End it: it goes when no more orders come."""
+        self._process.communicate()
         self._folder.cleanup()
 
     def run(
         self, home: Path, *arguments: str, program: str = "train_transformer.py", memory: int = 0, **environment: str
     ) -> Done:
-        """Run a command line to its end; it never shows a traceback.
-
-        Args:
-            home: the folder in which it runs.
-            arguments: of the command line.
-            program: the entry point.
-            memory: what it may take, in bytes (address space); 0: all.
-            environment: more of it than usual.
-        """
+        """Run a command line in a folder to its end, with so much memory (bytes; 0: all); it shows no traceback."""
         out, log = Path(self._folder.name) / "stdout", Path(self._folder.name) / "stderr"
         orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
         orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment}

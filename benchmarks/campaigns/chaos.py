@@ -43,8 +43,7 @@ from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
-from tests.hub.client import WRITE, hub_with_people
-from tests.hub.server import HubServer
+from tests.hub.server import WRITE, HubServer, hub_with_people
 from tests.train_client import TINY
 
 MODEL, STATE = "transformer_model.pth", "transformer_model.resume.pth"

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.hub.client import WRITE
-from tests.hub.server import fake_token
+from tests.hub.server import WRITE, fake_token
 from tests.train_client import ROOT, tiny_text
 
 SPARE = fake_token("spare")  # in the environment of every run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,34 +64,32 @@ def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
 
 
 def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample], curve: str | None) -> str:
-    """The complete README.md of a new repository.
+    """The complete README.md of a new repository; what the checkpoint does not tell is left out.
 
     Args:
-        checkpoint: the model; what its metrics do not tell is left out.
         repo_id: `owner/name`, for the examples.
-        samples: text that this model generated.
         curve: file name of the training-curve picture, None where there is none.
     """
     from huggingface_hub import ModelCard
 
-    corpus, metrics = checkpoint.corpus, checkpoint.metrics
-    sha256 = str(corpus.get("sha256", "unknown"))
+    sha256 = str(checkpoint.corpus.get("sha256", "unknown"))
+    parts: Counter[str] = Counter()  # of the model, and how many parameters they have
+    for name, tensor in checkpoint.model_state_dict.items():
+        parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
         _metadata(checkpoint, repo_id),
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        is_shakespeare=is_shakespeare(corpus),
+        is_shakespeare=is_shakespeare(checkpoint.corpus),
         alphabet_size=checkpoint.config["vocab_size"] - 1,
-        corpus_name=corpus.get("name", "unknown"),
+        corpus_name=checkpoint.corpus.get("name", "unknown"),
         sha256=sha256,
         dataset=_DATASETS.get(sha256),
-        corpus=_finite_numbers(corpus),
-        metrics=_finite_numbers(metrics),
-        protocol=metrics.get("protocol"),
-        config=checkpoint.config,
-        parts=_count_parameters(checkpoint),
-        environment=checkpoint.environment,
+        corpus=_finite_numbers(checkpoint.corpus),
+        metrics=_finite_numbers(checkpoint.metrics),
+        checkpoint=checkpoint,
+        parts=dict(parts),
         command=_command(checkpoint),
         seed=SAMPLE_SEED,
         sample_length=SAMPLE_LENGTH,
@@ -132,15 +131,6 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
         model_name=repo_id.partition("/")[2],
         eval_results=results or None,
     )
-
-
-def _count_parameters(checkpoint: Checkpoint) -> dict[str, int]:
-    """Part of the model -> its number of parameters."""
-    counts: dict[str, int] = {}
-    for name, tensor in checkpoint.model_state_dict.items():
-        part = name.partition(".")[0]
-        counts[part] = counts.get(part, 0) + tensor.numel()
-    return counts
 
 
 def _command(checkpoint: Checkpoint) -> str:

@@ -24,9 +24,7 @@ class Failure:
 
     Attributes:
         headline: what went wrong, in the guide's words; `{status}` is e.g. "HTTP 401 Unauthorized".
-        exit_code: what the program ends with.
-        cause: why, in one line.
-        remedy: what to do.
+        cause, remedy: why, and what to do, in a line each.
         passing: whether trying again later may help.
     """
 
@@ -120,24 +118,27 @@ class PublishError(SuiteError):
         detail: what exactly, e.g. the Hub's own sentence.
         status: the HTTP status, where there is one.
         request_id: by which the Hub's support finds the request.
+
+    Attributes:
+        what: the headline without "Push failed: ".
+        cause: why, with the detail.
+        passing: see `Failure`.
     """
 
     def __init__(
         self, kind: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
     ) -> None:
         failure = FAILURES[kind]
-        self.kind, self.status, self.request_id = kind, status, request_id
-        headline = failure.headline.format(status=_status_line(status)).replace(" ()", "")
-        headline = headline or failure.cause.partition(":")[0]  # not every failure has a status
-        self.headline = headline if kind in ("exists", "too_large") else f"Push failed: {headline}"  # the guide's words
+        self.kind, self.passing = kind, failure.passing
+        what = failure.headline.format(status=_status_line(status)).replace(" ()", "")
+        self.what = what or failure.cause.partition(":")[0]  # not every failure has a status
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
-        self.remedy = failure.remedy
-        self.passing = failure.passing
-        lines = [f"❌ {self.headline}", f"   why: {self.cause}", f"   what to do: {self.remedy}"]
+        headline = self.what if kind in ("exists", "too_large") else f"Push failed: {self.what}"  # the guide's words
+        lines = [f"❌ {headline}", f"   why: {self.cause}", f"   what to do: {failure.remedy}"]
         if request_id:
             lines.append(f"   request id: {request_id}")
         super().__init__("\n".join(lines), failure.exit_code)
-        self.facts = {"error": kind, "message": self.headline, "cause": self.cause, "remedy": self.remedy}
+        self.facts = {"error": kind, "message": headline, "cause": self.cause, "remedy": failure.remedy}
         self.facts |= {"status": status, "request_id": request_id}
 
 

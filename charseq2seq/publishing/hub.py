@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
 
 from charseq2seq.console import is_terminal, log
 from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
@@ -84,6 +83,9 @@ class Hub:
     Args:
         token: goes into the header of requests to the Hub.
         timeout: seconds that a request may wait for an answer.
+
+    Attributes:
+        api: the client, for what is one request (see `retrying`).
     """
 
     def __init__(self, token: str, timeout: float) -> None:
@@ -96,12 +98,12 @@ class Hub:
         if not is_terminal():
             disable_progress_bars()
         self._token = token
-        self._api = HfApi(token=token)
-        self.endpoint = self._api.endpoint
+        self.api = HfApi(token=token)
+        self.endpoint = self.api.endpoint
 
     def whoami(self) -> Account:
         """Ask the Hub whose token this is."""
-        answer = retrying(self._api.whoami)
+        answer = retrying(self.api.whoami)
         access = answer.get("auth", {}).get("accessToken", {})
         scoped = access.get("fineGrained", {}).get("scoped", [])
         writable = {one["entity"]["name"] for one in scoped if "repo.write" in one.get("permissions", [])}
@@ -117,19 +119,20 @@ class Hub:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            info = retrying(lambda: self._api.model_info(repo_id))
+            info = retrying(lambda: self.api.model_info(repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
                 return None
             raise
-        refs = retrying(lambda: self._api.list_repo_refs(repo_id))
+        refs = retrying(lambda: self.api.list_repo_refs(repo_id))
         branches = {one.name: one.target_commit for one in refs.branches}
         tags = {one.name: one.target_commit for one in refs.tags}
         if revision in tags:
             raise PublishError("not_found", f"{revision} is a tag; a push goes to a branch")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
-        texts = {name: self._text(repo_id, head, name) for name in (CARD, RECORD) if name in files}
+        read = functools.partial(self._text, repo_id, head)
+        texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
         return Remote(head, bool(info.private), revision in branches, tags, files, texts)
 
     def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
@@ -139,57 +142,37 @@ class Hub:
         # Not `retrying`: the library itself repeats listings, for some 20 seconds.
         return {
             one.path: RemoteFile(one.size, one.lfs.sha256 if one.lfs else one.blob_id, one.lfs is not None)
-            for one in self._api.list_repo_tree(repo_id, recursive=True, revision=commit)
+            for one in self.api.list_repo_tree(repo_id, recursive=True, revision=commit)
             if isinstance(one, RepoFile)
         }
-
-    def is_private(self, repo_id: str) -> bool:
-        """Whether only its owner sees it."""
-        return bool(retrying(lambda: self._api.model_info(repo_id)).private)
 
     def check_write(self, repo_id: str, revision: str, create_pr: bool) -> None:
         """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
         from huggingface_hub import CommitOperationAdd
 
         probe = [CommitOperationAdd(CARD, b"x")]
-        self._api.preupload_lfs_files(repo_id, probe, revision=revision, create_pr=create_pr)
-
-    def create(self, repo_id: str, private: bool) -> None:
-        """Make the repository."""
-        retrying(lambda: self._api.create_repo(repo_id, private=private, exist_ok=True))
-
-    def create_branch(self, repo_id: str, branch: str) -> None:
-        """Make a branch at the head of main."""
-        retrying(lambda: self._api.create_branch(repo_id, branch=branch, exist_ok=True))
-
-    def create_tag(self, repo_id: str, tag: str, commit: str) -> None:
-        """Name a commit."""
-        retrying(lambda: self._api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+        self.api.preupload_lfs_files(repo_id, probe, revision=revision, create_pr=create_pr)
 
     def commit(
         self, repo_id: str, additions: Sequence[CommitOperationAdd], deletions: Sequence[str], **options: Any
     ) -> CommitInfo:
         """Send files and make one commit of them, on top of its parent or not at all.
 
-        Large files go by Xet; where its servers cannot be reached or do not exist, by plain LFS.
-
-        Args:
-            repo_id: `owner/name`.
-            additions, deletions: new or changed files, and names of those to remove.
-            options: of `HfApi.create_commit`: message, parent, revision.
+        Large files go by Xet; where its servers cannot be reached or do not exist, by plain LFS. The `options` are
+        those of `HfApi.create_commit`.
         """
         from huggingface_hub import CommitOperationDelete, constants
         from huggingface_hub.utils._runtime import is_xet_available
 
         operations: list[Any] = [*additions, *map(CommitOperationDelete, deletions)]
         try:
-            return self._api.create_commit(repo_id, operations, **options)
+            return self.api.create_commit(repo_id, operations, **options)
         except (OSError, RuntimeError) as error:
             if not is_xet_available() or not is_xet_failure(error):
                 raise
             log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
             constants.HF_HUB_DISABLE_XET = True
-            return self._api.create_commit(repo_id, operations, **options)
+            return self.api.create_commit(repo_id, operations, **options)
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Download files of a commit into a folder, past any cache."""
@@ -204,30 +187,26 @@ class Hub:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        def download() -> str:
-            # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
-            response = get_session().get(
-                hf_hub_url(repo_id, name, revision=quote(commit, safe=""), endpoint=self.endpoint),
-                headers=build_hf_headers(token=self._token),
-            )
-            hf_raise_for_status(response)
-            return response.content.decode("utf-8", errors="replace")
-
-        return retrying(download)
+        # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
+        url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.endpoint)
+        response = get_session().get(url, headers=build_hf_headers(token=self._token))
+        hf_raise_for_status(response)
+        return response.content.decode("utf-8", errors="replace")
 
 
-def retrying(work: Callable[[], T]) -> T:
-    """Do what may be done more than once, again where it fails in passing."""
+def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:
+    """Do what may be done more than once, again where it fails in passing; before each further try do `between`."""
     for pause in PAUSES:
         begin = time.monotonic()
         try:
             return work()
         except Exception as error:
-            wait_or_raise(error, pause, begin)
+            _wait_or_raise(error, pause, begin)
+        between()
     return work()
 
 
-def wait_or_raise(error: Exception, pause: float, begin: float) -> None:
+def _wait_or_raise(error: Exception, pause: float, begin: float) -> None:
     """Wait before another try, some `pause` seconds or as many as the server asks for.
 
     Raises:
@@ -240,7 +219,7 @@ def wait_or_raise(error: Exception, pause: float, begin: float) -> None:
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     retry_after = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
     seconds = max(pause * random.uniform(0.75, 1.5), retry_after)
-    log(f"{failure.headline.removeprefix('Push failed: ')}; trying again in {seconds:.1f} s.")
+    log(f"{failure.what}; trying again in {seconds:.1f} s.")
     time.sleep(seconds)
 
 
@@ -254,13 +233,19 @@ def _limit_client(token: str, timeout: float) -> None:
     from huggingface_hub.utils._http import default_client_factory
 
     _limit_xet(timeout)
-    guard = functools.partial(_guard_token, token, _origin(constants.ENDPOINT))
+    hub = httpx.URL(constants.ENDPOINT)
+
+    def guard_token(request: Any) -> None:
+        """Take the token from a request that goes anywhere but to the Hub itself."""
+        is_elsewhere = (request.url.scheme, request.url.netloc) != (hub.scheme, hub.netloc)
+        if is_elsewhere and token in request.headers.get("Authorization", ""):
+            del request.headers["Authorization"]
 
     def factory() -> Any:
         client = default_client_factory()
         client.timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout))
         client.event_hooks = {
-            "request": [*client.event_hooks["request"], guard],
+            "request": [*client.event_hooks["request"], guard_token],
             "response": [*client.event_hooks["response"], _limit_sleeps],
         }
         return client
@@ -276,12 +261,6 @@ def _limit_xet(timeout: float) -> None:
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
 
 
-def _guard_token(token: str, origin: tuple[Any, ...], request: Any) -> None:
-    """Take the token from a request that goes anywhere but to the Hub itself."""
-    if token in request.headers.get("Authorization", "") and _origin(str(request.url)) != origin:
-        del request.headers["Authorization"]
-
-
 def _limit_sleeps(response: Any) -> None:
     """Shorten what a server asks the library to wait, which obeys without a limit.
 
@@ -295,8 +274,3 @@ def _limit_sleeps(response: Any) -> None:
     creating = response.status_code == 409 and response.url.path.endswith("/api/repos/create")
     if creating and b"another conflicting operation" in response.read():
         raise PublishError("moved", "another repository is being made", status=409)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
@@ -17,10 +17,9 @@ from charseq2seq.publishing.card import is_our_card
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
-from charseq2seq.publishing.secrets import find_credentials
+from charseq2seq.publishing.secrets import find_token
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
-_OLDEST_CLIENT = 1  # huggingface_hub 1.0 brought the client factory, by which requests get time limits
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
@@ -48,11 +47,11 @@ def preflight(request: PushOptions) -> PreflightResult:
     """
     require_libraries()
     with user_errors(None):
-        credentials = find_credentials(request.token, request.token_file)
-    with user_errors(credentials.token):
+        token, source = find_token(request.token, request.token_file)
+    with user_errors(token):
         check_name(f"owner/{request.repo_name}")
-        hub = Hub(credentials.token, request.timeout)
-        log(f"token: from {credentials.source}")
+        hub = Hub(token, request.timeout)
+        log(f"token: from {source}")
         account = hub.whoami()
         repo_id = target(request, account.name)
         check_name(repo_id)
@@ -67,7 +66,7 @@ def preflight(request: PushOptions) -> PreflightResult:
             hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
             may = "a pull request may be made" if request.create_pr else "may be pushed to"
             log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
-        return PreflightResult(hub, credentials.token, repo_id, remote)
+        return PreflightResult(hub, token, repo_id, remote)
 
 
 def require_libraries() -> None:
@@ -80,14 +79,10 @@ def require_libraries() -> None:
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         problem = f"publishing needs {', '.join(missing)}, and this Python does not have it"
-    elif _major(version := metadata.version("huggingface_hub")) < _OLDEST_CLIENT:
-        problem = f"publishing needs huggingface_hub {_OLDEST_CLIENT}.0 or newer, and this one is {version}"
+    elif (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the client factory
+        problem = f"publishing needs huggingface_hub 1.0 or newer, and this one is {version}"
     if problem:
         raise SuiteError(f"{problem}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
-
-
-def _major(version: str) -> int:
-    return int(re.match(r"\d*", version)[0] or 0)  # type: ignore[index] # it always matches
 
 
 def _describe(account: Account, namespace: str) -> str:
@@ -147,15 +142,15 @@ def check_remote(remote: Remote | None, request: PushOptions) -> None:
         return
     if request.private and not remote.private:
         raise PublishError("visibility")
-    if request.overwrite or set(remote.files) <= _NOBODYS_WORK or _is_ours(remote):
-        return
-    foreign = ", ".join(sorted(set(remote.files) - _NOBODYS_WORK)[:3])
-    raise PublishError("exists", f"it holds what this suite did not make ({foreign} …)")
+    is_ours = published_record(remote) is not None or is_our_card(remote.texts.get(CARD, ""))
+    foreign = sorted(set(remote.files) - _NOBODYS_WORK)
+    if foreign and not is_ours and not request.overwrite:
+        raise PublishError("exists", f"it holds what this suite did not make ({', '.join(foreign[:3])} …)")
 
 
-def _is_ours(remote: Remote) -> bool:
-    """Whether the repository has the suite's record, or its marks in the card."""
-    return parse_record(remote.texts.get(RECORD, "")) is not None or is_our_card(remote.texts.get(CARD, ""))
+def published_record(remote: Remote | None) -> dict[str, Any] | None:
+    """What the suite wrote of the model that is published, if it wrote anything."""
+    return parse_record(remote.texts.get(RECORD, "")) if remote else None
 
 
 def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PushOptions) -> None:

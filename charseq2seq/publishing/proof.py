@@ -10,7 +10,6 @@ from charseq2seq.publishing.failures import PublishError
 from charseq2seq.publishing.secrets import strangers_environment
 
 _PROVE = Path(__file__).parent / "published" / "prove_folder.py"
-_EXAMPLE = "usage_example.py"
 
 
 def prove_folder(folder: Path) -> None:
@@ -19,19 +18,15 @@ def prove_folder(folder: Path) -> None:
     Raises:
         PublishError: something in the folder does not work.
     """
-    _run([str(_PROVE), str(folder.resolve())], folder)
+    run_alone(folder, str(_PROVE), str(folder.resolve()))
 
 
-def run_example(folder: Path) -> None:
-    """Run the usage example of a downloaded folder.
+def run_alone(folder: Path, *command: str) -> None:
+    """Run a program in a folder that it alone sees.
 
     Raises:
-        PublishError: it does not generate text.
+        PublishError: it fails, or writes nothing.
     """
-    _run([_EXAMPLE], folder)
-
-
-def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder
         cwd=folder,
@@ -46,4 +41,4 @@ def _run(command: list[str], folder: Path) -> None:
         last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise PublishError("proof", last_line)
     if not done.stdout.strip():
-        raise PublishError("proof", f"{_EXAMPLE} generated no text")
+        raise PublishError("proof", "usage_example.py generated no text")

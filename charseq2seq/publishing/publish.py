@@ -10,10 +10,8 @@ import contextlib
 import hashlib
 import math
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,25 +20,21 @@ from charseq2seq.console import log
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import merge_cards
 from charseq2seq.publishing.failures import PublishError, explain
-from charseq2seq.publishing.folder import RepositoryFolder, build_folder, parse_record, refuse_large_files
-from charseq2seq.publishing.hub import CARD, PAUSES, RECORD, Remote, RemoteFile, wait_or_raise
-from charseq2seq.publishing.preflight import PreflightResult, check_remote, preflight, target, user_errors
-from charseq2seq.publishing.proof import prove_folder, run_example
+from charseq2seq.publishing.folder import RepositoryFolder, build_folder
+from charseq2seq.publishing.hub import CARD, Remote, RemoteFile, retrying
+from charseq2seq.publishing.preflight import (
+    PreflightResult,
+    check_remote,
+    preflight,
+    published_record,
+    target,
+    user_errors,
+)
+from charseq2seq.publishing.proof import prove_folder, run_alone
 from charseq2seq.publishing.secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-
-
-class State(StrEnum):
-    """How a push ended."""
-
-    PUSHED = "pushed"
-    PROPOSED = "proposed"
-    UP_TO_DATE = "up to date"
-    NOT_BETTER = "not better"
-    PLANNED = "planned"
-    CHECKED = "checked"
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Outcome:
         changes: the files, compared with what was there before.
     """
 
-    state: State
+    state: Literal["pushed", "proposed", "up to date", "not better", "planned", "checked"]
     url: str
     repo_id: str
     commit: str | None = None
@@ -79,64 +73,53 @@ class Outcome:
         return "".join(f"{change.state:8} {change.size:>12,} bytes  {change.name}\n" for change in self.changes)
 
 
-def publish(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
-    """Publish a checkpoint, whole and verified, in one commit or not at all.
-
-    Args:
-        model_path: the checkpoint.
-        request: what to publish it as.
-        output_dir: where to build the repository folder and leave it; None: a temporary one.
+def publish(request: PushOptions) -> Outcome:
+    """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
         PublishError, SuiteError: it was not published; only kind "unconfirmed" leaves that open.
     """
-    found = preflight(request)
-    with user_errors(found.token), _built_folder(model_path, found.repo_id, output_dir, found.token) as folder:
+    try:
+        found = preflight(request)
+    except PublishError as error:
+        if not request.dry_run or error.kind != "no_token":
+            raise
+        log("no token: the folder is built and proved, but what the Hub already has is not known.")
+        return _plan_without_token(request)
+    if request.check:
+        return Outcome("checked", found.url, found.repo_id)
+    with _built_folder(request, found.repo_id, found.token) as folder:
         push = Push(request, found, folder)
-        if push.plan.has_changes and push.is_better:
+        if request.dry_run or (push.plan.has_changes and push.is_better):
             log("proof: a fresh process loads the folder and runs its example")
             prove_folder(folder.path)
+        if request.dry_run:
+            return Outcome("planned", found.url, found.repo_id, changes=push.plan.changes)
         outcome = push.commit()
-        if outcome.state in (State.PUSHED, State.PROPOSED):
+        if outcome.state in ("pushed", "proposed"):
             push.verify(outcome)
     return outcome
 
 
-def plan_push(model_path: Path, request: PushOptions, output_dir: Path | None = None) -> Outcome:
-    """Do everything that `publish` does before it sends anything; without a token, without asking the Hub.
-
-    Raises:
-        PublishError, SuiteError: as `publish`.
-    """
-    found = None
-    try:
-        found = preflight(request)
-    except PublishError as error:
-        if error.kind != "no_token":
-            raise
-        log("no token: the folder is built and proved, but what the Hub already has is not known.")
-    repo_id = found.repo_id if found else target(request, "username")
-    token = found.token if found else None
-    with user_errors(token), _built_folder(model_path, repo_id, output_dir, token) as folder:
+def _plan_without_token(request: PushOptions) -> Outcome:
+    repo_id = target(request, "username")
+    with _built_folder(request, repo_id, None) as folder:
         prove_folder(folder.path)
-        plan = Plan(folder, found.remote if found else None)
-    return Outcome(State.PLANNED, found.url if found else repo_id, repo_id, changes=plan.changes)
+        return Outcome("planned", repo_id, repo_id, changes=Plan(folder, None).changes)
 
 
 @contextlib.contextmanager
-def _built_folder(
-    model_path: Path, repo_id: str, output_dir: Path | None, token: str | None
-) -> Iterator[RepositoryFolder]:
-    """The complete folder, in which nothing is too large or secret; it stays only in an `output_dir`."""
+def _built_folder(request: PushOptions, repo_id: str, token: str | None) -> Iterator[RepositoryFolder]:
+    """The complete folder, in which nothing is secret; it stays only in an `output_dir`."""
     from charseq2seq.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(model_path)
-    with contextlib.ExitStack() as stack:
-        prefix = f"{repo_id.rpartition('/')[2]}-"
-        path = output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+    with user_errors(token), contextlib.ExitStack() as stack:
+        checkpoint = load_checkpoint(request.model_path)
+        prefix = f"{request.repo_name}-"
+        path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
         folder = build_folder(checkpoint, path, repo_id)
-        log(f"folder: built from {model_path.name}" + (f" in {output_dir}" if output_dir else ""))
-        refuse_large_files(folder)
+        where = f" in {request.output_dir}" if request.output_dir else ""
+        log(f"folder: built from {request.model_path.name}{where}")
         refuse_secrets(folder.path, folder.names, token)
         yield folder
 
@@ -166,31 +149,14 @@ class Plan:
             *(_change(name, file, published.get(name)) for name, file in sorted(self.files.items())),
             *(Change(name, "removed", published[name].size) for name in sorted(gone)),
         )
-
-    @property
-    def has_changes(self) -> bool:
-        """Whether there is something to push."""
-        return any(change.state != "same" for change in self.changes)
-
-    @property
-    def additions(self) -> list[CommitOperationAdd]:
-        """The files to send."""
-        return [self.files[change.name] for change in self.changes if change.state in ("new", "changed")]
-
-    @property
-    def deletions(self) -> list[str]:
-        """The files to remove."""
-        return [change.name for change in self.changes if change.state == "removed"]
-
-
-def published_record(remote: Remote | None) -> dict[str, Any] | None:
-    """What the suite wrote of the model that is published, if it wrote anything."""
-    return parse_record(remote.texts.get(RECORD, "")) if remote else None
+        self.has_changes = any(change.state != "same" for change in self.changes)
 
 
 def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
-    state: Literal["new", "changed", "same"] = "new" if there is None else "same" if is_same(file, there) else "changed"
-    return Change(name, state, file.upload_info.size)
+    size = file.upload_info.size
+    if there is None:
+        return Change(name, "new", size)
+    return Change(name, "same" if is_same(file, there) else "changed", size)
 
 
 def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
@@ -208,8 +174,7 @@ class Push:
     """One push on its way; whenever the Hub is looked at again, `remote` and `plan` are made anew."""
 
     def __init__(self, request: PushOptions, found: PreflightResult, folder: RepositoryFolder) -> None:
-        self.request, self.folder = request, folder
-        self.hub, self.token, self.repo_id, self.url = found.hub, found.token, found.repo_id, found.url
+        self.request, self.found, self.folder = request, found, folder
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
         self.has_sent = False
         self._compare(found.remote)
@@ -224,7 +189,7 @@ class Push:
         self.is_better = is_better(self.folder.record, theirs, self.request.only_if_better)
 
     def _look_again(self) -> None:
-        self._compare(self.hub.read(self.repo_id, self.request.revision))
+        self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
 
     def commit(self) -> Outcome:
         """Make one commit on top of what is there, tried again where something passing comes between.
@@ -232,53 +197,48 @@ class Push:
         Before each further try the Hub is looked at again. So a lost answer does no harm, because the commit is found
         to be there, and neither does somebody else's commit, because ours is made on top of it.
         """
-        for pause in PAUSES:
-            begin = time.monotonic()
-            try:
-                return self._try_to_commit()
-            except Exception as error:
-                wait_or_raise(error, pause, begin)
-            self._look_again()
-        return self._try_to_commit()
+        return retrying(self._try_to_commit, self._look_again)
 
     def _try_to_commit(self) -> Outcome:
-        request, url = self.request, self.url
+        request, repo_id, url, api = self.request, self.found.repo_id, self.found.url, self.found.hub.api
         if self.remote is None:
-            self.hub.create(self.repo_id, request.private)
+            retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
             self._look_again()
         remote, plan = self.remote, self.plan
         if remote is None:
-            raise PublishError("not_found", f"{self.repo_id} was made, but is not there")
+            raise PublishError("not_found", f"{repo_id} was made, but is not there")
         if not self.is_better:
-            return Outcome(State.NOT_BETTER, url, self.repo_id, remote.head, plan.changes)
-        if not remote.has_branch:
-            self.hub.create_branch(self.repo_id, request.revision)
-        if not plan.has_changes:
-            commit, state = remote.head, State.PUSHED if self.has_sent else State.UP_TO_DATE
-        else:
+            return Outcome("not better", url, repo_id, remote.head, plan.changes)
+        if not remote.has_branch:  # it begins at the head of main
+            retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
+        if plan.has_changes:
             self.has_sent = True
             commit, proposal = self._send(remote)
-            state, url = (State.PROPOSED, proposal or url) if request.create_pr else (State.PUSHED, url)
+        else:
+            commit, proposal = remote.head, None
         if request.tag is not None and request.tag not in remote.tags:
-            self.hub.create_tag(self.repo_id, request.tag, commit)
-        return Outcome(state, url, self.repo_id, commit, plan.changes)
+            tag = request.tag
+            retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+        if request.create_pr and plan.has_changes:
+            return Outcome("proposed", proposal or url, repo_id, commit, plan.changes)
+        return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, plan.changes)
 
     def _send(self, remote: Remote) -> tuple[str, str | None]:
         """Make the commit; its id and, of a proposal, the address."""
-        record = self.folder.record
+        record, plan = self.folder.record, self.plan
         message = f"{_loss(record):.4f} nats per character, step {record['metrics'].get('step', '?')}"
         try:
-            made = self.hub.commit(
-                self.repo_id,
-                self.plan.additions,
-                self.plan.deletions,
+            made = self.found.hub.commit(
+                self.found.repo_id,
+                [plan.files[change.name] for change in plan.changes if change.state in ("new", "changed")],
+                [change.name for change in plan.changes if change.state == "removed"],
                 commit_message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
                 parent_commit=remote.head,
                 revision=self.request.revision,
                 create_pr=self.request.create_pr,
             )
         except Exception as error:
-            failure = explain(error, self.token)
+            failure = explain(error, self.found.token)
             if failure is None or failure.kind not in ("dropped", "timeout", "server"):
                 raise
             arrived = self._find_lost_commit(failure)
@@ -293,41 +253,40 @@ class Push:
         Raises:
             PublishError: "unconfirmed": it cannot be told.
         """
-        headline = failure.headline.removeprefix("Push failed: ")
         try:
-            remote = self.hub.read(self.repo_id, self.request.revision)
+            remote = self.found.hub.read(self.found.repo_id, self.request.revision)
         except Exception as error:
             if explain(error) is None:
                 raise
-            raise PublishError("unconfirmed", f"{headline} at the commit, and now the Hub is silent") from error
+            raise PublishError("unconfirmed", f"{failure.what} at the commit, and now the Hub is silent") from error
         if self.request.create_pr:  # main does not tell, and a second try could propose the same a second time
-            raise PublishError("unconfirmed", f"{headline}; see the pull requests there")
+            raise PublishError("unconfirmed", f"{failure.what}; see the pull requests there")
         return remote.head if remote and not Plan(self.folder, remote).has_changes else None
 
     def verify(self, outcome: Outcome) -> None:
         """Compare every published file with what was sent, then run the example from a fresh download.
 
         Raises:
-            PublishError: "unconfirmed": the commit is made, but something is not as it should be.
+            PublishError: "unconfirmed", or "visibility": the commit is made, but something is not as it should be.
         """
         try:
             self._verify(outcome.commit or "")
         except Exception as error:
-            failure = explain(error, self.token)
+            failure = explain(error, self.found.token)
             if failure is None and not isinstance(error, OSError):
                 raise
             if failure is not None and failure.kind in ("visibility", "unconfirmed"):
                 raise
-            why = f"{failure.headline.removeprefix('Push failed: ')}: {failure.cause}" if failure else str(error)
+            why = f"{failure.what}: {failure.cause}" if failure else str(error)
             raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error
 
     def _verify(self, commit: str) -> None:
-        hub, repo_id, files = self.hub, self.repo_id, self.plan.files
+        hub, repo_id, files = self.found.hub, self.found.repo_id, self.plan.files
         published = hub.files(repo_id, commit)
         wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
-        private = hub.is_private(repo_id)
+        private = retrying(lambda: hub.api.model_info(repo_id)).private
         if self.must_be_private and not private:
             raise PublishError("visibility", "it has become so while this push was made")
         log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
@@ -335,7 +294,7 @@ class Push:
         if not self.request.no_verify:
             with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(files), Path(folder))
-                run_example(Path(folder))
+                run_alone(Path(folder), "usage_example.py")
             log("verified: a fresh download generates text")
 
 

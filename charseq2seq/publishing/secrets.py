@@ -10,7 +10,6 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from charseq2seq.console import log
@@ -23,41 +22,28 @@ _SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
 _SUITE = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """A token, never shown, and where it was found."""
-
-    token: str = field(repr=False)
-    source: str
-
-
-def find_credentials(token: str | None, token_file: Path | None) -> Credentials:
-    """The first token of: the command line, the file, HF_TOKEN, the stored login.
+def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
+    """The first token of: the command line, the file, HF_TOKEN, the stored login; and which of them it was.
 
     Raises:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
-    if token is not None and token.strip():
-        _warn_of_the_command_line()
-        found = Credentials(token.strip(), "the command line")
-    elif token_file is not None:
-        found = Credentials(_read_token_file(token_file), str(token_file))
-    else:
-        found = _stored_credentials()
-    if not re.fullmatch(r"[!-~]+", found.token):  # a request header could not hold it
-        raise PublishError("bad_token", f"the one from {found.source} holds characters that no token has")
-    return found
-
-
-def _stored_credentials() -> Credentials:
     from huggingface_hub import get_token
 
-    token = get_token()
-    if token is None:
+    if token is not None and token.strip():
+        _warn_of_the_command_line()
+        found, source = token.strip(), "the command line"
+    elif token_file is not None:
+        found, source = _read_token_file(token_file), str(token_file)
+    elif (stored := get_token()) is not None:
+        from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
+        found, source = stored, "HF_TOKEN" if from_environment else "the stored login"
+    else:
         raise PublishError("no_token")
-    from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
-    return Credentials(token, "HF_TOKEN" if from_environment else "the stored login")
+    if not re.fullmatch(r"[!-~]+", found):  # a request header could not hold it
+        raise PublishError("bad_token", f"the one from {source} holds characters that no token has")
+    return found, source
 
 
 @functools.cache  # said once, although the token is looked for before training and again at the push

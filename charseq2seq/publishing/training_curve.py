@@ -33,10 +33,13 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere
         figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
         axes = figure.subplots()
-        label = "training text, running mean"
-        axes.plot(steps, _losses(history, "train_nats_per_char"), color=_TRAINING, lw=2, label=label)
+        training, validation = (
+            [math.nan if point.get(name) is None else point[name] for point in history]
+            for name in ("train_nats_per_char", "nats_per_char")
+        )
+        axes.plot(steps, training, color=_TRAINING, lw=2, label="training text, running mean")
         label = "validation text, a part of it"
-        axes.plot(steps, _losses(history, "nats_per_char"), "o-", color=_VALIDATION, lw=2, ms=3.5, label=label)
+        axes.plot(steps, validation, "o-", color=_VALIDATION, lw=2, ms=3.5, label=label)
         step, loss = metrics.get("step"), metrics.get("nats_per_char")
         if step is not None and loss is not None:
             label = f"the published model, all of it: {loss:.4f}"
@@ -50,7 +53,3 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
         picture = io.BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
-
-
-def _losses(history: list[Mapping[str, Any]], name: str) -> list[float]:
-    return [math.nan if point.get(name) is None else point[name] for point in history]

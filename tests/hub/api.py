@@ -9,24 +9,14 @@ happens entirely or not at all, one after the other.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import time
-from collections.abc import Callable, Iterable
-from urllib.parse import parse_qs, unquote, urlencode
+from collections.abc import Callable, Mapping
+from urllib.parse import unquote
 
-from tests.hub.answers import (
-    card_metadata,
-    card_problem,
-    discussion_entry,
-    file_entry,
-    parse_change,
-    ref_entries,
-    sibling_details,
-    timestamp,
-    tree_entries,
-)
 from tests.hub.listener import RefusalError, Request, Response, json_response, ranged_response
-from tests.hub.state import HubState, Token, namespace_of
+from tests.hub.state import REGULAR_FILE_LIMIT, Blob, Change, HubState, Repository, Token
 from tests.hub.storage import Storage
 from tests.hub.xet import Cas
 
@@ -40,42 +30,30 @@ class HubApi:
     Attributes:
         url: this origin, set by `HubServer` once the port is known.
         cas: Xet's content store, or None for a Hub without Xet.
-        page_size: entries of one page of a listing; the rest is behind the Link header.
     """
 
-    def __init__(self, state: HubState, storage: Storage, cas: Cas | None, page_size: int) -> None:
+    def __init__(self, state: HubState, storage: Storage, cas: Cas | None) -> None:
         self.url = ""
         self.cas = cas
-        self.page_size = page_size
         self._state = state
         self._storage = storage
         api, lfs = f"/api/models/{REPO}", f"/{REPO}\\.git/info/lfs"
         table: list[tuple[str, str, Route]] = [
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
-            ("DELETE", "/api/repos/delete", self._delete),
             ("POST", "/api/validate-yaml", self._validate_yaml),
             ("GET", api, self._info),
             ("GET", f"{api}/revision/{REV}", self._info),
-            ("GET", f"{api}/auth-check", self._auth_check),
-            ("PUT", f"{api}/settings", self._settings),
-            ("GET", f"{api}/tree/{REV}(?:/(.*))?", self._tree),
-            ("POST", f"{api}/paths-info/{REV}", self._paths_info),
+            ("GET", f"{api}/tree/{REV}", self._tree),
             ("GET", f"{api}/refs", self._refs),
-            ("GET", f"{api}/commits/{REV}", self._commits),
             ("POST", f"{api}/tag/{REV}", self._tag),
-            ("DELETE", f"{api}/tag/{REV}", self._untag),
             ("POST", f"{api}/branch/{REV}", self._branch),
-            ("DELETE", f"{api}/branch/{REV}", self._unbranch),
             ("POST", f"{api}/preupload/{REV}", self._preupload),
             ("POST", f"{api}/commit/{REV}", self._commit),
             ("POST", f"{lfs}/objects/batch", self._lfs_batch),
             ("POST", f"{lfs}/complete", self._lfs_complete),
             ("POST", f"{lfs}/verify", self._lfs_verify),
             ("GET", f"{api}/xet-(read|write)-token/{REV}", self._xet_token),
-            ("GET", f"{api}/discussions", self._discussions),
-            ("POST", f"{api}/discussions", self._open_discussion),
-            ("GET", f"{api}/discussions/(\\d+)", self._discussion),
             ("GET", f"/{REPO}/resolve/{REV}/(.+)", self._resolve),
             ("HEAD", f"/{REPO}/resolve/{REV}/(.+)", self._resolve),
         ]
@@ -86,10 +64,9 @@ class HubApi:
         for method, pattern, handle in self._table:
             found = pattern.fullmatch(request.path) if method == request.method else None
             if found is not None:
-                arguments = [unquote(group) if group else group for group in found.groups()]
                 with self._state.lock:
                     token = self._state.authenticate(request.bearer)
-                    return handle(request, token, *arguments)
+                    return handle(request, token, *map(unquote, found.groups()))
         raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
 
     # --- who and where
@@ -97,23 +74,14 @@ class HubApi:
     def _whoami(self, request: Request, token: Token | None) -> Response:
         if token is None:
             raise RefusalError(401, "Invalid username or password.")
-        access: dict[str, object] = {"displayName": f"{token.role} token", "role": token.role}
-        if token.role == "fineGrained":
-            access["fineGrained"] = {"global": [], "scoped": [self._scope(*scope) for scope in token.scopes.items()]}
-        orgs = self._state.users[token.user].orgs
-        return json_response(
-            {
-                "type": "user",
-                "name": token.user,
-                "fullname": token.user.title(),
-                "orgs": [{"type": "org", "name": name, "roleInOrg": role} for name, role in orgs.items()],
-                "auth": {"type": "access_token", "accessToken": access},
-            }
-        )
-
-    def _scope(self, entity: str, permissions: Iterable[str]) -> dict[str, object]:
-        kind = "model" if "/" in entity else "user" if entity in self._state.users else "org"
-        return {"entity": {"type": kind, "name": entity}, "permissions": sorted(permissions)}
+        scoped = [
+            {"entity": {"name": entity}, "permissions": sorted(permissions)}
+            for entity, permissions in token.scopes.items()
+        ]
+        access = {"role": token.role, "fineGrained": {"global": [], "scoped": scoped}}
+        orgs = [{"name": name, "roleInOrg": role} for name, role in self._state.users[token.user].orgs.items()]
+        auth = {"type": "access_token", "accessToken": access}
+        return json_response({"type": "user", "name": token.user, "orgs": orgs, "auth": auth})
 
     def _create(self, request: Request, token: Token | None) -> Response:
         asked = request.json()
@@ -127,107 +95,32 @@ class HubApi:
             raise
         return json_response({"url": f"{self.url}/{repo_id}", "name": repo_id})
 
-    def _delete(self, request: Request, token: Token | None) -> Response:
-        asked = request.json()
-        namespace = asked.get("organization") or (token.user if token else "")
-        repository = self._state.writable(f"{namespace}/{asked['name']}", token)
-        del self._state.repositories[repository.id]
-        return json_response({})
-
-    def _settings(self, request: Request, token: Token | None, repo_id: str) -> Response:
-        repository = self._state.writable(repo_id, token)
-        repository.private = request.json().get("visibility", repository.private) in (True, "private")
-        return json_response({"visibility": "private" if repository.private else "public"})
-
     # --- reading
-
-    def _auth_check(self, request: Request, token: Token | None, repo_id: str) -> Response:
-        self._state.readable(repo_id, token)
-        return json_response({})
 
     def _info(self, request: Request, token: Token | None, repo_id: str, revision: str = "main") -> Response:
         repository = self._state.readable(repo_id, token)
         commit = repository.resolve(revision)
-        card = card_metadata(commit)
-        siblings = [
-            {"rfilename": path, **(sibling_details(blob) if "blobs" in request.query else {})}
-            for path, blob in commit.files.items()
-        ]
-        return json_response(
-            {
-                "id": repo_id,
-                "modelId": repo_id,
-                "author": namespace_of(repo_id),
-                "sha": commit.id,
-                "private": repository.private,
-                "gated": False,
-                "disabled": False,
-                "createdAt": timestamp(repository.created),
-                "lastModified": timestamp(commit.date),
-                "tags": card.get("tags", []) if isinstance(card, dict) else [],
-                "cardData": card,
-                "siblings": siblings,
-            }
-        )
+        siblings = [{"rfilename": path} for path in commit.files]
+        facts = {"id": repo_id, "sha": commit.id, "private": repository.private, "siblings": siblings}
+        return json_response(facts)
 
-    def _tree(
-        self, request: Request, token: Token | None, repo_id: str, revision: str, folder: str | None = None
-    ) -> Response:
+    def _tree(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         commit = self._state.readable(repo_id, token).resolve(revision)
-        prefix = f"{folder}/" if folder else ""
-        entries = tree_entries(commit, prefix, recursive=request.query.get("recursive", "").lower() == "true")
-        if prefix and not entries:
-            raise RefusalError(404, f'"{folder}" does not exist on "{revision}"', "EntryNotFound")
-        return self._page(request, entries)
-
-    def _page(self, request: Request, entries: list[dict[str, object]]) -> Response:
-        start = int(request.query.get("cursor", "0"))
-        end = start + self.page_size
-        headers = {}
-        if end < len(entries):
-            query = urlencode({**request.query, "cursor": str(end)})
-            headers["Link"] = f'<{self.url}{request.path}?{query}>; rel="next"'
-        return json_response(entries[start:end], headers=headers)
-
-    def _paths_info(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
-        commit = self._state.readable(repo_id, token).resolve(revision)
-        asked = parse_qs(request.body.decode())["paths"]
-        return json_response([file_entry(path, commit.files[path]) for path in asked if path in commit.files])
+        return json_response([_file_entry(path, blob) for path, blob in commit.files.items()])
 
     def _refs(self, request: Request, token: Token | None, repo_id: str) -> Response:
         repository = self._state.readable(repo_id, token)
-        answer: dict[str, object] = {
-            "branches": ref_entries("refs/heads/", repository.branches),
-            "tags": ref_entries("refs/tags/", repository.tags),
-            "converts": [],
-        }
-        if "include_prs" in request.query:
-            answer["pullRequests"] = ref_entries("refs/pr/", repository.pull_requests)
-        return json_response(answer)
-
-    def _commits(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
-        return self._page(
-            request,
-            [
-                {
-                    "id": commit.id,
-                    "title": commit.title,
-                    "message": commit.description,
-                    "authors": [{"user": commit.author}],
-                    "date": timestamp(commit.date),
-                }
-                for commit in self._state.readable(repo_id, token).log(revision)
-            ],
+        branches = _ref_entries("refs/heads/", repository.branches)
+        return json_response(
+            {"branches": branches, "tags": _ref_entries("refs/tags/", repository.tags), "converts": []}
         )
 
     def _resolve(self, request: Request, token: Token | None, repo_id: str, revision: str, path: str) -> Response:
-        repository = self._state.readable(repo_id, token)
-        commit = repository.resolve(revision)
+        commit = self._state.readable(repo_id, token).resolve(revision)
         headers = {"X-Repo-Commit": commit.id}
         blob = commit.files.get(path)
         if blob is None:
-            refusal = RefusalError(404, "Entry not found", "EntryNotFound").response()
-            return Response(refusal.status, refusal.body, {**refusal.headers, **headers})
+            raise RefusalError(404, "Entry not found", "EntryNotFound")
         if blob.sha256 is None:
             return ranged_response(request, blob.content, {**headers, "ETag": f'"{blob.oid}"'})
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
@@ -237,7 +130,7 @@ class HubApi:
         location = self._storage.signed("GET", f"/lfs/{repo_id}/{blob.sha256}")
         return Response(302, b"", {**headers, "Location": location})
 
-    # --- branches and tags
+    # --- writing
 
     def _tag(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         repository = self._state.writable(repo_id, token)
@@ -247,34 +140,20 @@ class HubApi:
         repository.refs[f"refs/tags/{tag}"] = repository.resolve(revision).id
         return json_response({})
 
-    def _untag(self, request: Request, token: Token | None, repo_id: str, tag: str) -> Response:
-        repository = self._state.writable(repo_id, token)
-        if repository.refs.pop(f"refs/tags/{tag}", None) is None:
-            raise RefusalError(404, f"Invalid rev id: {tag}", "RevisionNotFound")
-        return json_response({})
-
     def _branch(self, request: Request, token: Token | None, repo_id: str, branch: str) -> Response:
         repository = self._state.writable(repo_id, token)
         if branch in repository.branches:
             raise RefusalError(409, f"Reference already exists: refs/heads/{branch}")
-        start = request.json().get("startingPoint", "main")
-        repository.refs[f"refs/heads/{branch}"] = repository.resolve(start).id
+        repository.refs[f"refs/heads/{branch}"] = repository.head
         return json_response({})
-
-    def _unbranch(self, request: Request, token: Token | None, repo_id: str, branch: str) -> Response:
-        repository = self._state.writable(repo_id, token)
-        if branch == "main":
-            raise RefusalError(403, "Cannot delete refs/heads/main")
-        if repository.refs.pop(f"refs/heads/{branch}", None) is None:
-            raise RefusalError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        return json_response({})
-
-    # --- writing
 
     def _validate_yaml(self, request: Request, token: Token | None) -> Response:
-        problem = card_problem(request.json()["content"])
-        if problem is not None:
-            return json_response({"errors": [{"message": problem}], "warnings": []}, 400)
+        from huggingface_hub import ModelCard  # not above: it reads its settings at import, and forks need their own
+
+        try:
+            ModelCard(request.json()["content"])
+        except Exception as error:  # of the YAML itself, or of the form of its results
+            return json_response({"errors": [{"message": f"Invalid YAML: {error}"}], "warnings": []}, 400)
         return json_response({"errors": [], "warnings": []})
 
     def _preupload(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
@@ -282,16 +161,10 @@ class HubApi:
         remote = repository.resolve(revision).files
         answer = []
         for file in request.json()["files"]:
-            blob = remote.get(file["path"])
-            sample = base64.b64decode(file["sample"])
-            answer.append(
-                {
-                    "path": file["path"],
-                    "uploadMode": repository.upload_mode(revision, file["path"], file["size"], sample),
-                    "shouldIgnore": False,
-                    "oid": (blob.sha256 or blob.oid) if blob else None,
-                }
-            )
+            path, blob = file["path"], remote.get(file["path"])
+            mode = repository.upload_mode(path, file["size"], base64.b64decode(file["sample"]))
+            oid = (blob.sha256 or blob.oid) if blob else None
+            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return json_response({"files": answer})
 
     def _lfs_batch(self, request: Request, token: Token | None, repo_id: str) -> Response:
@@ -338,34 +211,53 @@ class HubApi:
     def _commit(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         create_pr = "create_pr" in request.query
         repository = self._state.writable(repo_id, token, create_pr)
-        change = parse_change(repository, request.body, token.user if token else "")
+        change = _parse_change(repository, request.body)
         answer: dict[str, object] = {"success": True}
         if create_pr:
-            discussion, commit = repository.propose(change)
-            answer["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{discussion.num}"
+            number, commit = repository.propose(change)
+            answer["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{number}"
         else:
             commit = repository.commit(revision, change)
         answer |= {"commitOid": commit.id, "commitUrl": f"{self.url}/{repo_id}/commit/{commit.id}"}
         return json_response(answer)
 
-    # --- pull requests
 
-    def _discussions(self, request: Request, token: Token | None, repo_id: str) -> Response:
-        repository = self._state.readable(repo_id, token)
-        entries = [discussion_entry(repository, discussion) for discussion in repository.discussions]
-        return json_response({"count": len(entries), "start": 0, "discussions": entries})
+def _file_entry(path: str, blob: Blob) -> dict[str, object]:
+    """A file in a tree listing."""
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(blob.content), "oid": blob.oid}
+    if blob.sha256 is not None:
+        entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": blob.pointer_size}
+    if blob.xet_hash is not None:
+        entry["xetHash"] = blob.xet_hash
+    return entry
 
-    def _open_discussion(self, request: Request, token: Token | None, repo_id: str) -> Response:
-        repository = self._state.writable(repo_id, token, create_pr=True)
-        asked = request.json()
-        author = token.user if token else ""
-        discussion = repository.open_discussion(asked["title"], asked["description"], author, asked["pullRequest"])
-        return json_response(discussion_entry(repository, discussion))
 
-    def _discussion(self, request: Request, token: Token | None, repo_id: str, num: str) -> Response:
-        repository = self._state.readable(repo_id, token)
-        for discussion in repository.discussions:
-            if discussion.num == int(num):
-                details = {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "events": []}
-                return json_response({**discussion_entry(repository, discussion), **details})
-        raise RefusalError(404, "Discussion not found")
+def _ref_entries(prefix: str, refs: Mapping[str, str]) -> list[dict[str, str]]:
+    """Branches or tags in a listing of refs."""
+    return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in refs.items()]
+
+
+def _parse_change(repository: Repository, body: bytes) -> Change:
+    """Read the ndjson of a commit: a header line, then one line for each operation.
+
+    Raises:
+        RefusalError: 400 for a regular file that is too large, or a large file whose content was never uploaded.
+    """
+    header, *lines = [json.loads(line) for line in body.splitlines() if line]
+    change = Change(header["value"]["summary"], header["value"].get("parentCommit"))
+    for line in lines:
+        kind, value = line["key"], line["value"]
+        path = value["path"]
+        if kind == "deletedFile":
+            change.deleted.append(path)
+        elif kind == "file":
+            content = base64.b64decode(value["content"])
+            if len(content) > REGULAR_FILE_LIMIT:
+                raise RefusalError(400, f"Your push was rejected because {path} is larger than 10 MiB: use LFS for it.")
+            change.added[path] = Blob.regular(content)
+        elif kind == "lfsFile" and value["oid"] in repository.objects:
+            change.added[path] = repository.objects[value["oid"]]
+        else:
+            sentence = "Your push was rejected because an LFS pointer pointed to a file that does not exist."
+            raise RefusalError(400, f"{sentence} Offending file: {path}")
+    return change

@@ -7,7 +7,6 @@ Only the standard library is used.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -193,17 +192,13 @@ class Listener:
         self._route = route
         self._server = _Server(self, tls)
         self.url = f"{'https' if tls else 'http'}://{LOOPBACK}:{self._server.server_port}"
-        self._acceptor = threading.Thread(target=self._accept, name=f"{name}-listener", daemon=True)
-        self._acceptor.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop at once: no new connection is taken and kept-alive ones are cut."""
+        """Stop: no new connection is taken, and whoever waits for an answer is cut off."""
         self.traffic.closing.set()
-        with contextlib.suppress(OSError):  # one last connection wakes the thread that waits for one
-            socket.create_connection((LOOPBACK, self._server.server_port)).close()
-        self._acceptor.join()
+        self._server.shutdown()
         self._server.server_close()
-        self._server.cut_connections()
 
     def answer(self, request: Request, fault: Fault | None) -> Response | None:
         """The answer to `request`, bent by `fault`; None: close the connection without a word."""
@@ -231,21 +226,15 @@ class Listener:
             self.traffic.crashes.append(f"{request.method} {request.path}\n{traceback.format_exc()}")
             return Response(500, b"the test server itself is broken; see Traffic.crashes")
 
-    def _accept(self) -> None:
-        while not self.traffic.closing.is_set():
-            self._server.handle_request()
-
 
 class _Server(ThreadingHTTPServer):
-    """The socket side of a `Listener`; it knows its open connections in order to cut them."""
+    """The socket side of a `Listener`."""
 
     request_queue_size = 64
 
     def __init__(self, listener: Listener, tls: ssl.SSLContext | None) -> None:
         self.listener = listener
         self._tls = tls
-        self._open: set[socket.socket] = set()
-        self._open_lock = threading.Lock()
         super().__init__((LOOPBACK, 0), _Handler)
 
     def server_bind(self) -> None:
@@ -257,20 +246,7 @@ class _Server(ThreadingHTTPServer):
         connection, address = super().get_request()
         if self._tls is not None:  # the handshake happens at the first read, in the connection's own thread
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        with self._open_lock:
-            self._open.add(connection)
         return connection, address
-
-    def close_request(self, request: Any) -> None:
-        with self._open_lock:
-            self._open.discard(request)
-        super().close_request(request)
-
-    def cut_connections(self) -> None:
-        with self._open_lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):  # the plain method: TLS's own would unwrap under a reader
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), OSError):  # a client that goes away is none of our defects

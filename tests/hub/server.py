@@ -9,7 +9,7 @@ The client reads its environment when it is imported: run it in a subprocess wit
 
 What is played where, for those who want to learn how the Hub talks: `api.py` the Hub's routes,
 `state.py` its memory, `storage.py` the object store on another origin, `xet.py` Xet's content
-store, `answers.py` the shapes of the answers, `listener.py` the listeners, the request log and the faults.
+store, `listener.py` the listeners, the request log and the faults.
 What the client sends was recorded from huggingface_hub 2.4.0 and hf_xet 1.8.0; the refusals have the words of the
 real service. Where the real answer is not known, the simplest plausible one is given.
 """
@@ -21,10 +21,10 @@ import re
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from tests.hub.api import HubApi
 from tests.hub.listener import (
@@ -37,7 +37,7 @@ from tests.hub.listener import (
     Traffic,
     loopback_certificate,
 )
-from tests.hub.state import HubState, Repository
+from tests.hub.state import HubState, Repository, User
 from tests.hub.storage import Storage
 from tests.hub.xet import Cas
 
@@ -47,6 +47,11 @@ def fake_token(label: str) -> str:
     return "hf_" + (re.sub("[^A-Za-z0-9]", "", label) + "ThisIsNoRealTokenItIsForTestsOnly" * 2)[:34]
 
 
+WRITE, READ, STRANGER = fake_token("write"), fake_token("read"), fake_token("stranger")
+ONE_REPO, WHOLE_ORG = fake_token("oneRepo"), fake_token("wholeOrg")
+LFS_ONLY = {"HF_HUB_DISABLE_XET": "1"}
+
+
 class HubServer:
     """The Hub and its two companions, the storage origin and Xet's CAS, each on a port of its own.
 
@@ -54,7 +59,6 @@ class HubServer:
         tls: serve HTTPS with a self-signed certificate; `environment` tells clients to trust it.
         xet: `on`, as on huggingface.co; `off` plays a Hub without Xet (the token endpoints are 404).
         lfs_part_size: LFS objects larger than this many bytes are uploaded in parts; None: never.
-        page_size: entries of one page of a listing.
 
     Attributes:
         endpoint: the address of the Hub, for HF_ENDPOINT.
@@ -68,7 +72,6 @@ class HubServer:
         tls: bool = False,
         xet: Literal["on", "off"] = "on",
         lfs_part_size: int | None = None,
-        page_size: int = 1000,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hub-server-")
         self._certificate: Path | None = None
@@ -81,7 +84,7 @@ class HubServer:
         self._state = HubState()
         storage = Storage(self._state, lfs_part_size)
         self._cas = Cas(self._state, storage)
-        api = HubApi(self._state, storage, self._cas if xet == "on" else None, page_size)
+        api = HubApi(self._state, storage, self._cas if xet == "on" else None)
         self._listeners = [
             Listener("hub", api.route, self._traffic, context),
             Listener("storage", storage.route, self._traffic, context),
@@ -115,7 +118,7 @@ class HubServer:
         self,
         name: str,
         tokens: Mapping[str, str | Mapping[str, Iterable[str]]],
-        orgs: Mapping[str, str] | Sequence[str] = (),
+        orgs: Mapping[str, str] | None = None,
     ) -> None:
         """Add an account.
 
@@ -123,15 +126,16 @@ class HubServer:
             name: its name, which is also its namespace.
             tokens: token -> role, `write` or `read`; or, for a fine-grained token, a mapping from entity (user,
                 organisation or `owner/name`) to permissions, e.g. `{"alice/m": ["repo.write"]}`.
-            orgs: organisations it belongs to; as a mapping with its role there, `admin`, `write` or `read`.
+            orgs: organisations it belongs to, with its role there: `admin`, `write` or `read`.
         """
-        with self._state.lock:
-            self._state.add_user(name, tokens, orgs)
+        self._state.users[name] = User(name, orgs or {})
+        for value, role in tokens.items():
+            self._state.add_token(value, name, role)
 
     def add_repo(self, repo_id: str, files: Mapping[str, bytes] | None = None, *, private: bool = False) -> Repository:
         """Create a repository as its owner would on the website, with `files` in a second commit."""
         with self._state.lock:
-            repository = Repository(repo_id, private, repo_id.partition("/")[0], self._state.lock)
+            repository = Repository(private, self._state.lock)
             self._state.repositories[repo_id] = repository
             if files:
                 repository.push(files)
@@ -237,3 +241,18 @@ class HubServer:
         if token is not None:
             environment["HF_TOKEN"] = token
         return environment
+
+
+def hub_with_people(**options: Any) -> HubServer:
+    """A Hub where alice has every kind of token, writes for acme and reads for museum; and a stranger.
+
+    Args:
+        options: as for `HubServer`.
+    """
+    hub = HubServer(**options)
+    alice: dict[str, Any] = {WRITE: "write", READ: "read"}
+    alice[ONE_REPO] = {"alice/m": ["repo.write"]}
+    alice[WHOLE_ORG] = {"acme": ["repo.content.read", "repo.write"]}
+    hub.add_user("alice", tokens=alice, orgs={"acme": "write", "museum": "read"})
+    hub.add_user("mallory", tokens={STRANGER: "write"})
+    return hub

@@ -10,11 +10,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import re
+import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import MappingProxyType
 
 from tests.hub.listener import RefusalError
@@ -115,9 +114,6 @@ class Commit:
     parent: str | None
     files: Mapping[str, Blob]
     title: str
-    description: str
-    author: str
-    date: datetime
 
 
 @dataclass
@@ -125,12 +121,9 @@ class Change:
     """What a commit is asked to do; `parent`, when given, must be the head of the branch."""
 
     title: str
-    description: str = ""
-    author: str = "somebody"
     parent: str | None = None
     added: dict[str, Blob] = field(default_factory=dict)
-    deleted_files: list[str] = field(default_factory=list)
-    deleted_folders: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
 
     def apply(self, files: Mapping[str, Blob]) -> dict[str, Blob]:
         """The snapshot that follows `files`.
@@ -139,28 +132,10 @@ class Change:
             RefusalError: 404 when something to be deleted is not there.
         """
         result = dict(files)
-        for path in self.deleted_files:
+        for path in self.deleted:
             if result.pop(path, None) is None:
                 raise RefusalError(404, f'Entry "{path}" does not exist', "EntryNotFound")
-        for folder in self.deleted_folders:
-            inside = [path for path in result if path.startswith(folder.rstrip("/") + "/")]
-            if not inside:
-                raise RefusalError(404, f'Entry "{folder}" does not exist', "EntryNotFound")
-            for path in inside:
-                del result[path]
         return {**result, **self.added}
-
-
-@dataclass
-class Discussion:
-    """A discussion or, with `is_pull_request`, a pull request whose commits are at `refs/pr/NUM`."""
-
-    num: int
-    title: str
-    description: str
-    author: str
-    is_pull_request: bool
-    created: datetime
 
 
 class Repository:
@@ -173,17 +148,14 @@ class Repository:
         objects: sha256 -> Blob: the large files uploaded so far, committed or not.
     """
 
-    def __init__(self, repo_id: str, private: bool, author: str, lock: threading.RLock) -> None:
-        self.id = repo_id
+    def __init__(self, private: bool, lock: threading.RLock) -> None:
         self.private = private
         self.lock = lock
-        self.created = datetime.now(UTC)
         self.refs: dict[str, str] = {}
         self.history: dict[str, Commit] = {}
         self.objects: dict[str, Blob] = {}
-        self.discussions: list[Discussion] = []
         attributes = Blob.regular(DEFAULT_GITATTRIBUTES.encode())
-        first = self._make(None, Change("initial commit", author=author, added={".gitattributes": attributes}))
+        first = self._make(None, Change("initial commit", added={".gitattributes": attributes}))
         self.refs["refs/heads/main"] = first.id
 
     @property
@@ -194,7 +166,10 @@ class Repository:
     @property
     def commits(self) -> list[Commit]:
         """The commits of branch main, newest first; the last one is the Hub's own."""
-        return self.log("main")
+        found = [self.resolve("main")]
+        while found[-1].parent:
+            found.append(self.history[found[-1].parent])
+        return found
 
     @property
     def branches(self) -> dict[str, str]:
@@ -215,17 +190,8 @@ class Repository:
         """Path -> content of every file at `revision`."""
         return {path: blob.content for path, blob in self.resolve(revision).files.items()}
 
-    def log(self, revision: str) -> list[Commit]:
-        """The commits that lead to `revision`, newest first."""
-        found: list[Commit] = []
-        commit: Commit | None = self.resolve(revision)
-        while commit is not None:
-            found.append(commit)
-            commit = self.history[commit.parent] if commit.parent else None
-        return found
-
     def resolve(self, revision: str) -> Commit:
-        """The commit that a branch, tag, full ref, commit id or its first seven or more digits names.
+        """The commit that a branch, tag, full ref or commit id names.
 
         Raises:
             RefusalError: 404 RevisionNotFound.
@@ -233,70 +199,53 @@ class Repository:
         for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
             if name in self.refs:
                 return self.history[self.refs[name]]
-        if re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            for commit in self.history.values():
-                if commit.id.startswith(revision):
-                    return commit
+        if revision in self.history:
+            return self.history[revision]
         raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def commit(self, revision: str, change: Change) -> Commit:
-        """Add a commit to a branch or pull request.
+    def commit(self, branch: str, change: Change) -> Commit:
+        """Add a commit to a branch.
 
         Raises:
-            RefusalError: 404 where `revision` is neither, 412 where its head is not `change.parent`.
+            RefusalError: 404 where there is no such branch, 412 where its head is not `change.parent`.
         """
-        ref = revision if revision in self.refs else f"refs/heads/{revision}"
-        if ref not in self.refs or ref.startswith("refs/tags/"):
-            raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        ref = f"refs/heads/{branch}"
+        if ref not in self.refs:
+            raise RefusalError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         commit = self._make(self.refs[ref], change)
         self.refs[ref] = commit.id
         return commit
 
-    def propose(self, change: Change) -> tuple[Discussion, Commit]:
-        """Open a pull request against main that holds `change`.
+    def propose(self, change: Change) -> tuple[int, Commit]:
+        """Open a pull request against main that holds `change`; its number, and the commit.
 
         Raises:
             RefusalError: 412 where the head of main is not `change.parent`; no pull request is opened then.
         """
         commit = self._make(self.head, change)
-        discussion = self.open_discussion(change.title, change.description, change.author, True)
-        self.refs[f"refs/pr/{discussion.num}"] = commit.id
-        return discussion, commit
+        number = len(self.pull_requests) + 1
+        self.refs[f"refs/pr/{number}"] = commit.id
+        return number, commit
 
-    def push(
-        self, files: Mapping[str, bytes | None], title: str = "Edit on the website", revision: str = "main"
-    ) -> Commit:
-        """Commit as somebody else would, without HTTP: path -> new content, or None to delete the file."""
-        change = Change(title, deleted_files=[path for path, content in files.items() if content is None])
+    def push(self, files: Mapping[str, bytes]) -> Commit:
+        """Commit to main as somebody else would on the website: path -> new content."""
+        change = Change("Edit on the website")
         with self.lock:
             for path, content in files.items():
-                if content is not None:
-                    change.added[path] = self._store(revision, path, content)
-            return self.commit(revision, change)
+                if self.upload_mode(path, len(content), content[:512]) == "regular":
+                    change.added[path] = Blob.regular(content)
+                else:
+                    blob = Blob.large(content)
+                    change.added[path] = self.objects.setdefault(blob.sha256 or "", blob)
+            return self.commit("main", change)
 
-    def open_discussion(self, title: str, description: str, author: str, is_pull_request: bool) -> Discussion:
-        """Open a discussion; a pull request starts at the head of main."""
-        num = len(self.discussions) + 1
-        discussion = Discussion(num, title, description, author, is_pull_request, datetime.now(UTC))
-        self.discussions.append(discussion)
-        if is_pull_request:
-            self.refs[f"refs/pr/{num}"] = self.head
-        return discussion
-
-    def upload_mode(self, revision: str, path: str, size: int, sample: bytes) -> str:
-        """`lfs` or `regular`: by `.gitattributes`, else LFS for what is large or not text."""
-        attributes = self.resolve(revision).files.get(".gitattributes")
+    def upload_mode(self, path: str, size: int, sample: bytes) -> str:
+        """`lfs` or `regular`: by main's `.gitattributes`, else LFS for what is large or not text."""
+        attributes = self.resolve("main").files.get(".gitattributes")
         lines = attributes.content.decode().splitlines() if attributes else []
         patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
-        name = path.rsplit("/", 1)[-1]
-        tracked = any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in patterns)
+        tracked = any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
         return "lfs" if tracked or size > REGULAR_FILE_LIMIT or b"\0" in sample else "regular"
-
-    def _store(self, revision: str, path: str, content: bytes) -> Blob:
-        if self.upload_mode(revision, path, len(content), content[:512]) == "regular":
-            return Blob.regular(content)
-        blob = Blob.large(content)
-        return self.objects.setdefault(blob.sha256 or "", blob)
 
     def _refs_under(self, prefix: str) -> dict[str, str]:
         return {ref.removeprefix(prefix): oid for ref, oid in self.refs.items() if ref.startswith(prefix)}
@@ -305,12 +254,10 @@ class Repository:
         if change.parent not in (None, head):
             raise RefusalError(412, "A commit has happened since. Please refresh and try again.")
         files = change.apply(self.history[head].files if head else {})
-        now = datetime.now(UTC)
         tree = sorted((path, blob.oid) for path, blob in files.items())
-        everything = [len(self.history), head, tree, change.title, change.author, now.isoformat()]
+        everything = [len(self.history), head, tree, change.title, secrets.token_hex(4)]
         oid = hashlib.sha1(json.dumps(everything).encode()).hexdigest()
-        snapshot = MappingProxyType(dict(sorted(files.items())))
-        self.history[oid] = Commit(oid, head, snapshot, change.title, change.description, change.author, now)
+        self.history[oid] = Commit(oid, head, MappingProxyType(dict(sorted(files.items()))), change.title)
         return self.history[oid]
 
 
@@ -323,21 +270,13 @@ class HubState:
         self.tokens: dict[str, Token] = {}
         self.repositories: dict[str, Repository] = {}
 
-    def add_user(
-        self,
-        name: str,
-        tokens: Mapping[str, str | Mapping[str, Iterable[str]]],
-        orgs: Mapping[str, str] | Sequence[str],
-    ) -> None:
-        """Add an account; see `HubServer.add_user`."""
-        roles = orgs if isinstance(orgs, Mapping) else dict.fromkeys(orgs, "write")
-        self.users[name] = User(name, roles)
-        for value, role in tokens.items():
-            if isinstance(role, str):
-                self.tokens[value] = Token(value, name, role)
-            else:
-                scopes = {entity: frozenset(permissions) for entity, permissions in role.items()}
-                self.tokens[value] = Token(value, name, "fineGrained", scopes)
+    def add_token(self, value: str, user: str, role: str | Mapping[str, Iterable[str]]) -> None:
+        """Give a token to a user; see `HubServer.add_user`."""
+        if isinstance(role, str):
+            self.tokens[value] = Token(value, user, role)
+        else:
+            scopes = {entity: frozenset(permissions) for entity, permissions in role.items()}
+            self.tokens[value] = Token(value, user, "fineGrained", scopes)
 
     def authenticate(self, bearer: str | None) -> Token | None:
         """The token that was sent; None for an anonymous request.
@@ -380,7 +319,7 @@ class HubState:
             raise RefusalError(403, "pass `create_pr=1` as a query parameter to create a Pull Request")
         return repository
 
-    def create_repository(self, repo_id: str, private: bool, token: Token | None) -> Repository:
+    def create_repository(self, repo_id: str, private: bool, token: Token | None) -> None:
         """Create an empty repository.
 
         Raises:
@@ -394,8 +333,7 @@ class HubState:
             raise RefusalError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
         if repo_id in self.repositories:
             raise RefusalError(409, "You already created this model repo")
-        self.repositories[repo_id] = Repository(repo_id, private, token.user, self.lock)
-        return self.repositories[repo_id]
+        self.repositories[repo_id] = Repository(private, self.lock)
 
     def _may_see_private(self, repo_id: str, token: Token | None) -> bool:
         if token is None or not self.users[token.user].belongs_to(namespace_of(repo_id)):
