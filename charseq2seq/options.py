@@ -125,7 +125,7 @@ class Settings:
     d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
     dropout: float = _model(
         _DROPPED,
-        "fraction of features dropped in training (default: 0, up to 0.2 where a large model reads a small text often)",
+        "fraction of features dropped in training (default: 0, and 0.1 where a large model reads a small text often)",
     )
     source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
     target_length: int = _model(whole(1, 16_384), "characters that the decoder writes", 192)

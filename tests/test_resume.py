@@ -16,7 +16,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.processes import Group
-from charseq2seq.training.resume import check_figures, new_state
+from charseq2seq.training.resume import new_state
 from charseq2seq.training.run import train
 from charseq2seq.training.trainer import Outcome, Trainer
 from charseq2seq.windows import WindowSampler
@@ -201,14 +201,34 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
         {"best_step": True},
     ],
 )
-def test_figures_that_no_run_has_left_are_found(damage: dict[str, Any], straight: tuple[str, Trainee]) -> None:
+def test_figures_that_no_run_has_left_are_refused(damage: dict[str, Any], straight: tuple[str, Trainee]) -> None:
     saved = contents(straight[1].resume)
-    check_figures(new_state({}, saved))
-    with pytest.raises(ValueError, match=r"its .* not |its history has"):
-        check_figures(new_state({}, saved | damage))
+    new_state({}, saved)
+    with pytest.raises(SuiteError, match=r"does not fit this version of the suite \(its .* not .*; start anew"):
+        new_state({}, saved | damage)
 
 
-@pytest.mark.parametrize("change", [{"sampler": {"epoch": 0, "position": 4}}, {"weights_of_another_version": 1}])
+def test_a_state_without_one_of_its_fields_or_of_other_types_is_refused(straight: tuple[str, Trainee]) -> None:
+    saved = contents(straight[1].resume)
+    for name in saved.keys() - {"format", "format_version", "identity"}:
+        for value in (None, "x", torch.ones(3), (1,)):
+            with pytest.raises(SuiteError, match="does not fit this version of the suite"):
+                new_state({}, saved | {name: value})
+        with pytest.raises(SuiteError, match=f"it has or lacks {name}"):
+            new_state({}, {other: saved[other] for other in saved if other != name})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": {"epoch": 0, "position": 4}},
+        {"weights_of_another_version": 1},
+        {"weights": {"head.weight": torch.ones(1)}},
+        {"best_weights": {"head.weight": torch.ones(1)}},
+        {"optimizers": [{}, {0: {"step": torch.ones(()), "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}}]},
+        {"optimizers": [{0: {"momentum_buffer": torch.ones(3)}}, {}]},
+    ],
+)
 def test_a_state_of_another_version_is_refused_in_one_sentence(
     change: dict[str, Any], client: WarmClient, user: Trainee
 ) -> None:
@@ -226,7 +246,7 @@ def test_a_state_with_half_a_step_is_refused_and_the_model_stays(client: WarmCli
     torch.save(contents(trainee.resume) | {"step": 7.5}, trainee.home / "damaged.pth")
     done = client.train(trainee, *SHORT, "--max_steps", "12", "--resume", "damaged.pth")
     assert done.code == ExitCode.BAD_DATA, done.log
-    assert "does not fit this version of the suite (its counters are not whole numbers); start anew" in done.log
+    assert "does not fit this version of the suite (its step is not of type int); start anew" in done.log
     assert trainee.model.read_bytes() == before
 
 

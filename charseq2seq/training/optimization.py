@@ -66,6 +66,24 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
     return [muon, adamw]
 
 
+def check_state(optimizer: Optimizer) -> None:
+    """Refuse a loaded state of other sizes: the fused AdamW would write beyond the end of a smaller tensor.
+
+    Raises:
+        ValueError: saying so.
+    """
+    import torch
+
+    for weight in (weight for options in optimizer.param_groups for weight in options["params"]):
+        expected = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        if isinstance(optimizer, torch.optim.Muon):
+            expected = {"momentum_buffer": weight.shape, "squares": (max(weight.shape),)}
+        state = optimizer.state.get(weight, {})
+        contiguous = all(tensor.is_contiguous() for tensor in state.values())
+        if not contiguous or (state and {name: tensor.shape for name, tensor in state.items()} != expected):
+            raise ValueError("the state of its optimizer has other sizes")
+
+
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
     """Set every learning rate, in place, to `factor` times its full value."""
     for optimizer in optimizers:

@@ -68,13 +68,20 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
     """The state of a run that begins, or that a resume file's content continues.
 
     Raises:
-        SuiteError: the content is that of another version.
+        SuiteError: the content is that of another version, or none that a run has left.
     """
-    content = {name: value for name, value in (saved or {}).items() if not name.startswith("format")}
+    new = State(identity)
+    if saved is None:
+        return new
+    content = {name: value for name, value in saved.items() if name not in ("format", "format_version")}
     try:
-        return State(**(content | {"identity": identity}))
-    except TypeError as error:
+        if different := content.keys() ^ vars(new).keys():
+            raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
+        state = State(**(content | {"identity": identity}))
+        _check_figures(state, {name: type(value) for name, value in vars(new).items()})
+    except ValueError as error:
         raise does_not_fit(error) from error
+    return state
 
 
 def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,20 +140,28 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     return state
 
 
-def check_figures(state: State) -> None:
+def _check_figures(state: State, types: dict[str, type]) -> None:
     """Refuse figures that no run has left: its model would be refused too, when it is done.
 
     Raises:
-        ValueError, TypeError: saying which.
+        ValueError: saying which.
     """
+    for name, value in vars(state).items():
+        if type(value) is not types[name] and (type(value), types[name]) != (int, float):
+            raise ValueError(f"its {name} is not of type {types[name].__name__}")
     counts = [state.step, state.best_step, state.stale_evaluations, state.epoch, state.position]
-    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
-        raise ValueError("its counters are not whole numbers")
-    figures = [state.seconds, state.train_loss, state.best_loss, state.learning_rate_scale]
-    if not all(type(figure) in (int, float) for figure in figures) or not 0 <= state.seconds < math.inf:
-        raise ValueError("its seconds or losses are not numbers")
+    if not all(0 <= count < 2**63 for count in counts):
+        raise ValueError("its counters are not what a run counts to")
+    losses = math.isinf(state.train_loss) or not state.best_loss > -math.inf
+    if losses or not 0 <= state.seconds < math.inf or not 0 < state.learning_rate_scale <= 1:
+        raise ValueError("its seconds, losses or learning rate are not possible")
     if problem := history_problem(state.history):
         raise ValueError(problem)
+    evaluated = bool(state.history)
+    if not state.weights or evaluated != bool(state.best_weights) or evaluated == math.isinf(state.best_loss):
+        raise ValueError("its weights are not complete")
+    if not all(type(figure) in (int, float) for figure in state.scaler.values()):
+        raise ValueError("its loss scaling is not in numbers")
 
 
 def does_not_fit(error: Exception) -> SuiteError:

@@ -29,9 +29,9 @@ def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     learning it by heart.
     """
     characters, undecided = corpus.num_train, settings.undecided
-    if "size" in undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
-        sizes: dict[str, Any] = {name: value for name, value in SIZES["small"].items() if name in undecided}
+    if {"size", *SIZES["small"]} <= undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
         reason = "size small: default for a GPU and a text of less than two million characters"
+        sizes: dict[str, Any] = dict(SIZES["small"])
         settings = replace(settings, size="small", reasons=(*settings.reasons[:-1], reason), **sizes)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=suitable_batch_size(settings.device, characters))

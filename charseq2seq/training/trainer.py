@@ -27,10 +27,10 @@ from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import GraphedStep, why_not
 from charseq2seq.training.evaluation import Evaluation, evaluate
 from charseq2seq.training.mixed_precision import WorkingCopy
-from charseq2seq.training.optimization import build_optimizers, learning_rate_factor, set_learning_rates
+from charseq2seq.training.optimization import build_optimizers, check_state, learning_rate_factor, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
-from charseq2seq.training.resume import State, check_figures, does_not_fit
+from charseq2seq.training.resume import State, does_not_fit
 from charseq2seq.training.text_defaults import step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
@@ -373,10 +373,13 @@ class Trainer:
     def _restore(self) -> None:
         state = self.state
         try:
-            check_figures(state)
+            if state.best_weights:  # they have to fit too
+                self.master.load_state_dict(state.best_weights)
+                state.best_weights = weights_of(self.master)
             self.master.load_state_dict(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
+                check_state(optimizer)
             self.working.scaler.load_state_dict(state.scaler)
             self.working.refresh()
             self.sampler.restore(state.epoch, state.position)
