@@ -51,9 +51,9 @@ def test_a_step_s_loss_is_the_mean_over_the_batch_of_windows_that_come_next(user
     text, mean = by_hand.corpus.ids.astype("int64"), math.nan
     for step in range(12):
         starts, source_length = by_hand.sampler.next_batch()
-        source = torch.tensor([text[start - source_length : start] for start in starts.tolist()]).long()
+        source = torch.tensor([text[start - source_length : start].tolist() for start in starts.tolist()]).long()
         source = source.reshape(4, source_length)
-        target = torch.tensor([text[start : start + 16] for start in starts.tolist()]).long()
+        target = torch.tensor([text[start : start + 16].tolist() for start in starts.tolist()])
         loss = F.cross_entropy(by_hand.master(source, target).flatten(0, 1), target.flatten())
         torch.autograd.backward(loss)
         for optimizer, full in zip(by_hand.optimizers, (0.04, 0.04 * ADAMW_RATIO), strict=True):
