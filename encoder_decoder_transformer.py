@@ -2,13 +2,13 @@
 
 The encoder reads a piece of text, the `source`, in both directions; the decoder generates the `target`, the text
 that follows, one token at a time. It is the model of "Attention Is All You Need" (Vaswani et al., 2017,
-arXiv:1706.03762) with what has proved itself since, each for a measured reason (benchmarks/LOG.md):
+arXiv:1706.03762) with later improvements, each for a measured reason (benchmarks/LOG.md):
 
 - merged attention: a decoder layer looks at the encoder's output and at its own past in *one* softmax instead
   of two attentions one after the other (Zhang et al., 2019, arXiv:1908.11365): a quarter fewer weights;
 - attention and feed-forward block side by side, as in GPT-J and PaLM (Chowdhery et al., 2022, arXiv:2204.02311): one
-  normalisation a layer instead of two, and when generating, two products with weights instead of four;
-- few keys and values, by default one for all heads of a query (Shazeer, 2019, arXiv:1911.02150; Ainslie et al., 2023,
+  normalisation a layer instead of two, and when generating, two matrix products instead of four;
+- few key/value heads, by default one for all query heads (Shazeer, 2019, arXiv:1911.02150; Ainslie et al., 2023,
   arXiv:2305.13245): training is a seventh faster, and generating many texts at once nearly twice as fast;
 - rotary positions that run on from the source into the target, so that the last character read and the first
   one written are neighbours (Su et al., 2021, arXiv:2104.09864);
@@ -18,9 +18,9 @@ arXiv:1706.03762) with what has proved itself since, each for a measured reason 
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
   in this way too), which needs far fewer random numbers than dropout at every position;
 - output projections that start at zero, so that every block starts as the identity;
-- a short causal convolution over the embeddings: a letter alone says little, and no layer needs to find out first
-  which ones stand before it (Primer, see above, has one inside attention);
-- a bigram table: logits of what usually follows the previous token, so that the layers learn only the rest.
+- a short causal convolution over the embeddings: a letter alone says little, and so no layer has to learn first
+  which letters precede it (Primer, see above, has one inside attention);
+- a bigram table: logits of the next token given the last one alone, so that the layers learn only the rest.
 
 Shapes are written in comments as `(batch, length, d_model)`. Token ids are int64 tensors.
 
@@ -65,7 +65,7 @@ def normalize(x: Tensor) -> Tensor:
 def rotary_table(length: int, head_size: int) -> Tensor:
     """Cosines and signed sines of the rotary angles, (2, length, head_size).
 
-    Feature i is paired with feature i + head_size / 2; both turn by the same angle, the first of them backwards.
+    Features i and i + head_size / 2 are a pair, rotated by one angle; the first one's sine is negated.
     """
     frequencies = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
@@ -97,7 +97,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (..., length, head_size).
-        table: (2, length, head_size), the rows of `rotary_table` for the positions of `x`; or what broadcasts to it.
+        table: (2, length, head_size), the rows of `rotary_table` for the positions of `x`; or broadcastable to `x`.
     """
     return cast("Tensor", _Rotate.apply(x, table))
 
@@ -146,7 +146,7 @@ def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 class Kernels(NamedTuple):
-    """The operations that something faster may replace, see `Transformer.use_kernels`."""
+    """The operations that faster kernels may replace, see `Transformer.use_kernels`."""
 
     embedding: Callable[[Tensor, Tensor], Tensor] = F.embedding
     normalize_and_rotate: Callable[[Tensor, Tensor], Tensor] = normalize_and_rotate
@@ -186,7 +186,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """With one key per position every query head is just another query: heads are folded into rows."""
+    """Query heads that share a key/value head are just more queries of it: they become rows."""
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
     rows = query.view(batch, length, kv_heads, -1, size).transpose(1, 2).reshape(batch * kv_heads, -1, size)
@@ -229,7 +229,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Query heads in groups that share a key; queries and keys are normalised and have rotary positions."""
+    """Grouped-query attention; queries and keys are normalised and have rotary positions."""
 
     def __init__(self, d_model: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
@@ -338,7 +338,7 @@ class Transformer(nn.Module):
         d_ff: features inside a feed-forward block.
         dropout: fraction of each layer's output features that is dropped in training (see `Dropout`).
         source_length: most tokens the encoder reads.
-        target_length: most tokens the decoder writes before the end of its text becomes the next source.
+        target_length: most tokens the decoder generates before the end of the text is the next source.
         start_id: the token that the decoder starts from when the source is empty.
         bigram: whether there is a bigram table, `vocab_size` squared weights.
         num_kv_heads: key/value heads, a divisor of `num_heads`: each serves a group of query heads.
@@ -444,7 +444,7 @@ class Transformer(nn.Module):
         return normalize(x)
 
     def decode(self, memory: Tensor, text: Tensor) -> Tensor:
-        """Score what comes after each token of a text, from the last of its source on.
+        """Score the token after each one of a text, from its last source token on.
 
         Args:
             memory: the result of `encode`, (batch, source_length, d_model).
@@ -475,23 +475,23 @@ class Transformer(nn.Module):
         return logits if self.bigram is None else logits + self.bigram(decoder_input).float()
 
     def set_precision(self, dtype: torch.dtype) -> Transformer:
-        """Compute in this type, except the logits: rounding them to 8 bits costs more than it saves."""
+        """Compute in this type, except the logits: rounding those costs more than it saves."""
         for part in (self.embedding, self.encoder, self.decoder):
             part.to(dtype)
         self.rotary = self.rotary.to(dtype)
         return self
 
     def use_kernels(self, kernels: Kernels) -> Transformer:
-        """Compute with these operations, e.g. those that a GPU has faster kernels for."""
+        """Compute with these operations, e.g. with faster ones for a GPU."""
         for module in self.modules():
             if hasattr(module, "kernels"):
                 module.kernels = cast("Any", kernels)
         return self
 
     def decoder_context(self, source: Tensor, target: Tensor) -> Tensor:
-        """All tokens before the last target token: the source, or the start token if it is empty, and the target.
+        """The source, or the start token if it is empty, and the target without its last token.
 
-        The last `target_length` of them are the decoder's input: the predecessor in the text of every target token.
+        The last `target_length` of them are the decoder's input: the predecessor of every target token.
         """
         return torch.cat([self._or_start(source), target[:, :-1]], dim=1)
 
@@ -523,7 +523,7 @@ class Transformer(nn.Module):
     ) -> Iterator[Tensor]:
         """Generate `num_tokens` tokens after the source, one at a time, in constant memory.
 
-        When the decoder has written `target_length` tokens, the last `source_length` tokens of the text become
+        After `target_length` generated tokens, the last `source_length` tokens of the text become
         the next source. Only the last `source_length` tokens of a longer source are read. The model is left in eval
         mode.
 
@@ -533,8 +533,8 @@ class Transformer(nn.Module):
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the fewest tokens that together have this probability (after temperature).
-            generator: the source of randomness, on any device; or one for each row, whose text is then the one that
-                it would be alone.
+            generator: the source of randomness, on any device; or one for each row, whose text then does not depend
+                on the other rows.
 
         Yields:
             The next token of every row, (batch,).
@@ -548,7 +548,7 @@ class Transformer(nn.Module):
             random = self._random_numbers(len(text), generator)
             tokens: list[Tensor] = []
             while len(tokens) < length:
-                # A GPU works ahead of whoever reads the tokens; else each reading would wait for it.
+                # A GPU works ahead of the caller, who would otherwise wait for it at every token.
                 until = min(length, len(tokens) + (_TOKENS_AHEAD if self.device.type == "cuda" else 1))
                 ahead = [decoder.step(numbers) for numbers in random[len(tokens) : until]]
                 tokens += ahead
@@ -557,7 +557,7 @@ class Transformer(nn.Module):
             text = torch.cat([text, torch.stack(tokens, dim=1)], dim=1)[:, -self.source_length :]
 
     def _random_numbers(self, batch: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-        """For as many tokens as the decoder can write, so that a shorter text is the beginning of a longer one."""
+        """(target_length, batch): always that many, so that a shorter text is the beginning of a longer one."""
         if isinstance(generator, Sequence):
             columns = [torch.rand(self.target_length, generator=own, device=own.device) for own in generator]
             return torch.stack(columns, dim=1).to(self.device)
@@ -585,14 +585,14 @@ class Transformer(nn.Module):
 
 
 class _CachedLayer:
-    """A decoder layer that takes one position after the other and remembers the keys and values of all of them.
+    """A decoder layer that takes one position after the other and caches its keys and values.
 
     Args:
         layer: its weights must not change as long as this is in use.
 
     Attributes:
-        keys, values: (batch, kv_heads, positions, head_size); on a GPU for all positions, so that they never move, on
-            a CPU they grow.
+        keys, values: (batch, kv_heads, positions, head_size); on a GPU of full size and never moved; on a CPU
+            they grow.
     """
 
     def __init__(self, layer: DecoderLayer) -> None:
@@ -608,7 +608,7 @@ class _CachedLayer:
         self.keys = self.values = self.inward.new_empty(0)
 
     def begin(self, memory: Tensor, table: Tensor, capacity: int) -> None:
-        """Read the encoder's output, (batch, source_length, d_model), and forget everything else."""
+        """Cache the encoder's output, (batch, source_length, d_model), in place of all else."""
         keys, values = (x.transpose(1, 2) for x in self.attention.keys_and_values(memory, table))
         if not self.on_gpu:
             self.keys, self.values = keys, values
@@ -635,7 +635,7 @@ class _CachedLayer:
         inward = self._product(self.inward, normalize(x))
         narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size], dim=1)
         rows = narrow.reshape(batch, 1, -1, self.head_size)
-        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # the unused values too
+        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # values too; unused
         self.keys.index_copy_(2, position, rotated[:, heads : heads + kv_heads].unsqueeze(2))
         self.values.index_copy_(2, position, rows[:, 0, heads + kv_heads :].unsqueeze(2))
         queries = rotated[:, :heads].reshape(batch * kv_heads, -1, self.head_size)
@@ -646,11 +646,11 @@ class _CachedLayer:
         return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
-        """x (batch, features) times the transposed weight. oneDNN packs the right operand: there the weight is left."""
+        """x (batch, features) times the transposed weight, which stands left on a CPU: oneDNN packs the right one."""
         return F.linear(x, weight) if self.on_gpu else torch.mm(weight, x.t()).t()
 
     def _grow(self, capacity: int) -> None:
-        """The whole buffers are always used: slices would be copied, and recompiled by oneDNN for every length."""
+        """Attention reads the whole buffers: slices would be copied, and oneDNN would compile every length."""
         more = min(_CACHE_GROWTH, capacity - self.keys.shape[2])
         self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
@@ -692,7 +692,7 @@ class CachedDecoder:
         self.position.fill_(length - 1)
 
     def step(self, random: Tensor) -> Tensor:
-        """The next token of every text, (batch,), by as many random numbers from 0 to below 1."""
+        """The next token of every text, (batch,), given random numbers in [0, 1), (batch,)."""
         self.random.copy_(random)
         if self.graph is None and self.warm_up_steps == 0:
             self.graph = torch.cuda.CUDAGraph()
@@ -710,7 +710,7 @@ class CachedDecoder:
         return token
 
     def logits(self) -> Tensor:
-        """Take in the last token; the logits of the next one, (batch, vocab_size); the start token's are -inf."""
+        """Process the last token; the next one's logits, (batch, vocab_size), -inf for the start token."""
         self.position += 1
         rows = torch.where(self.recent < 0, len(self.tables) - 1, self.recent + self.first_rows)
         x = normalize(F.embedding_bag(rows, self.tables, mode="sum"))
@@ -726,7 +726,7 @@ class CachedDecoder:
 def sample(
     logits: Tensor, random: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """One token a row; the order is top-k, temperature, top-p.
+    """Sample a token per row: top-k, temperature, top-p.
 
     Args:
         logits: (batch, vocab_size).
@@ -742,7 +742,7 @@ def sample(
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
     if temperature != 1:
-        # The largest is taken off first, so that a tiny temperature cannot overflow; nor must a huge one be infinite.
+        # Minus the largest, so that a tiny temperature cannot overflow; a huge one must not become infinite.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(temperature, 1e30)
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
@@ -750,8 +750,8 @@ def sample(
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
-    # The token in whose part of the running sum the random number falls. GPUs add in parallel: their running sum can
-    # waver by a rounding where nothing is added, so it is taken from where something is.
+    # The token in whose interval of the cumulative sum the random number falls. GPUs add in parallel: rounding may
+    # change their sum even at a probability of 0, so there the sum before it is taken.
     running = (probabilities.cumsum(dim=-1) * (probabilities > 0)).cummax(dim=-1).values
     token = torch.searchsorted(running, random[:, None] * running[:, -1:], right=True).squeeze(1)
-    return token.remainder(logits.shape[-1])  # the first token where the logits are not numbers
+    return token.remainder(logits.shape[-1])  # token 0 where the logits are NaN

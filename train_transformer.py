@@ -89,7 +89,7 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         )
         if outcome.complete and outcome.best_step < LATE_ENOUGH * outcome.steps:
             log(
-                "after that step it grew: most likely the model was learning its text by heart. A shorter run "
+                "after that step the loss rose: most likely the model overfits its text. A shorter run "
                 f"(--max_steps {outcome.best_step}) should end better, and so may --dropout 0.2 or more text."
             )
         log(f"model: {args.model_path}")
@@ -140,7 +140,7 @@ def evaluate(args: Settings) -> int:
     use_threads(args.num_threads)
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
-    # As it was trained; bf16 only where the device is fast in it.
+    # auto: fp32 if trained so, else what the device is fast in.
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
     path = args.data_path or prepare()
@@ -159,7 +159,7 @@ def generate(args: Settings) -> int:
     from charseq2seq.device import choose_device
     from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
-    use_threads(args.num_threads or 1)  # one row is too little work to split: a second thread only waits (LOG.md)
+    use_threads(args.num_threads or 1)  # a token is too little work to split: a second thread only waits (LOG.md)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)

@@ -26,13 +26,13 @@ from charseq2seq.vocabulary import CharVocabulary
 if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
-FORMAT_VERSION = 4  # 1: a key and a value for every head; 2: each token embedded alone; 3: blocks one after the other
+FORMAT_VERSION = 4  # 1: multi-head attention; 2: no convolution over embeddings; 3: blocks one after the other
 LARGEST_TABLE = 1 << 23  # positions times head size: the rotary table is not in the file but computed from the config
 
 _MODEL = "charseq2seq model"
 _RESUME = "charseq2seq resume state"
 
-_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300  # the first: values and characters of text
+_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300  # facts: values + characters of text
 
 # The rest of the suite computes with these: counts of a corpus, numbers among the metrics.
 _COUNTS = ("characters", "distinct_characters", "train_characters", "validation_characters")
@@ -47,7 +47,7 @@ class Checkpoint:
     """A trained model and everything known about it.
 
     Attributes:
-        model_state_dict: float32 weights on the CPU, of the best validation loss.
+        model_state_dict: float32 weights of the best validation loss.
         config: the keyword arguments of `Transformer`.
         vocab: token -> index, as in vocab.json.
         training_args: the run's options and defaults as it used them; never a token or a path of the machine.
@@ -69,7 +69,7 @@ class Checkpoint:
         return CharVocabulary.from_index_of_token(self.vocab)
 
     def build_model(self) -> Transformer:
-        """The model with its weights, on the CPU, in evaluation mode; no global random state is used."""
+        """The model with its weights, on the CPU, in evaluation mode; no global random state changes."""
         import torch
 
         from encoder_decoder_transformer import Transformer
@@ -122,7 +122,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _facts_problem(checkpoint: Checkpoint) -> str | None:
-    """Facts that the rest of the suite could not show or compute with."""
+    """What the rest of the suite could not show or compute with."""
     for name in ("config", "vocab", "training_args", "metrics", "corpus", "environment"):
         if not _is_json(getattr(checkpoint, name)):
             return f"its {name} are not what JSON can hold"
@@ -165,7 +165,7 @@ def _weights_problem(weights: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _config_problem(checkpoint: Checkpoint) -> str | None:
-    """Arguments that the model does not take, or to which the weights do not belong."""
+    """Why the model cannot take the config, or the config not fit the weights."""
     from encoder_decoder_transformer import Transformer
 
     arguments = inspect.signature(Transformer).parameters
@@ -274,7 +274,7 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """A look at the archive's directory, before anything in it is unpickled or takes memory."""
+    """Check sizes, layout and checksums before anything is unpickled or takes memory."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()

@@ -1,6 +1,6 @@
 """The options of both programs, a row each: flag, range, default, help, and what else depends on them.
 
-A row gives the parser, `--help`, what a checkpoint records of its run, what makes a resumed run the same run, and the
+A row gives the parser, `--help`, what a checkpoint records of its run, the identity of a run to resume, and the
 command on the model card. A new option is one row here and its use.
 """
 
@@ -50,14 +50,14 @@ _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
 
 def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
-    """Makes the rows of a group: what they have in common."""
+    """`option` with what the rows of a group share."""
     return partial(option, group=group, modes=modes, **more)
 
 
 _what = _rows("what to do")
 _model = _rows(MODEL, "train", **_RESULT)
 _run = _rows("run (train)", "train", **_RESULT)
-_course = _rows("run (train)", "train")  # how it goes on, not what it results in
+_course = _rows("run (train)", "train")  # these do not change the weights
 _memory = _rows("memory and speed (train)", "train", recorded=True)
 _publishing = _rows("publishing (train)", "train", needs="push_to_hf")
 _text = _rows("text (generate)", "generate")
@@ -70,8 +70,8 @@ _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the tok
 class Settings:
     """The options of train_transformer.py, a field each.
 
-    As read from a command line, an option has None where nothing was asked for and its default depends on the device;
-    `resolve_settings` decides those, and the types say what they are then.
+    As read from a command line, an option not given is None if its default depends on the device or text;
+    `resolve_settings` and `with_text_defaults` decide it; the types hold from then on.
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
@@ -89,7 +89,7 @@ class Settings:
     )
     device: str = _what(
         one_of("auto", "cpu", "cuda", "mps"),
-        "where to compute (default: auto, a GPU if there is one; but a small model generates on the CPU, faster)",
+        "where to compute (default: auto, a GPU if there is one; but size tiny generates faster on the CPU)",
         "auto",
         **_RESULT,
     )
@@ -110,7 +110,7 @@ class Settings:
         modes=("evaluate", "generate"),
     )
 
-    # The model; what has no default here has the one of its size.
+    # The model; --size decides its sizes where none is given.
     size: str = _rows(MODEL, "train")(
         one_of(*SIZES),
         "tiny (2 million parameters), small (13), base (28) or large (220); weights, gradients and optimizer take 0.1, "
@@ -207,12 +207,12 @@ MODEL_OPTIONS = tuple(name for name, row in OPTIONS.items() if row.group == MODE
 
 
 def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
-    """The flags of a command that trains a model like one that was trained, for its card.
+    """The flags that train a model like a given one, for its card.
 
     Args:
         training_args: of its checkpoint; options that this version does not have are left out.
-        steps: how many it was trained for. They are asked for even where the clock ended the run, because another
-            machine does not make as many in the same time.
+        steps: of its run. They are asked for even if the time limit ended the run, because another machine
+            makes fewer or more in the same time.
     """
     told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.changes_weights}
     told |= {"device": None, "max_minutes": None}
@@ -249,7 +249,7 @@ def _contradictions(asked: Settings) -> Iterator[str]:
 
 
 def resolve_settings(asked: Settings, data_path: Path) -> Settings:
-    """Decide what was left open, by the device found.
+    """Fill in what the device decides.
 
     Args:
         asked: what the command line says.
@@ -271,8 +271,8 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
     defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
-    if undecided >= LIMITS:  # whoever counts steps or epochs does not want a clock
-        defaults["max_minutes"] = 4.5 if device == "cpu" else 10.0  # evaluation and sample take the rest of five
+    if undecided >= LIMITS:  # a limit of steps or epochs replaces that of time
+        defaults["max_minutes"] = 4.5 if device == "cpu" else 10.0  # with evaluation and sample 5 minutes
     settings = replace(
         asked,
         **{name: value for name, value in defaults.items() if name in undecided},

@@ -1,6 +1,6 @@
 """Preflight -> folder -> proof -> commit -> verify.
 
-`preflight` asks what can be known before anything slow, and is called before training; `publish` does it all. Both
+`preflight` checks what it can before anything slow, and is called before training; `publish` does it all. Both
 raise `PublishError`, a `SuiteError`, with the remedy in its message.
 """
 
@@ -52,7 +52,7 @@ class Outcome:
 
     Attributes:
         url: where the model lives, or will; of a proposal, the pull request.
-        commit: id of the commit that holds what was asked for, where there is one.
+        commit: id of the new commit, else of the head; None if only tried.
         changes: the files, compared with what was there before.
     """
 
@@ -77,14 +77,14 @@ def publish(request: PushOptions) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: it was not published; only kind "unconfirmed" leaves that open.
+        PublishError, SuiteError: not published, or "unconfirmed" or "visibility": see `verify`.
     """
     try:
         found = preflight(request)
     except PublishError as error:
         if not request.dry_run or error.kind != "no_token":
             raise
-        log("no token: the folder is built and proved, but what the Hub already has is not known.")
+        log("no token: the folder is built and tested, but what the Hub already has is not known.")
         return _plan_without_token(request)
     if request.check:
         return Outcome("checked", found.url, found.repo_id)
@@ -127,7 +127,7 @@ def _built_folder(request: PushOptions, repo_id: str, token: str | None) -> Iter
 class Plan:
     """What a push would change, compared with what is published (None: nothing).
 
-    Of the published files only those are removed that the suite says it made, and makes no longer.
+    Of the published files it removes only those that their record lists and the folder lacks.
 
     Attributes:
         files: name -> the file as the client takes it, which hashes it when asked, and once.
@@ -167,11 +167,11 @@ def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
     if there.is_large:
         return info.sha256.hex() == there.digest
     with file.as_file() as content:
-        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.digest  # git's name of it
+        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.digest  # git's blob id
 
 
 class Push:
-    """One push on its way; whenever the Hub is looked at again, `remote` and `plan` are made anew."""
+    """One push; whenever the Hub is read again, `remote` and `plan` are made anew."""
 
     def __init__(self, request: PushOptions, found: PreflightResult, folder: RepositoryFolder) -> None:
         self.request, self.found, self.folder = request, found, folder
@@ -192,10 +192,10 @@ class Push:
         self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
 
     def commit(self) -> Outcome:
-        """Make one commit on top of what is there, tried again where something passing comes between.
+        """Make one commit on top of what is there; retried after a transient failure.
 
-        Before each further try the Hub is looked at again. So a lost answer does no harm, because the commit is found
-        to be there, and neither does somebody else's commit, because ours is made on top of it.
+        Before each retry the Hub is read again. So a lost answer does no harm, because the commit is found to be
+        there, and neither does somebody else's commit, because ours is made on top of it.
         """
         return retrying(self._try_to_commit, self._look_again)
 
@@ -224,7 +224,7 @@ class Push:
         return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, plan.changes)
 
     def _send(self, remote: Remote) -> tuple[str, str | None]:
-        """Make the commit; its id and, of a proposal, the address."""
+        """Make the commit; its id and a pull request's address."""
         record, plan = self.folder.record, self.plan
         message = f"{_loss(record):.4f} nats per character, step {record['metrics'].get('step', '?')}"
         try:
@@ -259,7 +259,7 @@ class Push:
             if explain(error) is None:
                 raise
             raise PublishError("unconfirmed", f"{failure.what} at the commit, and now the Hub is silent") from error
-        if self.request.create_pr:  # main does not tell, and a second try could propose the same a second time
+        if self.request.create_pr:  # main does not show it, and a retry could open a second pull request
             raise PublishError("unconfirmed", f"{failure.what}; see the pull requests there")
         return remote.head if remote and not Plan(self.folder, remote).has_changes else None
 

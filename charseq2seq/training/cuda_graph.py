@@ -9,9 +9,9 @@ this asks of a step:
 - shapes never change: there is a graph for each variant (here: for each source length). The graphs share one pool of
   memory, because only one of them runs at a time.
 
-The first call of a variant runs as it is, on the stream that captures later: libraries set themselves up, and the
-optimizers make their state. It is a step like any other, so nothing has to be undone. The way to do all this is
-described in PyTorch's notes on CUDA semantics.
+The first call of a variant runs uncaptured, on the stream that captures later: it sets up libraries and optimizer
+state. It is a step like any other, so nothing has to be undone. PyTorch's notes on CUDA semantics describe the
+method.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class GraphedStep:
     """Runs `step(inputs, variant)` by replaying a CUDA graph of it.
 
     Args:
-        step: takes a tensor on the GPU, of the same shape in every call, and what else decides the shapes inside;
+        step: takes a tensor on the GPU, of one shape in every call, and a variant, which decides shapes inside;
             returns a tensor, the loss. Everything else that it changes, it changes in place.
 
     Attributes:
-        graphs: the graph of each variant, and the loss that its replay leaves.
+        graphs: the graph of each variant, and the tensor of its loss.
     """
 
     def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
@@ -43,7 +43,7 @@ class GraphedStep:
         self._warm: set[Any] = set()
 
     def __call__(self, inputs: Tensor, variant: Any) -> Tensor:
-        """One step; the loss is a tensor of its own, which later steps leave alone."""
+        """One step; returns a copy of the loss, which later steps do not change."""
         if self._inputs is None:
             self._inputs = torch.empty_like(inputs, device="cuda")
         self._inputs.copy_(inputs, non_blocking=True)

@@ -12,7 +12,7 @@ from typing import Any
 from charseq2seq.corpus import Corpus
 from charseq2seq.options import LIMITS, SIZES, Settings
 
-# Characters to train on; size base only learns a shorter text by heart.
+# Characters to train on; size base overfits a shorter text.
 _SHORT_TEXT = 2_000_000
 
 # Weight decay per epoch at the full learning rate: ignoring gradients, exp(-1.3) of a hidden matrix is left after an
@@ -25,8 +25,7 @@ _LARGEST_DECAY_PER_STEP = 0.02
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     """The settings, with the defaults that depend on the length of the text.
 
-    These are the size of the model, how often the text is read, in which batches, and what keeps the model from
-    learning it by heart.
+    These are the size of the model, the epochs, the batch size, dropout and weight decay.
     """
     characters, undecided = corpus.num_train, settings.undecided
     if {"size", *SIZES["small"]} <= undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
@@ -67,7 +66,7 @@ def count_parameters(config: dict[str, Any]) -> int:
 
 
 def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float:
-    """The weight decay, per unit of learning rate, for a text that is read once in so many steps.
+    """The weight decay, per unit of learning rate, for epochs of `steps_per_epoch` steps.
 
     Rounded to three digits, as it is shown.
     """
@@ -76,7 +75,7 @@ def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float
 
 
 def suitable_epochs(characters: int) -> float:
-    """How many epochs a run takes that nothing else limits: ten for a million characters, four for the plays.
+    """Epochs of a run for which no limit was asked: ten for a million characters, four for the plays.
 
     Measured on a GPU (benchmarks/LOG.md, 2026-11-27); on a CPU the default time is over before, except for short texts.
     """

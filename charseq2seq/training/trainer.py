@@ -36,7 +36,7 @@ from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
 # Progress is measured on the first half of the validation split, and on no more than this many characters; the final
-# figure on all of it. So choosing the best weights does not use up the split, and evaluating stays cheap.
+# figure on all of it. So choosing the best weights biases it little, and evaluating stays cheap.
 _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
@@ -56,8 +56,8 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        evaluation: of the weights that were kept, on the whole validation split; None where the run was stopped
-            and no model was written.
+        evaluation: of the weights that were kept, on the whole validation split; None where no model was
+            written.
         complete: whether its budget or its patience ended the run.
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
@@ -106,7 +106,7 @@ class Trainer:
         self.ids = ids_on_device(corpus.ids, settings.device)
         self.step = self._captured_or_plain()
         self.unread_losses: list[Tensor] = []
-        # Reading a loss waits for a GPU: there only as often as it is shown.
+        # Reading a loss waits for a GPU: done only as often as it is shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
         self.saved_at = state.seconds
@@ -196,7 +196,7 @@ class Trainer:
     def train_step(self) -> None:
         """Update the weights by the next batch."""
         state, settings, group = self.state, self.settings, self.group
-        # The middle of the step: with its beginning the first step would be lost to warm-up.
+        # The middle of the step: at its beginning the first learning rate would be zero.
         half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
         factor = learning_rate_factor(self.spent_fraction() + half_a_step)
         set_learning_rates(self.optimizers, factor * state.learning_rate_scale)
@@ -252,7 +252,7 @@ class Trainer:
     # ----- evaluating -------------------------------------------------------------------------------------------------
 
     def _check_evaluation_works(self) -> None:
-        """Two validation batches before the first step: what would fail later fails now (the idea is litgpt's)."""
+        """A few validation windows before training: what would fail later fails now (the idea is litgpt's)."""
         first = self.corpus.num_train
         characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
         evaluate(self.working.model, self.ids, first, first + characters, self.group)
@@ -317,7 +317,7 @@ class Trainer:
         )
 
     def _evaluate_best(self) -> Evaluation:
-        """Measure the best weights on the whole validation split; the last ones then take their place again."""
+        """Measure the best weights on the whole validation split; then restore the last ones."""
         last = weights_of(self.master)
         for weights in (self.state.best_weights, last):
             self.master.load_state_dict(weights)
@@ -357,9 +357,7 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite(
-            "size of the weights", float(norms.sum())
-        )  # the last step's loss is of the weights before it
+        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is older than they are
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
@@ -367,7 +365,7 @@ class Trainer:
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
         self.saved, self.saved_at = True, state.seconds
-        # Rank 0's, or the processes would not save at the same steps.
+        # Rank 0's time, or processes would save at different steps.
         (self.save_cost,) = self.group.sum((time.perf_counter() - started) * (self.group.rank == 0))
 
     def _restore(self) -> None:
