@@ -139,8 +139,9 @@ class Trainer:
                 return self._finish(stop, progress)
             except _DivergedError as error:
                 # All processes see the same losses, but a signal may have come to one.
-                _, stop.signal = self.group.synchronize(0.0, stop.signal)
-                return self._outcome(stop, None, diverged=str(error))
+                known_to_all = StopRequest()
+                _, known_to_all.signal = self.group.synchronize(0.0, stop.signal)
+                return self._outcome(known_to_all, None, diverged=str(error))
 
     def spent_fraction(self) -> float:
         """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""
@@ -159,14 +160,16 @@ class Trainer:
         started = time.perf_counter() - state.seconds
         evaluated = self._evaluations_due()
         while True:
-            state.seconds, stop.signal = self.group.synchronize(time.perf_counter() - started, stop.signal)
+            # Only a signal that all processes know of ends the run: one may come to one of them at any time.
+            state.seconds, stopped = self.group.synchronize(time.perf_counter() - started, stop.signal)
             due, budget_spent = self._evaluations_due(), self.spent_fraction() >= 1
             if due > evaluated or budget_spent:
                 self._evaluate(progress)
-            ends = stop.signal is not None or self.is_complete()
+            ends = stopped is not None or self.is_complete()
             if ends or self._save_is_due(evaluation=due > evaluated):
                 self.save_resume(finished=False)
             if ends:
+                stop.signal = stop.signal or stopped
                 return
             evaluated = due
             self.train_step()
