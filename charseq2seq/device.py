@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 
 if TYPE_CHECKING:
     import torch
 
-    from encoder_decoder_transformer import Transformer
+    from encoder_decoder_transformer import Kernels, Transformer
 
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: the free memory that is kept, and the size from which on a
 # block has pages of its own, which go back when it is freed (at most 32 MiB).
@@ -123,14 +125,27 @@ def tune_cpu() -> None:
 
 
 def use_suitable_kernels(model: Transformer) -> None:
-    """Let a model use what is fastest where it lies: on an NVIDIA GPU Triton's kernels, if there is Triton."""
-    import importlib.util
-
+    """Let a model use what is fastest where it lies: on an NVIDIA GPU Triton's kernels, if Triton works there."""
     from encoder_decoder_transformer import Kernels
 
-    if model.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    model.use_kernels((_triton_kernels() if model.device.type == "cuda" else None) or Kernels())
+
+
+@functools.cache
+def _triton_kernels() -> Kernels | None:
+    """Those of `gpu_kernels`, tried once: Triton needs a C compiler, Python's headers and a GPU of 2017 or later."""
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
         from charseq2seq.gpu_kernels import KERNELS
 
-        model.use_kernels(KERNELS)
-    else:
-        model.use_kernels(Kernels())
+        KERNELS.normalize_and_rotate(torch.ones(1, 1, 1, 2, device="cuda"), torch.ones(2, 1, 2, device="cuda"))
+    # Which error it is depends on what is missing; all of it means the same.
+    except Exception as error:
+        log(f"note: Triton does not work here ({' '.join(str(error).split()):.200}); PyTorch's slower operations do.")
+        return None
+    return KERNELS

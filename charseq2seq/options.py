@@ -8,6 +8,7 @@ command on the model card. A new option is one row here and its use.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +31,9 @@ def _size(*numbers: int) -> dict[str, int]:
 SIZES: dict[str, dict[str, int]] = {
     # the smallest that is useful: about five minutes on two CPU cores, text worth reading
     "tiny": _size(192, 3, 1, 1, 3, 1024),
-    "small": _size(384, 6, 2, 2, 6, 1536),
-    "base": _size(512, 8, 2, 2, 8, 2048),
-    "large": _size(1024, 16, 4, 4, 16, 4096),
+    "small": _size(384, 6, 6, 2, 6, 1536),
+    "base": _size(512, 8, 8, 2, 8, 2048),
+    "large": _size(1024, 16, 16, 4, 16, 4096),
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
@@ -113,7 +114,7 @@ class Settings:
     # The model; --size decides its sizes where none is given.
     size: str = _rows(MODEL, "train")(
         one_of(*SIZES),
-        "tiny (2 million parameters), small (13), base (28) or large (220); weights, gradients and optimizer take 0.1, "
+        "tiny (2 million parameters), small (14), base (32) or large (252); weights, gradients and optimizer take 0.1, "
         "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it (default: tiny "
         "on a CPU, base on a GPU)",
     )
@@ -271,6 +272,8 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
     defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
+    if asked.num_heads:  # the default has to fit what was asked for
+        defaults["num_kv_heads"] = math.gcd(asked.num_heads, defaults["num_kv_heads"])
     if undecided >= LIMITS:  # a limit of steps or epochs replaces that of time
         defaults["max_minutes"] = 4.5 if device == "cpu" else 10.0  # with evaluation and sample 5 minutes
     settings = replace(

@@ -21,8 +21,8 @@ TESTS, BENCHMARKS = (sorted((ROOT / folder).rglob("*.py")) for folder in ("tests
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
     {"encoder_decoder_transformer", "errors", "command_line"},
-    {"files", "device", "gpu_kernels"},
-    {"vocabulary", "console"},
+    {"files", "gpu_kernels"},
+    {"vocabulary", "console", "device"},
     {"corpus", "checkpoint", "data", "options"},
     {"windows", "numpy_decoder", "generation"},
     {"training", "publishing"},

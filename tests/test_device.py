@@ -1,4 +1,4 @@
-"""What makes a CPU train faster, in processes of their own."""
+"""What makes a device faster, and what happens where it is not to be had."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import ctypes
 import mmap
 import subprocess
 import sys
+import types
+from typing import Any, cast
 
 import pytest
 
+from charseq2seq import device
+from encoder_decoder_transformer import Kernels
 from tests.push_client import ROOT
 
 # Takes and frees 80 MiB six times, in larger and larger blocks, so that what the C library learns of its own accord is
@@ -47,3 +51,18 @@ def test_memory_that_was_freed_is_not_fetched_anew() -> None:
 def test_numbers_too_small_to_matter_are_zero() -> None:
     assert printed(HALF_THE_SMALLEST) > 0
     assert printed(TUNED + HALF_THE_SMALLEST) == 0
+
+
+def test_a_gpu_without_a_working_triton_uses_the_slower_operations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    found, module = object(), types.ModuleType("charseq2seq.gpu_kernels")
+    module.__dict__["KERNELS"] = Kernels(normalize_and_rotate=cast("Any", broken))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setitem(sys.modules, "charseq2seq.gpu_kernels", module)
+    monkeypatch.setattr("torch.ones", lambda *shape, device: shape)  # there is no GPU here
+    assert device._triton_kernels.__wrapped__() is None
+    assert "Triton does not work here (Failed to find C compiler.)" in capsys.readouterr().err

@@ -167,6 +167,8 @@ def test_help_has_two_examples_of_every_mode_and_every_option(user: Trainee) -> 
 
 
 def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
+    fewer = resolve_settings(read_settings(["--size", "small", "--d_model", "192", "--num_heads", "3"]), tmp_path)
+    assert fewer.num_kv_heads == 3, "the default fits what was asked for"
     settings = resolve_settings(read_settings(["--size", "small", "--d_ff", "64", "--device", "cpu"]), tmp_path)
     assert settings.model | SIZES["small"] | {"d_ff": 64} == settings.model
     assert "size small: asked for, except --d_ff" in settings.reasons

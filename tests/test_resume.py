@@ -314,3 +314,16 @@ def test_the_features_that_a_step_drops_depend_on_seed_step_and_rank(user: Train
         for rank, size in ((0, 2), (1, 2))
     ]
     assert len({tuple(numbers) for numbers in drawn}) == 2 * 6 * 2, "no two are alike"
+
+
+def test_a_run_that_is_extended_keeps_the_dropout_that_its_first_budget_gave_it(tmp_path: Path) -> None:
+    trainee = Trainee(tmp_path / "user")
+    large = ["--d_model", "64", "--d_ff", "128", "--batch_size", "32"]
+    assert trainee.train(*large, "--max_epochs", "5.5").code == 0
+    assert contents(trainee.model)["training_args"]["dropout"] == 0.1
+    steps = contents(trainee.resume)["step"]
+    extended = trainee.train(*large, "--max_steps", str(steps + 2), "--resume", trainee.resume.name)
+    assert extended.code == 0 and extended.report["steps"] == steps + 2, extended.log
+    assert contents(trainee.model)["training_args"]["dropout"] == 0.1
+    other = trainee.train(*large, "--max_steps", "999", "--dropout", "0", "--resume", trainee.resume.name)
+    assert other.code == ExitCode.USAGE and "dropout was 0.1, is 0.0" in other.log, other.log

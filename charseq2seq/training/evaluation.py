@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from encoder_decoder_transformer import Transformer
 
-_BATCH_SIZE = (32, 256)  # windows on a CPU, on a GPU
+_LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more memory than training
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ def describe_protocol(source_length: int, target_length: int) -> str:
     )
 
 
+def batch_size(model: Transformer) -> int:
+    """Windows that are scored at once."""
+    if model.device.type != "cuda":
+        return 32
+    widest = max(model.head.out_features, *(len(weight) for weight in model.decoder.parameters()))
+    return max(1, min(256, _LARGEST_TENSOR // (widest * (model.source_length + model.target_length))))
+
+
 def evaluate(
     model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
 ) -> Evaluation:
@@ -86,7 +94,7 @@ def evaluate(
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
-        batches = tile(first, last, model.source_length, model.target_length, _BATCH_SIZE[ids.device.type == "cuda"])
+        batches = tile(first, last, model.source_length, model.target_length, batch_size(model))
         for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
             source, target = gather(ids, starts.to(ids.device), source_length, target_length)
             logits = model(source, target)

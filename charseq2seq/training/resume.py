@@ -85,13 +85,16 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
     return state
 
 
-def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def find_resume_state(
+    resume: str, model_path: Path, identity: dict[str, Any], undecided: frozenset[str] = frozenset()
+) -> dict[str, Any] | None:
     """The state to continue from, or None for a new run.
 
     Args:
         resume: "auto", "never" or the path of a resume state.
         model_path: where the run's model goes.
         identity: what makes a run this run: text, architecture and the arguments that decide the weights.
+        undecided: what was not asked for. The default of dropout depends on the budget: then the state's is kept.
 
     Raises:
         SuiteError: the state named by a path cannot be used, or belongs to a different run.
@@ -99,10 +102,11 @@ def find_resume_state(resume: str, model_path: Path, identity: dict[str, Any]) -
     if resume == "never":
         return None
     if resume == "auto":
-        return _unfinished_state(resume_path(model_path), identity)
+        return _unfinished_state(resume_path(model_path), identity, undecided)
     if not os.path.exists(resume):  # noqa: PTH110 (no error where the path cannot be)
         raise SuiteError(f"{resume} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
     state = load_resume_state(Path(resume))
+    identity = _with_dropout_of(state, identity, undecided)
     different = [line for line in differences(_identity(state), identity) if not line.startswith(_BUDGET)]
     if different:
         raise SuiteError(
@@ -123,7 +127,13 @@ def _is_finished(path: Path) -> bool:
         return False
 
 
-def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _with_dropout_of(state: dict[str, Any], identity: dict[str, Any], undecided: frozenset[str]) -> dict[str, Any]:
+    dropout = _identity(state).get("dropout")
+    kept = "dropout" in undecided and type(dropout) is float and 0 <= dropout < 1
+    return identity | {"dropout": dropout} if kept else identity
+
+
+def _unfinished_state(path: Path, identity: dict[str, Any], undecided: frozenset[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -134,7 +144,7 @@ def _unfinished_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     if state.get("finished"):
         log("resume: the last run here finished; starting a new one.")
         return None
-    different = differences(_identity(state), identity)
+    different = differences(_identity(state), _with_dropout_of(state, identity, undecided))
     if different:
         _move_away(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
         return None

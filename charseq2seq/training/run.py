@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from charseq2seq.checkpoint import load_resume_state
@@ -43,7 +45,12 @@ def train(settings: Settings) -> Outcome:
         check_group(settings, corpus, group)
         check_memory(settings.model_config(len(corpus.vocabulary)))
         identity = run_identity(settings, corpus)
-        saved = group.from_rank_0(lambda: find_resume_state(settings.resume, settings.model_path, identity))
+        saved = group.from_rank_0(
+            lambda: find_resume_state(settings.resume, settings.model_path, identity, settings.undecided)
+        )
+        if saved is not None and "dropout" in settings.undecided:  # whose default depends on the budget
+            settings = replace(settings, dropout=saved["identity"]["dropout"])
+            identity = run_identity(settings, corpus)
         try:
             return _train(settings, corpus, identity, saved, group)
         except (MemoryError, RuntimeError) as error:
@@ -64,6 +71,7 @@ def _train(
     announce(trainer)
     first = trainer.train()
     del trainer  # or its memory would be needed twice
+    gc.collect()  # it refers to itself through its step
     if first.diverged is None:
         return first
     if first.saved:

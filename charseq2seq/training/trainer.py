@@ -25,7 +25,7 @@ from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import GraphedStep, why_not
-from charseq2seq.training.evaluation import Evaluation, evaluate
+from charseq2seq.training.evaluation import Evaluation, batch_size, evaluate
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, learning_rate_factor, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
@@ -257,7 +257,7 @@ class Trainer:
     def _check_evaluation_works(self) -> None:
         """A few validation windows before training: what would fail later fails now (the idea is litgpt's)."""
         first = self.corpus.num_train
-        characters = min(2 * 32 * self.master.target_length, len(self.corpus.ids) - first)
+        characters = min(2 * batch_size(self.master) * self.master.target_length, len(self.corpus.ids) - first)
         evaluate(self.working.model, self.ids, first, first + characters, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
