@@ -202,7 +202,7 @@ def train(args: argparse.Namespace, folder: Path, *arguments: str) -> dict[str, 
 
 def target(args: argparse.Namespace) -> Iterable[list[str]]:
     """Seconds from the command to nanoGPT's published loss by nanoGPT's protocol."""
-    yield ["run", "random blocks", "ours", "training, s", "whole command, s"]
+    yield ["run", f"random blocks (nanoGPT: {TARGET})", "ours", "training, s", "whole command, s"]
     corpus = load_corpus(args.data_path, 256)
     with tempfile.TemporaryDirectory() as folder:
         report = train(args, Path(folder), "--data_path", str(args.data_path), *TARGET_RUN)
