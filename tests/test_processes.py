@@ -191,3 +191,10 @@ def test_a_run_that_diverges_does_so_in_all_processes_and_is_tried_again(user: T
     done = ended(torchrun(user, TWO, *TRAIN, *diverging))
     assert "Going on from step 0 with 0.5 of the learning rate" in done.log, done.log
     assert "It was the second try" in done.report["message"] and done.report["exit_code"] == ExitCode.DIVERGED
+
+
+@pytest.mark.slow
+def test_what_rank_0_refuses_ends_all_processes(user: Trainee) -> None:
+    done = ended(torchrun(user, TWO, *TRAIN, "--max_steps", "2", "--resume", "absent.pth"))
+    assert done.report["exit_code"] == ExitCode.NO_INPUT and "absent.pth does not exist" in done.log, done.log
+    assert not user.model.exists()

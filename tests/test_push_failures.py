@@ -21,6 +21,7 @@ import pytest
 from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.failures import FAILURES
 from tests.hub.server import LFS_ONLY, ONE_REPO, READ, STRANGER, WRITE, HubServer, fake_token, hub_with_people
+from tests.hub.state import Blob
 from tests.push_client import REPO, Publisher, tiny_checkpoint
 
 # What the user must see of each kind: the beginning of the headline, the exit code, a part of the remedy.
@@ -107,6 +108,18 @@ def hide_what_was_made(hub: HubServer) -> None:
     hub.fail("POST", "/commit/", call=lambda: hub.fail("GET", "/tree/", status=403), times=1)
 
 
+def alter_what_was_made(hub: HubServer) -> None:
+    """Play a Hub that stores something else than what was sent."""
+
+    def alter() -> None:
+        repository = hub.repo(REPO)
+        made = repository.resolve("main")
+        files = {**made.files, "config.json": Blob.regular(b"{}")}
+        repository.history[made.id] = dataclasses.replace(made, files=files)
+
+    hub.fail("POST", "/commit/", call=lambda: hub.fail("GET", "/tree/", call=alter, times=1), times=1)
+
+
 def fall_silent_after_the_commit(hub: HubServer) -> None:
     """Play a line that breaks for good while the commit's answer travels."""
     hub.fail("POST", "/commit/", drop="after", call=lambda: hub.fail("GET", "/api/models/", status=403), times=1)
@@ -180,6 +193,7 @@ WITH_FILES_IN_HAND = {
     "a secret": Row("secret", arguments=NEW, note=f"run with {WRITE}", said="the token in use, in README.md"),
     "a broken folder": Row("proof", arguments=(*NEW, "--output_dir", "{broken}"), said="this is not PyTorch"),
     "made, then trouble": Row("unconfirmed", hide_what_was_made, NEW),
+    "made otherwise": Row("unconfirmed", alter_what_was_made, NEW, said="config.json on the Hub is not what was sent"),
     "dropped after the commit": Row("unconfirmed", fall_silent_after_the_commit, NEW),
 }
 TRIED_AGAIN_IN_VAIN = {
