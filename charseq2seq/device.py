@@ -109,6 +109,13 @@ def one_thread() -> Iterator[None]:
         use_threads(threads)
 
 
+def allow_tf32() -> None:
+    """Let GPUs that have TF32 use it for products of float32."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+
+
 def tune_cpu() -> None:
     """Treat denormal numbers as zero, and keep the memory that this process frees.
 

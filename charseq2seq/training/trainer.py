@@ -20,7 +20,7 @@ from torch import Tensor
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import describe_hardware, tune_cpu, use_suitable_kernels
+from charseq2seq.device import allow_tf32, describe_hardware, tune_cpu, use_suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -87,7 +87,7 @@ class Trainer:
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
         torch.manual_seed(settings.seed)
-        torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
+        allow_tf32()
         tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
         master = Transformer(**self.config)
