@@ -31,22 +31,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import describe_machine, markdown_table
+from benchmarks.peers import NanoGPT, NanoGPTRecipe
+from benchmarks.time_to_loss import random_block_loss
+from charseq2seq.checkpoint import load_checkpoint
+from charseq2seq.corpus import Corpus, load_corpus
+from charseq2seq.device import torch_dtype
+from charseq2seq.generation import Sampling, TextGenerator
+from charseq2seq.options import read_settings, resolve_settings
+from charseq2seq.training.cuda_graph import GraphedStep
+from charseq2seq.training.resume import State
+from charseq2seq.training.text_defaults import with_text_defaults
+from charseq2seq.training.trainer import Trainer
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.machine import describe_machine, markdown_table  # noqa: E402
-from benchmarks.peers import NanoGPT, NanoGPTRecipe  # noqa: E402
-from benchmarks.time_to_loss import random_block_loss  # noqa: E402
-from charseq2seq.checkpoint import load_checkpoint  # noqa: E402
-from charseq2seq.corpus import Corpus, load_corpus  # noqa: E402
-from charseq2seq.device import torch_dtype  # noqa: E402
-from charseq2seq.generation import Sampling, TextGenerator  # noqa: E402
-from charseq2seq.options import read_settings, resolve_settings  # noqa: E402
-from charseq2seq.training.cuda_graph import GraphedStep  # noqa: E402
-from charseq2seq.training.resume import State  # noqa: E402
-from charseq2seq.training.text_defaults import with_text_defaults  # noqa: E402
-from charseq2seq.training.trainer import Trainer  # noqa: E402
-
 TARGET = 1.4697  # nanoGPT's published loss, random blocks
 TARGET_RUN = ["--size", "tiny", "--batch_size", "32", "--max_epochs", "8"]
 GPU_RECIPE = NanoGPTRecipe(num_layers=6, num_heads=6, d_model=384, block=256, batch_size=64, iterations=5000)
