@@ -30,7 +30,7 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
     WITHOUT_POWERS = [setpriv, "--bounding-set=-dac_override,-dac_read_search"] if setpriv else None
 
 _PREPARED = (
-    "numpy torch torch._dynamo huggingface_hub filelock tqdm charseq2seq.training.run charseq2seq.publishing.publish "
+    "numpy torch torch._dynamo huggingface_hub tqdm charseq2seq.training.run charseq2seq.publishing.publish "
     "charseq2seq.generation data.prepare"
 )
 

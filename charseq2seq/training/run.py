@@ -37,7 +37,8 @@ def train(settings: Settings) -> Outcome:
     with process_group(settings.device) as group, contextlib.ExitStack() as held:
 
         def lock() -> None:
-            held.enter_context(run_lock(settings.model_path))
+            if warning := held.enter_context(run_lock(settings.model_path)):
+                log(warning)
 
         group.from_rank_0(lock)
         corpus = load_corpus(settings.data_path, settings.source_length + settings.target_length)
