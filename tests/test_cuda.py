@@ -253,8 +253,8 @@ def test_learning_rates_reach_a_captured_step(user: Trainee) -> None:
     trainer = tiny_trainer(user, *LOW)
     starts, length = trainer.sampler.next_batch()
     changes = []
-    for factor in (1.0, 1.0, 1.0, 0.0, 1.0):
-        set_learning_rates(trainer.optimizers, factor)
+    for progress in (0.1, 0.1, 0.1, 1.0, 0.1):
+        set_learning_rates(trainer.optimizers, progress)
         before = [weight.detach().clone() for weight in trainer.master.parameters()]
         trainer.step(starts.pin_memory(), length)
         after = trainer.master.parameters()

@@ -60,7 +60,7 @@ def test_a_process_that_torchrun_did_not_start_is_a_group_of_one(monkeypatch: py
         assert group == ALONE == Group(rank=0, size=1)
         assert group.sum(1.5, 2.5) == [1.5, 2.5]
         assert group.from_rank_0(lambda: "made here") == "made here"
-        assert group.synchronize(3.0, signal.SIGINT) == (3.0, signal.SIGINT)
+        assert group.synchronize(signal.SIGINT, 3.0, 4.0) == (signal.SIGINT, [3.0, 4.0])
         with pytest.raises(SuiteError, match="refused"):
             group.from_rank_0(lambda: (_ for _ in ()).throw(SuiteError("refused", ExitCode.USAGE)))
 

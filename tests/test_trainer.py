@@ -123,9 +123,9 @@ def test_as_many_steps_are_made_and_the_learning_rate_comes_down_to_zero(
     factors: list[float] = []
     ordinary = optimization.set_learning_rates
 
-    def note(optimizers: list[Any], factor: float) -> None:
-        factors.append(factor)
-        ordinary(optimizers, factor)
+    def note(optimizers: list[Any], progress: float, scale: float) -> None:
+        factors.append(learning_rate_factor(progress) * scale)
+        ordinary(optimizers, progress, scale)
 
     monkeypatch.setattr(module, "set_learning_rates", note)
     training = tiny_trainer(user, "--max_epochs", "1.5")
@@ -215,9 +215,11 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(client: WarmCl
 class Deaf(Group):
     """A group that takes its time to agree on a signal: the others do not know of it yet."""
 
-    def synchronize(self, seconds: float, stopped_by: signal.Signals | None) -> tuple[float, signal.Signals | None]:
+    def synchronize(
+        self, stopped_by: signal.Signals | None, *figures: float
+    ) -> tuple[signal.Signals | None, list[float]]:
         HEARD.append(stopped_by)
-        return seconds, stopped_by if len(HEARD) > 8 else None
+        return stopped_by if len(HEARD) > 8 else None, list(figures)
 
 
 HEARD: list[signal.Signals | None] = []

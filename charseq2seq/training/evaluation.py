@@ -58,14 +58,6 @@ class Evaluation:
         }
 
 
-def describe_protocol(source_length: int, target_length: int) -> str:
-    """The protocol in one sentence."""
-    return (
-        f"every character once, windows of {target_length} given the {source_length} characters before them, "
-        "no sampling, no dropout"
-    )
-
-
 def batch_size(model: Transformer) -> int:
     """Windows that are scored at once."""
     if model.device.type != "cuda":
@@ -88,13 +80,13 @@ def evaluate(
     import torch
     import torch.nn.functional as F
 
-    last = len(ids) if last is None else last
+    last, size = len(ids) if last is None else last, batch_size(model)
     ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
-        batches = tile(first, last, model.source_length, model.target_length, batch_size(model))
+        batches = tile(first, last, model.source_length, model.target_length, size)
         for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
             source, target = gather(ids, starts.to(ids.device), source_length, target_length)
             logits = model(source, target)
@@ -104,7 +96,8 @@ def evaluate(
         nats_per_char=group.sum(float(total))[0] / (last - first),
         characters=last - first,
         max_context=model.source_length + model.target_length,
-        protocol=describe_protocol(model.source_length, model.target_length),
+        protocol=f"every character once, windows of {model.target_length} given the {model.source_length} characters "
+        "before them, no sampling, no dropout",
     )
 
 

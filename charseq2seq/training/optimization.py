@@ -84,8 +84,9 @@ def check_state(optimizer: Optimizer) -> None:
             raise ValueError("the state of its optimizer has other sizes")
 
 
-def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Set every learning rate, in place, to `factor` times its full value."""
+def set_learning_rates(optimizers: list[Optimizer], progress: float, scale: float = 1.0) -> None:
+    """Set every learning rate, in place, to what the schedule has at `progress`, times `scale`."""
+    factor = learning_rate_factor(progress) * scale
     for optimizer in optimizers:
         for options in optimizer.param_groups:
             options["lr"].fill_(options["full_lr"] * factor)

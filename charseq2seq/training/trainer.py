@@ -10,28 +10,28 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
-from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import allow_tf32, describe_hardware, tune_cpu, use_suitable_kernels
+from charseq2seq.device import allow_tf32, describe_hardware, torch_dtype, tune_cpu, use_suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
-from charseq2seq.training.cuda_graph import GraphedStep, why_not
+from charseq2seq.training.cuda_graph import captured_where_possible
 from charseq2seq.training.evaluation import Evaluation, batch_size, evaluate
 from charseq2seq.training.mixed_precision import WorkingCopy
-from charseq2seq.training.optimization import build_optimizers, check_state, learning_rate_factor, set_learning_rates
+from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
 from charseq2seq.training.resume import State, does_not_fit
-from charseq2seq.training.text_defaults import step_budget
+from charseq2seq.training.text_defaults import check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -90,41 +90,36 @@ class Trainer:
         allow_tf32()
         tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
-        master = Transformer(**self.config)
-        master.checkpoint_activations = settings.gradient_checkpointing
-        self.master = master.to(settings.device)
+        check_memory(self.config)
+        self.max_steps = step_budget(settings, corpus.num_train)
+        self.master = Transformer(**self.config).to(settings.device)
+        self.master.checkpoint_activations = settings.gradient_checkpointing
+        dtype = torch_dtype(settings.precision)
         use_suitable_kernels(self.master)
         assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
-        source_length, target_length = self.master.source_length, self.master.target_length
+        source_length, target_length = settings.source_length, settings.target_length
         self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
-        self.max_steps = step_budget(settings, corpus.num_train)
-        self.working = WorkingCopy(self.master, settings.precision)
-        if state.weights:
-            self._restore()
-        self.model = group.distribute(self.working.model)
         self.ids = ids_on_device(corpus.ids, settings.device)
-        self.step = self._captured_or_plain()
+        self.working = WorkingCopy(self.master, dtype)
+        group.check(settings.batch_size, settings.accumulation_steps, corpus.name, corpus.sha256)
+        self.is_first_model = group.from_rank_0(lambda: not settings.model_path.exists())
+        self.model = group.distribute(self.working.model)
+        self.step = captured_where_possible(
+            self._compute,
+            settings.device,
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+            processes=group.size,
+        )
         self.unread_losses: list[Tensor] = []
         # Reading a loss waits for a GPU: done only as often as it is shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
         self.saved_at = state.seconds
         self.save_cost = 0.0  # seconds
-
-    def _captured_or_plain(self) -> Callable[[Tensor, int], Tensor]:
-        settings = self.settings
-        reason = why_not(
-            settings.device,
-            settings.precision,
-            checkpointing=settings.gradient_checkpointing,
-            processes=self.group.size,
-        )
-        if reason is None:
-            return GraphedStep(self._compute)
-        if settings.device == "cuda":
-            log(f"steps are not captured as a CUDA graph: {reason}")
-        return self._compute
+        if state.weights:
+            self._restore()
 
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal or a divergence; write the model.
@@ -132,7 +127,9 @@ class Trainer:
         Raises:
             SuiteError: a file cannot be written.
         """
-        self._check_evaluation_works()
+        # A few validation windows before training: what would fail later fails now (the idea is litgpt's).
+        first = self.corpus.num_train
+        self._score(first, min(len(self.corpus.ids), first + 2 * batch_size(self.master) * self.master.target_length))
         with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
             try:
                 self._run(stop, progress)
@@ -140,7 +137,7 @@ class Trainer:
             except _DivergedError as error:
                 # All processes see the same losses, but a signal may have come to one.
                 known_to_all = StopRequest()
-                _, known_to_all.signal = self.group.synchronize(0.0, stop.signal)
+                known_to_all.signal, _ = self.group.synchronize(stop.signal)
                 return self._outcome(known_to_all, None, diverged=str(error))
 
     def spent_fraction(self) -> float:
@@ -161,7 +158,9 @@ class Trainer:
         evaluated = self._evaluations_due()
         while True:
             # Only a signal that all processes know of ends the run: one may come to one of them at any time.
-            state.seconds, stopped = self.group.synchronize(time.perf_counter() - started, stop.signal)
+            stopped, (state.seconds, self.save_cost) = self.group.synchronize(
+                stop.signal, time.perf_counter() - started, self.save_cost
+            )
             due, budget_spent = self._evaluations_due(), self.spent_fraction() >= 1
             if due > evaluated or budget_spent:
                 self._evaluate(progress)
@@ -201,8 +200,8 @@ class Trainer:
         state, settings, group = self.state, self.settings, self.group
         # The middle of the step: at its beginning the first learning rate would be zero.
         half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
-        factor = learning_rate_factor(self.spent_fraction() + half_a_step)
-        set_learning_rates(self.optimizers, factor * state.learning_rate_scale)
+        progress = self.spent_fraction() + half_a_step
+        set_learning_rates(self.optimizers, progress, state.learning_rate_scale)
         if settings.model["dropout"]:  # by seed, step and rank: a resumed run drops the same features
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * group.size + group.rank)
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
@@ -222,19 +221,15 @@ class Trainer:
         losses = []
         for number, piece in enumerate(pieces, start=1):
             source, target = gather(self.ids, piece, source_length, self.master.target_length)
-            with self._local_gradients(wanted=number < len(pieces)):
+            # Gradients to which more will be added are not averaged yet.
+            grouped = number < len(pieces) and isinstance(self.model, DistributedDataParallel)
+            with cast("Any", self.model).no_sync() if grouped else contextlib.nullcontext():
                 logits = self.model(source, target)
                 loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
                 self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
             losses.append(loss.detach())
         self.working.step(self.optimizers)
         return torch.stack(losses).sum()
-
-    def _local_gradients(self, *, wanted: bool) -> contextlib.AbstractContextManager[None]:
-        """Where wanted, keep DistributedDataParallel from averaging gradients to which more will be added."""
-        if wanted and isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     def _read_losses(self) -> None:
         """Bring the running mean of the training loss up to date."""
@@ -254,11 +249,8 @@ class Trainer:
 
     # ----- evaluating -------------------------------------------------------------------------------------------------
 
-    def _check_evaluation_works(self) -> None:
-        """A few validation windows before training: what would fail later fails now (the idea is litgpt's)."""
-        first = self.corpus.num_train
-        characters = min(2 * batch_size(self.master) * self.master.target_length, len(self.corpus.ids) - first)
-        evaluate(self.working.model, self.ids, first, first + characters, self.group)
+    def _score(self, first: int, last: int | None = None) -> Evaluation:
+        return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
         """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
@@ -269,7 +261,7 @@ class Trainer:
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
         last = first + min(half, _SELECTION_CHARACTERS)
-        loss = evaluate(self.working.model, self.ids, first, last, self.group).nats_per_char
+        loss = self._score(first, last).nats_per_char
         self._check_finite("validation loss", loss)
         state.history.append(
             {
@@ -296,7 +288,7 @@ class Trainer:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
         complete = self.is_complete()
         evaluation = None
-        if self.group.from_rank_0(lambda: complete or not self.settings.model_path.exists()):
+        if complete or self.is_first_model:
             if not self.state.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
             evaluation = self._evaluate_best()
@@ -326,7 +318,7 @@ class Trainer:
             self.master.load_state_dict(weights)
             self.working.refresh()
             if weights is not last:
-                evaluation = evaluate(self.working.model, self.ids, self.corpus.num_train, group=self.group)
+                evaluation = self._score(self.corpus.num_train)
         return evaluation
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
@@ -368,8 +360,7 @@ class Trainer:
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
         self.saved, self.saved_at = True, state.seconds
-        # Rank 0's time, or processes would save at different steps.
-        (self.save_cost,) = self.group.sum((time.perf_counter() - started) * (self.group.rank == 0))
+        self.save_cost = time.perf_counter() - started
 
     def _restore(self) -> None:
         state = self.state
