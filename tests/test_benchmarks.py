@@ -1,4 +1,4 @@
-"""Every benchmark runs, with sizes so small that it takes seconds, and its protocols are what it says they are."""
+"""Every benchmark for a CPU runs, with small sizes, and its protocols are what it says they are."""
 
 from __future__ import annotations
 
@@ -96,6 +96,12 @@ def test_startup_time(tmp_path: Path) -> None:
     for name in ("--help", "a wrong argument", "first training step", "evaluation"):
         median, fastest, _ = row(printed, name)
         assert float(median) >= float(fastest) > 0
+
+
+@pytest.mark.slow
+def test_push_time(tmp_path: Path) -> None:
+    printed = benchmark("push_time.py", home=tmp_path)
+    assert 0 < float(row(printed, "bare client")[0]) < float(row(printed, "with proofs and verification")[0])
 
 
 def test_measures_take_turns_and_the_first_round_is_dropped() -> None:

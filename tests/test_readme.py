@@ -23,8 +23,7 @@ from tests.hub.server import HubServer
 from tests.train_client import ROOT, TINY, tiny_text
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md"))
-WALK = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TITLE = "charseq2seq: train a small Transformer on a text, and publish it"
 HEADINGS = {
     TITLE: "charseq2seq：用一段文字訓練小型 Transformer，並發布出去",
@@ -165,7 +164,7 @@ def test_the_exit_codes_are_all_in_the_table() -> None:
 
 
 def test_the_links_lead_somewhere() -> None:
-    for document in DOCUMENTS:
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
@@ -206,12 +205,12 @@ def test_records_are_few_and_can_be_reproduced() -> None:
 
 
 def test_romeo_goes_through_the_model() -> None:
-    steps = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", WALK, re.DOTALL)
-    expected = "".join(printed for _, printed in steps)
+    walk = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+    steps = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", walk, re.DOTALL)
     program = [sys.executable, "-c", "\n".join(code for code, _ in steps)]
     done = subprocess.run(program, cwd=ROOT, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(steps) >= 5 and done.stdout == expected
+    assert len(steps) >= 5 and done.stdout == "".join(printed for _, printed in steps)
 
 
 def test_the_figure_is_what_its_script_draws() -> None:
@@ -246,16 +245,14 @@ def test_ci_runs_the_test_command_the_slow_tests_and_all_linters_of_the_hooks() 
 def test_the_workflow_tests_the_pythons_that_are_promised() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
     versions = jobs["linux"]["strategy"]["matrix"]["python"]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == f">={versions[0]}" and versions[-1] == "3.14"
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}" and versions[-1] == "3.14"
     assert {"run": ".ci/run"} in jobs["linux"]["steps"]
     assert jobs["experimental"]["continue-on-error"] is True
 
 
 def test_there_is_one_version() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert settings["project"]["dynamic"] == ["version", "dependencies"]
-    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "charseq2seq.__version__"}
+    assert PROJECT["project"]["dynamic"] == ["version", "dependencies"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "charseq2seq.__version__"}
     newest, *_ = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest == __version__
 
