@@ -19,7 +19,7 @@ from tests.train_client import TINY, Done, Trainee, contents, torchrun
 from tests.warm_client import WarmClient
 
 TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
-EVERY_STEP = ["--max_steps", "50", "--eval_interval", "1", "--precision", "fp32"]
+EVERY_STEP = ["--max_steps", "20", "--eval_interval", "1", "--precision", "fp32"]
 LONG = ["--max_steps", "100000", "--eval_interval", "20", "--log_interval", "1"]
 
 TWO = ["--standalone", "--nproc_per_node", "2"]
@@ -85,12 +85,12 @@ def test_a_batch_too_small_for_all_is_refused(client: WarmClient, user: Trainee)
 def test_two_processes_compute_what_one_does(client: WarmClient, user: Trainee, tmp_path: Path) -> None:
     done = ended(torchrun(user, TWO, *TRAIN, *EVERY_STEP))
     assert done.code == 0 and "batches: divided among 2 processes, 1 parts each" in done.log, done.log
-    assert done.log.count("step 50: validation") == 1, "rank 0 alone logs"
+    assert done.log.count("step 20: validation") == 1, "rank 0 alone logs"
     assert "FutureWarning" not in done.log
     assert done.out.count('"outcome"') == 1 and done.report["outcome"] == "finished"
     alone = Trainee(tmp_path / "alone")
     assert client.train(alone, *EVERY_STEP, "--device", "cpu").code == 0
-    assert len(curve(user)) == 50 and curve(user) == pytest.approx(curve(alone), abs=2e-4)
+    assert len(curve(user)) == 20 and curve(user) == pytest.approx(curve(alone), abs=2e-4)
     ours, theirs = load_checkpoint(user.model), load_checkpoint(alone.model)
     assert ours.metrics["nats_per_char"] == pytest.approx(theirs.metrics["nats_per_char"], abs=2e-4)
     assert len(TextGenerator(ours.build_model(), ours.vocabulary()).generate("ALL:", 20, Sampling())) == 20

@@ -249,14 +249,14 @@ class SlowSaving:
 
 
 def test_saving_takes_at_most_a_twentieth_of_the_time(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = tiny_trainer(user, "--max_steps", "400", "--eval_interval", "1")
+    training = tiny_trainer(user, "--max_steps", "200", "--eval_interval", "1")
     clock = SlowSaving(training, monkeypatch, cost=2.0, per_step=1.0)
     training.train()
     regular = clock.saves[:-2]  # the last two are those of a run that ends
     assert regular[0] == 1, "the first evaluation is saved at once"
     assert 2 * len(regular) <= 0.05 * clock.now + 2
     assert len(regular) >= 0.8 * 0.05 * clock.now / 2, "and as often as that allows"
-    assert clock.saves[-2:] == [400, 400]
+    assert clock.saves[-2:] == [200, 200]
 
 
 @pytest.mark.parametrize(
