@@ -196,7 +196,7 @@ ARCHIVE = r"it (is no checkpoint archive|cannot be read) \(damaged\?.*\)" + REME
 UNFIT = r"its config and weights do not fit this version of the model .*" + REMEDY
 # A model file: how it is made from a good one, and what it is answered with.
 NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, r"cannot be read \(No such file or directory\); train a model first \(.*\) or name another"),
+    "missing": (Path.unlink, r"cannot be read \(No such file .*\); train a model first \(.*\) or name another"),
     "a folder": (replaced_by(Path.mkdir), r"is a folder, pipe or device; name a model file"),
     "a pipe": (replaced_by(os.mkfifo), r"is a folder, pipe or device; name a model file"),
     "unreadable": (lambda path: path.chmod(0), r"cannot be read \(Permission denied\); check"),
