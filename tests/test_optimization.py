@@ -88,14 +88,6 @@ def test_learning_rates_are_tensors_that_are_set_in_place() -> None:
     assert all(a is b for a, b in zip(rates, (o["lr"] for opt in optimizers for o in opt.param_groups), strict=True))
 
 
-@pytest.mark.parametrize("learning_rate", [0.02, 0.0])
-def test_a_learning_rate_in_a_tensor_is_that_learning_rate(learning_rate: float) -> None:
-    for number, tensor in zip(
-        updated_by(BatchedMuon, lr=learning_rate), updated_by(BatchedMuon, lr=torch.tensor(learning_rate)), strict=True
-    ):
-        torch.testing.assert_close(number, tensor, rtol=1e-6, atol=1e-7)
-
-
 def test_every_weight_has_one_optimizer() -> None:
     model = Transformer(9, d_model=8, num_heads=2, d_ff=8)
     muon_, adamw = build_optimizers(model, learning_rate=0.04, weight_decay=0.1)

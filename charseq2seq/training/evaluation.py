@@ -32,29 +32,19 @@ _LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more me
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a text.
+    """What a model scores on a text."""
 
-    Attributes:
-        nats_per_char: mean negative log likelihood, natural logarithm.
-        characters: how many were scored.
-        max_context: most characters that any of them was given.
-        protocol: the protocol in one sentence.
-    """
-
-    nats_per_char: float
-    characters: int
-    max_context: int
-    protocol: str
+    nats_per_char: float  # mean negative log likelihood, natural logarithm
+    characters: int  # that were scored
+    max_context: int  # most characters that any of them was given
+    protocol: str  # in one sentence
 
     def facts(self) -> dict[str, Any]:
         """The figures as a checkpoint and `--mode evaluate` give them."""
         return {
-            "nats_per_char": self.nats_per_char,
+            **vars(self),
             "bits_per_char": self.nats_per_char / math.log(2),
             "perplexity": math.exp(min(self.nats_per_char, 690.0)),  # checkpoints hold figures up to 1e300
-            "characters": self.characters,
-            "max_context": self.max_context,
-            "protocol": self.protocol,
         }
 
 

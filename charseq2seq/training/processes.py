@@ -37,12 +37,7 @@ def is_rank_0() -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, as one of them sees it.
-
-    Attributes:
-        rank: this process, 0 to size - 1.
-        size: how many there are.
-    """
+    """The processes of a run, as one of them sees it: its number, 0 to size - 1, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -135,7 +130,10 @@ def process_group(device: str) -> Iterator[Group]:
 
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device == "cuda":
-        _take_gpu(rank, local_rank)
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            problem = f"process {rank} would need a GPU of its own, and this machine has {gpus}; start it with "
+            raise SuiteError(f"{problem}--nproc_per_node {gpus}, or give --device cpu.", ExitCode.USAGE)
+        torch.cuda.set_device(local_rank)
     try:
         _join(device, rank, size)
         try:
@@ -145,7 +143,7 @@ def process_group(device: str) -> Iterator[Group]:
             gc.collect()  # DistributedDataParallel refers to the group in circles, and must not outlive it
             torch.distributed.destroy_process_group()
     except RuntimeError as error:
-        if not _is_about_a_peer(error):
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
             raise
         raise SuiteError(
             f"process {rank} of {size} lost another one, whose own message says why; start them again to go on from "
@@ -173,22 +171,3 @@ def _join(device: str, rank: int, size: int) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _take_gpu(rank: int, local_rank: int) -> None:
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
-        raise SuiteError(
-            f"process {rank} would need a GPU of its own, and this machine has {gpus}; start it with --nproc_per_node "
-            f"{gpus}, or give --device cpu.",
-            ExitCode.USAGE,
-        )
-    torch.cuda.set_device(local_rank)
-
-
-def _is_about_a_peer(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

@@ -28,36 +28,22 @@ _BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")
 
 @dataclass
 class State:
-    """Everything that changes while a run goes on, field by field what a resume file holds.
+    """Everything that changes while a run goes on, field by field what a resume file holds."""
 
-    Attributes:
-        identity: text, architecture and the options that decide the weights.
-        step: optimizer steps done.
-        seconds: of training, over all sessions of this run.
-        train_loss: running mean over about the last 50 steps, nats per character.
-        learning_rate_scale: what the learning rates are multiplied by, below 1 after a divergence.
-        epoch, position: the sampler's.
-        best_weights: of the best evaluation so far, at `best_step` with `best_loss`.
-        stale_evaluations: how many there were since.
-        history: step, seconds and losses of every evaluation.
-        finished: whether the run is complete.
-        weights, optimizers, scaler: filled when it is saved.
-    """
-
-    identity: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    train_loss: float = math.nan
-    learning_rate_scale: float = 1.0
-    epoch: int = 0
+    identity: dict[str, Any]  # text, architecture and the options that decide the weights
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # of training, over all sessions of this run
+    train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
+    learning_rate_scale: float = 1.0  # below 1 after a divergence
+    epoch: int = 0  # with `position` the sampler's
     position: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of the best evaluation so far
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    stale_evaluations: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    finished: bool = False
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    stale_evaluations: int = 0  # since the best one
+    history: list[dict[str, float]] = field(default_factory=list)  # step, seconds and losses of every evaluation
+    finished: bool = False  # whether the run is complete
+    weights: dict[str, Tensor] = field(default_factory=dict)  # with what follows, filled when it is saved
     optimizers: list[dict[Any, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 

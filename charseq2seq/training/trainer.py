@@ -56,8 +56,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        evaluation: of the weights that were kept, on the whole validation split; None where no model was
-            written.
+        evaluation: of the weights that were kept, on the whole validation split; None where no model was written.
         complete: whether its budget or its patience ended the run.
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
@@ -75,14 +74,7 @@ class Outcome:
 
 
 class Trainer:
-    """One training run.
-
-    Args:
-        settings: what to do.
-        corpus: what to learn from.
-        state: where to begin or continue.
-        group: the processes that train together, each of which has its own trainer.
-    """
+    """One training run from a state on; in a group every process has its own."""
 
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
@@ -130,7 +122,7 @@ class Trainer:
         # A few validation windows before training: what would fail later fails now (the idea is litgpt's).
         first = self.corpus.num_train
         self._score(first, min(len(self.corpus.ids), first + 2 * batch_size(self.master) * self.master.target_length))
-        with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
+        with stop_signals() as stop, contextlib.closing(Progress(self.settings.log_interval)) as progress:
             try:
                 self._run(stop, progress)
                 return self._finish(stop, progress)
@@ -165,7 +157,8 @@ class Trainer:
             if due > evaluated or budget_spent:
                 self._evaluate(progress)
             ends = stopped is not None or self.is_complete()
-            if ends or self._save_is_due(evaluation=due > evaluated):
+            since = state.seconds - self.saved_at
+            if ends or since >= _SAVE_SECONDS or (due > evaluated and since * _SAVE_COST >= self.save_cost):
                 self.save_resume(finished=False)
             if ends:
                 stop.signal = stop.signal or stopped
@@ -184,10 +177,6 @@ class Trainer:
             return self.state.step // self.settings.eval_interval
         evaluations = min(_EVALUATIONS, _EVALUATIONS_PER_MINUTE * (self.settings.max_minutes or math.inf))
         return int(self.spent_fraction() * evaluations)
-
-    def _save_is_due(self, *, evaluation: bool) -> bool:
-        since = self.state.seconds - self.saved_at
-        return since >= _SAVE_SECONDS or (evaluation and since * _SAVE_COST >= self.save_cost)
 
     def _speed(self, seconds: float) -> float:
         """Target characters per second."""
@@ -260,17 +249,10 @@ class Trainer:
         self._read_losses()
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
-        last = first + min(half, _SELECTION_CHARACTERS)
-        loss = self._score(first, last).nats_per_char
+        loss = self._score(first, first + min(half, _SELECTION_CHARACTERS)).nats_per_char
         self._check_finite("validation loss", loss)
-        state.history.append(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "train_nats_per_char": state.train_loss,
-                "nats_per_char": loss,
-            }
-        )
+        point = {"step": state.step, "seconds": state.seconds, "train_nats_per_char": state.train_loss}
+        state.history.append(point | {"nats_per_char": loss})
         if len(state.history) > _LONGEST_HISTORY:
             del state.history[-2::-2]  # the last one stays
         best = loss < state.best_loss
@@ -291,7 +273,10 @@ class Trainer:
         if complete or self.is_first_model:
             if not self.state.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
-            evaluation = self._evaluate_best()
+            last = weights_of(self.master)
+            self._use(self.state.best_weights)
+            evaluation = self._score(self.corpus.num_train)
+            self._use(last)
             self._check_finite("validation loss", evaluation.nats_per_char)
             if self.group.rank == 0:
                 save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
@@ -311,15 +296,9 @@ class Trainer:
             saved=self.saved,
         )
 
-    def _evaluate_best(self) -> Evaluation:
-        """Measure the best weights on the whole validation split; then restore the last ones."""
-        last = weights_of(self.master)
-        for weights in (self.state.best_weights, last):
-            self.master.load_state_dict(weights)
-            self.working.refresh()
-            if weights is not last:
-                evaluation = self._score(self.corpus.num_train)
-        return evaluation
+    def _use(self, weights: dict[str, Tensor]) -> None:
+        self.master.load_state_dict(weights)
+        self.working.refresh()
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
         state = self.state
@@ -368,12 +347,11 @@ class Trainer:
             if state.best_weights:  # they have to fit too
                 self.master.load_state_dict(state.best_weights)
                 state.best_weights = weights_of(self.master)
-            self.master.load_state_dict(state.weights)
+            self._use(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
                 check_state(optimizer)
             self.working.scaler.load_state_dict(state.scaler)
-            self.working.refresh()
             self.sampler.restore(state.epoch, state.position)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
