@@ -46,7 +46,17 @@ import torch
 import push_to_huggingface
 import train_transformer
 from benchmarks.campaigns.disk_after_power_cut import Call, Disk, Files, Versions
-from benchmarks.campaigns.watched_program import MODEL, STATE, Facts, Machine, Program, read_folder, temporaries
+from benchmarks.campaigns.watched_program import (
+    LIBRARY,
+    MODEL,
+    STATE,
+    Facts,
+    Machine,
+    Program,
+    compile_library,
+    read_folder,
+    temporaries,
+)
 from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import ExitCode, SuiteError
@@ -259,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do it all and print the tables."""
     args = parse_arguments(argv)
     library = os.environ.pop("LD_PRELOAD", "")
-    if not library.endswith("/file_calls.so"):
+    if Path(library).name != LIBRARY:
         return start_watched(sys.argv[1:] if argv is None else argv)
     torch.set_num_threads(1)
     trainer._SAVE_COST = 1e9  # every evaluation saves
@@ -275,30 +285,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start_watched(argv: Sequence[str]) -> int:
-    """This script once more, with file_calls.c in it and nothing of the user's settings.
-
-    Raises:
-        SuiteError: it cannot be compiled.
-    """
+    """This script once more, with file_calls.c in it and nothing of the user's settings."""
     with tempfile.TemporaryDirectory(prefix="power-loss-") as root:
-        library = f"{root}/file_calls.so"
-        command = [
-            "cc",
-            "-O1",
-            "-shared",
-            "-fPIC",
-            "-o",
-            library,
-            str(Path(__file__).with_name("file_calls.c")),
-            "-ldl",
-        ]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", "") or error
-            raise SuiteError(f"no C compiler (apt-get install gcc): {reason}", ExitCode.NO_INPUT) from error
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HOME": root, "OMP_NUM_THREADS": "1", "LD_PRELOAD": library}
+        environment |= {"HOME": root, "OMP_NUM_THREADS": "1", "LD_PRELOAD": str(compile_library(Path(root)))}
         return subprocess.run([sys.executable, __file__, *argv], env=environment, check=False).returncode
 
 

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from charseq2seq.console import run_with_report
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.publishing import proof
 
+LIBRARY = "file_calls.so"
 MODEL, STATE = "transformer_model.pth", "transformer_model.resume.pth"
 Facts = dict[str, str]  # path within the folder -> what the suite reads there
 
@@ -35,6 +37,22 @@ class Program:
     arguments: tuple[str, ...]
     code: int = ExitCode.OK
     stop: int = 0
+
+
+def compile_library(folder: Path) -> Path:
+    """Compile file_calls.c into a folder.
+
+    Raises:
+        SuiteError: there is no compiler.
+    """
+    library, source = folder / LIBRARY, Path(__file__).with_name("file_calls.c")
+    command = ["cc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", "") or error
+        raise SuiteError(f"no C compiler (apt-get install gcc): {reason}", ExitCode.NO_INPUT) from error
+    return library
 
 
 def read_folder(folder: Path) -> Files:
