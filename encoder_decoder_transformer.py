@@ -79,36 +79,26 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(table)
-        return _rotate(x, table[0], table[1], 1)
+        return _rotate(x, table, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (table,) = ctx.saved_tensors
-        return _rotate(gradients[0].contiguous(), table[0], table[1], -1), None
+        return _rotate(gradients[0].contiguous(), table, -1), None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _rotate(x: Tensor, table: Tensor, direction: int) -> Tensor:
     partners = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * cos, partners, sin, value=direction)
+    return torch.addcmul(x * table[0], partners, table[1], value=direction)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate each pair of features by its position's angle.
-
-    Args:
-        x: (..., length, head_size).
-        table: (2, length, head_size), the rows of `rotary_table` for the positions of `x`; or broadcastable to `x`.
-    """
+    """Rotate each pair of features of x, (..., length, head_size), by its position's angle in the table."""
     return cast("Tensor", _Rotate.apply(x, table))
 
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Normalise every head of a query or key and give it its position.
-
-    Args:
-        x: (batch, length, heads, head_size).
-        table: (2, length, head_size).
-    """
+    """Normalise the heads of queries or keys, (batch, length, heads, head_size), and give them their positions."""
     return rotate(normalize(x), table[:, :, None])  # the same rotation for all heads of a position
 
 
@@ -172,9 +162,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         query: (batch, target_length, heads, head_size).
         key, value: (batch, context_length, kv_heads, head_size).
         mask: additive, (target_length, context_length), or None.
-
-    Returns:
-        (batch, target_length, heads, head_size).
     """
     if query.device.type == "cpu" and max(query.shape[1], key.shape[1]) <= _LONGEST_EXPLICIT_ATTENTION:
         return _attend_explicitly(query, key, value, mask)
@@ -201,18 +188,13 @@ def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 
 
 class Embedding(nn.Module):
-    """Depthwise causal convolution of width 4 over the normalised embeddings of tokens; its output is normalised.
-
-    Attributes:
-        weight: a vector for every token, (vocab_size, d_model).
-        shares: the convolution's weights, (4, d_model); the last row is for the token itself.
-    """
+    """Depthwise causal convolution of width 4 over the normalised embeddings of tokens; its output is normalised."""
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
         self.kernels = Kernels()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))
+        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))  # of the convolution; the last row: the token itself
 
     def tables(self) -> tuple[Tensor, ...]:
         """What each token adds to the positions 3, 2, 1 and 0 after it, (vocab_size, d_model) each."""
@@ -270,11 +252,7 @@ class FeedForward(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Drop features in training, each at all positions of a sequence.
-
-    Args:
-        rate: fraction of the features that is dropped, 0 to below 1; the others are scaled up to keep the expected sum.
-    """
+    """Drop this fraction of the features in training, each at all positions; scale the others up, as the sum was."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -363,21 +341,10 @@ class Transformer(nn.Module):
         num_kv_heads: int = 1,
     ) -> None:
         super().__init__()
-        problems = [
-            f"{name} must be at least 1, not {number}"
-            for name, number in {
-                "vocab_size": vocab_size,
-                "d_model": d_model,
-                "num_heads": num_heads,
-                "num_encoder_layers": num_encoder_layers,
-                "num_decoder_layers": num_decoder_layers,
-                "d_ff": d_ff,
-                "source_length": source_length,
-                "target_length": target_length,
-                "num_kv_heads": num_kv_heads,
-            }.items()
-            if number < 1
-        ]
+        counts = {"vocab_size": vocab_size, "d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+        counts |= {"num_encoder_layers": num_encoder_layers, "num_decoder_layers": num_decoder_layers, "d_ff": d_ff}
+        counts |= {"source_length": source_length, "target_length": target_length}
+        problems = [f"{name} must be at least 1, not {number}" for name, number in counts.items() if number < 1]
         if min(d_model, num_heads) > 0 and (d_model % num_heads or d_model // num_heads % 2):
             problems.append(f"d_model / num_heads must be an even whole number, not {d_model} / {num_heads}")
         if min(num_heads, num_kv_heads) > 0 and num_heads % num_kv_heads:
@@ -493,10 +460,8 @@ class Transformer(nn.Module):
 
         The last `target_length` of them are the decoder's input: the predecessor of every target token.
         """
-        return torch.cat([self._or_start(source), target[:, :-1]], dim=1)
-
-    def _or_start(self, source: Tensor) -> Tensor:
-        return source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
+        before = source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
+        return torch.cat([before, target[:, :-1]], dim=1)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Teacher forcing: logits of every target token, given the source and the target tokens before it.
@@ -564,20 +529,9 @@ class Transformer(nn.Module):
         device = self.device if generator is None else generator.device
         return torch.rand(self.target_length, batch, generator=generator, device=device).to(self.device)
 
-    def generate(
-        self,
-        source: Tensor,
-        num_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
+    def generate(self, source: Tensor, num_tokens: int, **sampling: Any) -> Tensor:
         """All tokens of `stream` at once, see there: ids, (batch, num_tokens), without the source."""
-        tokens = list(
-            self.stream(source, num_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        )
+        tokens = list(self.stream(source, num_tokens, **sampling))
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
 
 
@@ -625,13 +579,12 @@ class _CachedLayer:
             position: int64, (1,).
             table: the position's rows of the rotary table, (2, 1, head_size).
             hidden: additive mask, (1, capacity).
-
-        Returns:
-            (batch, d_model).
         """
         batch, heads, kv_heads = len(x), self.attention.num_heads, self.attention.num_kv_heads
         if not self.on_gpu and int(position) == self.keys.shape[2]:
-            self._grow(hidden.shape[1])
+            # Attention reads the whole buffers: slices would be copied, and oneDNN would compile every length.
+            more = min(_CACHE_GROWTH, hidden.shape[1] - self.keys.shape[2])
+            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
         inward = self._product(self.inward, normalize(x))
         narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size], dim=1)
         rows = narrow.reshape(batch, 1, -1, self.head_size)
@@ -648,11 +601,6 @@ class _CachedLayer:
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
         """x (batch, features) times the transposed weight, which stands left on a CPU: oneDNN packs the right one."""
         return F.linear(x, weight) if self.on_gpu else torch.mm(weight, x.t()).t()
-
-    def _grow(self, capacity: int) -> None:
-        """Attention reads the whole buffers: slices would be copied, and oneDNN would compile every length."""
-        more = min(_CACHE_GROWTH, capacity - self.keys.shape[2])
-        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
 
 class CachedDecoder:

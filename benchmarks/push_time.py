@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.checkpoint import Checkpoint
 from tests.hub.server import WRITE, hub_with_people
 from tests.push_client import Publisher, tiny_checkpoint
@@ -66,6 +67,7 @@ def median_seconds(work: Callable[[int], None]) -> float:
 
 def main() -> None:
     """Measure and print a table."""
+    machine = describe_machine()
     with tempfile.TemporaryDirectory() as home, hub_with_people() as hub:
         checkpoint = large_checkpoint()
         user = Publisher(hub, Path(home) / "user", checkpoint)
@@ -90,10 +92,9 @@ def main() -> None:
         rows = {"without proofs": median_seconds(unproved), "with proofs and verification": median_seconds(proved)}
     parameters = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
     print(f"{parameters:,} parameters, median of {REPEATS}\n")
-    print("| push | seconds | beyond the bare client |\n| --- | --- | --- |")
-    print(f"| bare client | {base:.2f} | |")
-    for name, seconds in rows.items():
-        print(f"| {name} | {seconds:.2f} | {seconds - base:.2f} |")
+    cells = [("bare client", f"{base:.2f}", ""), *((name, f"{s:.2f}", f"{s - base:.2f}") for name, s in rows.items())]
+    print(markdown_table(("push", "seconds", "beyond the bare client"), cells))
+    print(f"\n{machine}")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ from benchmarks.machine import (
 )
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.console import run
-from charseq2seq.device import tune_cpu
+from charseq2seq.device import torch_dtype, tune_cpu
 from charseq2seq.training.mixed_precision import WorkingCopy
-from charseq2seq.training.optimization import build_optimizers, set_learning_rates
+from charseq2seq.training.optimization import WARMUP_FRACTION, build_optimizers, set_learning_rates
 from encoder_decoder_transformer import Transformer
 
 # Does one training step on source and target, returns its loss.
@@ -54,10 +54,10 @@ Step = Callable[[Tensor, Tensor], float]
 def our_step(model: Transformer, precision: str) -> Step:
     """What `Trainer._train_step` does, without the sampler."""
     optimizers = build_optimizers(model, learning_rate=0.04, weight_decay=0.1)
-    working = WorkingCopy(model, precision)
+    working = WorkingCopy(model, torch_dtype(precision))
 
     def step(source: Tensor, target: Tensor) -> float:
-        set_learning_rates(optimizers, 1.0)
+        set_learning_rates(optimizers, WARMUP_FRACTION)
         logits = working.model(source, target)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         working.backward(loss)

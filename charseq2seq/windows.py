@@ -7,6 +7,7 @@ character is a target exactly once, and shuffles them. Evaluation lays them end 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,15 +44,11 @@ def ids_on_device(ids: Ids, device: torch.device | str) -> Tensor:
 
 
 def gather(ids: Tensor, starts: Tensor, source_length: int, target_length: int) -> tuple[Tensor, Tensor]:
-    """Slice windows out of a text, on the text's device.
+    """Slice windows out of a text, on the text's device: source (batch, source_length), target (batch, target_length).
 
     Args:
         ids: of `ids_on_device`, (characters,).
         starts: where the targets begin, int64, (batch,).
-        source_length, target_length: of the windows.
-
-    Returns:
-        Source ids (batch, source_length) and target ids (batch, target_length), int64.
     """
     import torch
 
@@ -62,31 +59,27 @@ def gather(ids: Tensor, starts: Tensor, source_length: int, target_length: int) 
     return windows[:, :source_length], windows[:, source_length:]
 
 
+@dataclass
 class WindowSampler:
     """Batches of windows, shuffled epoch by epoch.
 
     Everything is a function of the seed and of two counters, `epoch` and `position`, so that a resumed run
     continues with exactly the batch that would have come next.
 
-    Args:
-        characters: length of the training split.
-        source_length, target_length: of the windows.
-        batch_size: windows a batch.
-        seed: of the order, the offsets and the source lengths.
-
     Attributes:
+        characters: length of the training split.
         epoch: which epoch the next batch begins in.
         position: how many windows of this epoch were given.
     """
 
-    def __init__(self, characters: int, source_length: int, target_length: int, batch_size: int, seed: int) -> None:
-        self.characters = characters
-        self.source_length = source_length
-        self.target_length = target_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = self.position = 0
-        self._order: npt.NDArray[np.int64] | None = None
+    characters: int
+    source_length: int
+    target_length: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
+    position: int = 0
+    _order: npt.NDArray[np.int64] | None = None
 
     def _shuffled_starts(self) -> npt.NDArray[np.int64]:
         """Where the targets of this epoch begin, in the order in which they are given."""

@@ -404,7 +404,7 @@ def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
     torch.save(content, path)
     checkpoint = load_checkpoint(path)
     assert len(TextGenerator(checkpoint.build_model(), checkpoint.vocabulary()).generate("", 9, Sampling())) == 9
-    assert "caf" in render_card(checkpoint, "alice/m", [], None)
+    assert "caf" in render_card(checkpoint, "alice/m", {}, None)
 
 
 @pytest.mark.slow

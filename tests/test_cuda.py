@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
-from charseq2seq.corpus import load_corpus
 from charseq2seq.device import choose_precision, use_suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.generation import Sampling, TextGenerator
@@ -25,7 +23,7 @@ from charseq2seq.training.processes import process_group
 from charseq2seq.training.resume import new_state
 from charseq2seq.training.trainer import Trainer
 from encoder_decoder_transformer import Transformer, feed_forward, normalize_and_rotate, rotary_table
-from tests.train_client import TINY, Done, Trainee, contents, finish, tiny_trainer, torchrun
+from tests.train_client import TINY, Done, Trainee, tiny_trainer, torchrun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 
@@ -93,23 +91,6 @@ def test_it_learns_as_on_the_cpu(options: str, user: Trainee, by_cpu: Mapping[st
     assert loss(done) == pytest.approx(by_cpu["nats_per_char"], abs=0.1)
     train_loss = load_checkpoint(user.model).metrics["train_nats_per_char"]
     assert train_loss == pytest.approx(by_cpu["train_nats_per_char"], abs=0.1)
-
-
-def test_a_stopped_run_goes_on_where_it_stood(user: Trainee, tmp_path: Path) -> None:
-    arguments = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "300", "--eval_interval", "10"]
-    straight = Trainee(tmp_path / "straight")
-    assert straight.run(*arguments).code == 0
-    process = user.start(*arguments, "--log_interval", "1")
-    assert process.stderr is not None
-    next(line for line in process.stderr if "step 20: validation" in line)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process).code == ExitCode.TERMINATED
-    done = user.run(*arguments, "--log_interval", "1")
-    assert done.code == 0 and "resume: continuing the unfinished run at step" in done.log, done.log
-    ours, theirs = (
-        [point["nats_per_char"] for point in contents(trainee.resume)["history"]] for trainee in (user, straight)
-    )
-    assert ours == pytest.approx(theirs, abs=0.05)  # a GPU adds in another order every time
 
 
 def test_a_loss_that_is_no_number_is_seen(user: Trainee) -> None:
@@ -186,21 +167,14 @@ def test_matrices_are_updated_on_a_gpu_as_on_a_cpu() -> None:
         assert (ours - theirs).norm() < 0.03 * theirs.norm()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_captured_steps_are_the_plain_ones(precision: str, user: Trainee) -> None:
-    curves = []
-    for captured in (True, False):
-        trainer = tiny_trainer(
-            user, "--device", "cuda", "--max_steps", "50", "--learning_rate", "0.002", "--precision", precision
-        )
-        assert isinstance(trainer.step, GraphedStep)
-        if not captured:
-            trainer.step = trainer._compute
-        curves.append(losses_of(trainer, 50))
-        if isinstance(trainer.step, GraphedStep):
-            assert len(trainer.step.graphs) > 2, "several source lengths were replayed"
-    assert curves[0] == pytest.approx(curves[1], abs=1e-3)
-    assert curves[0][-1] < curves[0][0]
+@pytest.mark.parametrize("flags", ["--precision fp32", "--precision bf16", "--precision bf16 --dropout 0.3"])
+def test_captured_steps_are_the_plain_ones(flags: str, user: Trainee) -> None:
+    captured, plain = (tiny_trainer(user, *LOW, *flags.split()) for _ in range(2))
+    assert isinstance(captured.step, GraphedStep)
+    plain.step = plain._compute
+    losses = losses_of(captured, 50)
+    assert losses == pytest.approx(losses_of(plain, 50), abs=2e-3) and losses[-1] < losses[0]
+    assert len(captured.step.graphs) > 2, "several source lengths were replayed"
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
@@ -210,13 +184,6 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
         trainer.train_step()
         losses.append(float(trainer.unread_losses[-1]))
     return losses
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_captured_steps_drop_the_features_that_plain_ones_drop(precision: str, user: Trainee) -> None:
-    captured, plain = (tiny_trainer(user, *LOW, "--dropout", "0.3", "--precision", precision) for _ in range(2))
-    plain.step = plain._compute
-    assert losses_of(captured, 40) == pytest.approx(losses_of(plain, 40), abs=2e-3)
 
 
 def test_a_captured_step_drops_other_features_every_time(user: Trainee) -> None:
@@ -253,8 +220,8 @@ def test_learning_rates_reach_a_captured_step(user: Trainee) -> None:
     trainer = tiny_trainer(user, *LOW)
     starts, length = trainer.sampler.next_batch()
     changes = []
-    for factor in (1.0, 1.0, 1.0, 0.0, 1.0):
-        set_learning_rates(trainer.optimizers, factor)
+    for progress in (0.1, 0.1, 0.1, 1.0, 0.1):
+        set_learning_rates(trainer.optimizers, progress)
         before = [weight.detach().clone() for weight in trainer.master.parameters()]
         trainer.step(starts.pin_memory(), length)
         after = trainer.master.parameters()
@@ -265,12 +232,6 @@ def test_learning_rates_reach_a_captured_step(user: Trainee) -> None:
 def test_steps_that_cannot_be_captured_say_why(user: Trainee) -> None:
     done = user.train("--max_steps", "2", "--device", "cuda", "--precision", "bf16", "--gradient_checkpointing")
     assert done.code == 0 and "not captured as a CUDA graph: gradient checkpointing" in done.log, done.log
-
-
-def test_a_budget_in_epochs_ends_a_run(user: Trainee) -> None:
-    done = user.train("--device", "cuda", "--max_epochs", "2")
-    characters = load_corpus(user.text, 24).num_train
-    assert done.code == 0 and done.report["steps"] == -(-2 * characters // (4 * 16)), done.log
 
 
 @pytest.mark.parametrize("head_size", [64, 16, 6])

@@ -91,12 +91,6 @@ def test_what_stands_before_is_context_and_not_scored() -> None:
         assert (evaluate(model, other, 20, 40).nats_per_char != scored) == matters, changed
 
 
-def test_parts_add_up() -> None:
-    model, ids = small_model(4, 5), random_ids(100)
-    whole, parts = evaluate(model, ids, 10, 90), [evaluate(model, ids, 10, 50), evaluate(model, ids, 50, 90)]
-    assert whole.nats_per_char == pytest.approx(sum(part.nats_per_char for part in parts) / 2, abs=1e-6)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_the_mode_is_kept(training: bool) -> None:
     model, ids = small_model(4, 5, dropout=0.5).train(training), random_ids(50)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +36,6 @@ def test_logits_are_those_of_the_reference(
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_memory_is_that_of_the_reference(num_kv_heads: int) -> None:
-    model, source = random_model(num_kv_heads=num_kv_heads), random_ids(1, 6)
-    expected = Reference(model).encode(source[0].tolist())
-    torch.testing.assert_close(model.encode(source)[0].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_gradients_are_those_of_the_reference(num_kv_heads: int) -> None:
     model = random_model(num_kv_heads=num_kv_heads)
     source, target = random_ids(1, 6), random_ids(1, 5, seed=2)
@@ -62,18 +54,6 @@ def test_gradients_are_those_of_the_reference(num_kv_heads: int) -> None:
 # --- attention and positions
 
 
-def naive_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
-    """One query at a time; `hidden` is (length, context); neighbouring heads share a key."""
-    result = torch.empty_like(query)
-    group = query.shape[2] // key.shape[2]
-    for b, i, h in itertools.product(*map(range, query.shape[:3])):
-        seen = [j for j in range(key.shape[1]) if hidden is None or not hidden[i, j]]
-        own = h // group
-        exponentials = [math.exp(float(query[b, i, h] @ key[b, j, own]) / math.sqrt(query.shape[3])) for j in seen]
-        result[b, i, h] = sum(e / sum(exponentials) * value[b, j, own] for e, j in zip(exponentials, seen, strict=True))
-    return result
-
-
 def future(length: int, context: int) -> Tensor:
     """True where a query would look ahead, (length, context)."""
     return torch.ones(length, context, dtype=torch.bool).triu(context - length + 1)
@@ -90,10 +70,10 @@ def by_the_library(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | N
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (6, 1), (6, 2), (6, 6), (1, 1)])
 @pytest.mark.parametrize("longest", [512, 0])
-def test_attention_is_the_same_in_four_ways(
+def test_attention_is_that_of_the_library(
     length: int, context: int, causal: bool, heads: int, kv_heads: int, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By two products and a softmax, by what is used for long texts and on GPUs, by PyTorch and one query at a time."""
+    """By two products and a softmax, and by what is used for long texts and on GPUs."""
     monkeypatch.setattr(encoder_decoder_transformer, "_LONGEST_EXPLICIT_ATTENTION", longest)
     torch.manual_seed(0)
     query = torch.randn(2, length, heads, 8)
@@ -101,7 +81,6 @@ def test_attention_is_the_same_in_four_ways(
     hidden = future(length, context) if causal else None
     output = attend(query, key, value, causal_mask(length, context, like=query) if causal else None)
     assert output.shape == query.shape
-    torch.testing.assert_close(output, naive_attention(query, key, value, hidden), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output, by_the_library(query, key, value, hidden), rtol=1e-5, atol=1e-5)
 
 
@@ -226,18 +205,14 @@ def test_bf16_is_close_to_fp32() -> None:
     ("changes", "named"),
     [
         ({"vocab_size": 0}, ["vocab_size"]),
-        ({"num_kv_heads": 0}, ["num_kv_heads"]),
         ({"num_kv_heads": 3}, ["num_kv_heads must divide num_heads 4, not 3"]),
         ({"num_kv_heads": 8, "d_ff": 0}, ["num_kv_heads", "d_ff"]),
         ({"d_model": -24, "num_heads": 0, "d_ff": 0}, ["d_model", "num_heads", "d_ff"]),
-        ({"num_encoder_layers": 0, "num_decoder_layers": 0}, ["num_encoder_layers", "num_decoder_layers"]),
         ({"source_length": 0, "target_length": 0, "dropout": 1.0}, ["source_length", "target_length", "dropout"]),
-        ({"num_heads": 5}, ["d_model", "num_heads"]),
         ({"num_heads": 8}, ["even"]),
         ({"num_heads": 5, "dropout": -0.1}, ["num_heads", "dropout"]),
         ({"dropout": math.nan}, ["dropout"]),
         ({"start_id": 11}, ["start_id"]),
-        ({"start_id": -1}, ["start_id"]),
     ],
 )
 def test_wrong_sizes_are_refused_all_at_once(changes: dict[str, Any], named: list[str]) -> None:
@@ -266,15 +241,6 @@ def test_a_model_file_without_the_number_of_key_value_heads_has_one_of_them(tmp_
     loaded = load_checkpoint(path)
     assert "num_kv_heads" not in loaded.config
     assert torch.equal(loaded.build_model()(source, source[:, :5]), model(source, source[:, :5]))
-
-
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_a_model_file_with_the_number_of_key_value_heads_has_as_many(num_kv_heads: int, tmp_path: Path) -> None:
-    model, path, source = random_model(num_kv_heads=num_kv_heads), tmp_path / "model.pth", random_ids(1, 6)
-    save_checkpoint(path, checkpoint_with(model, SIZES | {"num_kv_heads": num_kv_heads}))
-    loaded = load_checkpoint(path).build_model()
-    assert loaded.decoder[0].attention.num_kv_heads == num_kv_heads  # type: ignore[union-attr]
-    assert torch.equal(loaded(source, source[:, :5]), model(source, source[:, :5]))
 
 
 def test_a_model_file_with_another_number_of_key_value_heads_than_its_weights_is_refused(tmp_path: Path) -> None:

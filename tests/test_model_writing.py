@@ -77,9 +77,7 @@ def test_several_generators_are_one_for_each_text(num_kv_heads: int) -> None:
 @pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": 1.4, "top_k": 5, "top_p": 0.9}])
 def test_cached_probabilities_are_uncached_probabilities(options: dict[str, Any]) -> None:
     model, source = random_model(4), random_ids(3, 4)
-    generator = torch.Generator().manual_seed(
-        7
-    )  # the same random numbers are the same tokens if the probabilities are alike
+    generator = torch.Generator().manual_seed(7)  # which makes the same tokens of the same probabilities
 
     def choose(logits: Tensor) -> Tensor:
         return sample(logits, torch.rand(3, generator=generator), **options)
@@ -163,10 +161,8 @@ def expected_fractions(temperature: float = 1.0, top_k: int = 6, top_p: float = 
     "options",
     [
         {},
-        {"temperature": 0.5},
         {"temperature": 3.0},
         {"top_k": 3},
-        {"top_p": 0.8},
         {"top_p": 0.65},
         {"temperature": 0.7, "top_k": 4, "top_p": 0.9},
         {"temperature": 1e6, "top_k": 5},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ from charseq2seq.training.resume import new_state
 from charseq2seq.training.run import train
 from charseq2seq.training.trainer import Outcome, Trainer
 from charseq2seq.windows import WindowSampler
-from tests.train_client import TINY, Trainee, assert_same, contents, strike_at, tiny_trainer
+from tests.train_client import TINY, Done, Trainee, assert_same, contents, strike_at, tiny_trainer
 from tests.warm_client import WarmClient
-from train_transformer import what_is_left
+from train_transformer import main, what_is_left
 
 STEPS = "60"
 RUN = ["--max_steps", STEPS, "--eval_interval", "10", "--log_interval", "1", "--dropout", "0.1", "--device", "cpu"]
@@ -39,89 +40,112 @@ def straight(
     return request.param, trainee
 
 
-MOMENTS = {signal.SIGTERM: (4, 59), signal.SIGINT: (10, 33), signal.SIGKILL: (10, 33, 59)}
+class InProcess:
+    """The training command line in this process, where a signal comes after an exact step."""
+
+    def __init__(self, user: Trainee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._user, self._monkeypatch, self._capsys = user, monkeypatch, capsys
+
+    def train(self, *flags: str, stop_at: int = 0, number: signal.Signals = signal.SIGTERM) -> Done:
+        """Train on text.txt; its last line of output is the report."""
+        ordinary, report = Trainer.train_step, {}  # type: ignore[var-annotated]
+
+        def step(trainer: Trainer) -> None:
+            ordinary(trainer)
+            if trainer.state.step == stop_at:
+                os.kill(os.getpid(), number)
+
+        with self._monkeypatch.context() as patched:
+            patched.chdir(self._user.home)
+            patched.setattr(Trainer, "train_step", step)
+            code = main(["--mode", "train", "--data_path", "text.txt", *TINY, *flags], report)
+        return Done(code, json.dumps(report), self._capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("number", MOMENTS)
+@pytest.fixture
+def here(user: Trainee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """The command line of `user`."""
+    return InProcess(user, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_ends_as_the_one_never_stopped(
-    client: WarmClient, straight: tuple[str, Trainee], number: signal.Signals, tmp_path: Path
+    here: InProcess, user: Trainee, straight: tuple[str, Trainee], number: signal.Signals
 ) -> None:
     precision, expected = straight
-    trainee = Trainee(tmp_path / "user")
+    for step in (4, 10, 33, 59):
+        stopped = here.train(*RUN, "--precision", precision, stop_at=step, number=number)
+        assert stopped.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], stopped.log
+        assert "the same command continues this run" in stopped.log and stopped.report["outcome"] == "stopped"
+        assert contents(user.resume)["step"] == step
+    assert "continuing the unfinished run at step 59" in here.train(*RUN, "--precision", precision).log
+    assert_same(contents(expected.model), contents(user.model))
+    assert_same(contents(expected.resume), contents(user.resume))
+
+
+def test_a_killed_run_ends_as_the_one_never_stopped(
+    client: WarmClient, user: Trainee, straight: tuple[str, Trainee]
+) -> None:
+    precision, expected = straight
     command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN, "--precision", precision]
-    for step in MOMENTS[number]:
-        stopped = strike_at(trainee.start(*command), step, number)
-        if stopped.code == 0 or "the run itself was complete" in stopped.log:
-            break  # the signal came when the run was over
-        assert stopped.code == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number], stopped.log
-        if number != signal.SIGKILL:
-            assert "the same command continues this run" in stopped.log
-            assert stopped.report["outcome"] == "stopped" and stopped.report["exit_code"] == stopped.code
-    done = client.run(trainee.home, *command)
-    assert done.code == 0, done.log
-    assert "resume: " in done.log
-    assert_same(contents(expected.model), contents(trainee.model))
-    assert_same(contents(expected.resume), contents(trainee.resume))
+    assert strike_at(user.start(*command), 33, signal.SIGKILL).code == -9
+    assert not user.model.exists(), "an unfinished run has no model yet"
+    done = client.run(user.home, *command)
+    assert done.code == 0 and "resume: continuing the unfinished run" in done.log, done.log
+    assert_same(contents(expected.model), contents(user.model))
+    assert_same(contents(expected.resume), contents(user.resume))
 
 
 SHORT = ["--max_steps", "8", "--eval_interval", "4"]
 
 
-def test_a_finished_run_is_followed_by_a_new_one_or_extended(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    assert client.train(trainee, *SHORT).code == 0
-    again = client.train(trainee, *SHORT)
+def test_a_finished_run_is_followed_by_a_new_one_or_extended(client: WarmClient, user: Trainee) -> None:
+    assert client.train(user, *SHORT).code == 0
+    again = client.train(user, *SHORT)
     assert "the last run here finished; starting a new one" in again.log and again.report["steps"] == 8
-    extended = client.train(
-        trainee, "--max_steps", "12", "--eval_interval", "4", "--resume", "transformer_model.resume.pth"
-    )
+    extended = client.train(user, "--max_epochs", "0.2", "--eval_interval", "4", "--resume", user.resume.name)
     assert extended.code == 0 and "continuing the finished run at step 8" in extended.log, extended.log
-    assert [point["step"] for point in contents(trainee.model)["metrics"]["history"]] == [4, 8, 12]
-    other = client.train(trainee, *SHORT, "--seed", "5", "--resume", "transformer_model.resume.pth")
+    steps = math.ceil(0.2 * int(0.9 * user.text.stat().st_size) / (4 * 16))
+    assert extended.report["steps"] == steps and f"run: 0.2 epochs ({steps} steps)" in extended.log
+    assert [point["step"] for point in contents(user.model)["metrics"]["history"]][:3] == [4, 8, 12]
+    assert (contents(user.resume)["epoch"], contents(user.resume)["position"]) == (0, 4 * steps)
+    other = client.train(user, *SHORT, "--seed", "5", "--resume", user.resume.name)
     assert other.code == 2 and "seed was 1337, is 5" in other.log and "--resume never" in other.log
-    assert client.train(trainee, *SHORT, "--resume", "absent.pth").code == 66
+    assert client.train(user, *SHORT, "--resume", "absent.pth").code == 66
 
 
-def test_an_unfinished_run_that_differs_is_set_aside_and_kept(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
-    assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
-    assert not trainee.model.exists(), "an unfinished run has no model yet"
-    done = client.train(trainee, *SHORT)
+def test_an_unfinished_run_that_differs_is_set_aside_and_kept(here: InProcess, user: Trainee) -> None:
+    assert here.train(*RUN, stop_at=12).code == 143
+    done = here.train(*SHORT)
     assert done.code == 0 and "max_steps was 60, is 8" in done.log, done.log
-    assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] in (10, 12)
-    trainee.resume.write_bytes(trainee.resume.read_bytes()[:1000])
-    done = client.train(trainee, *SHORT)
+    assert contents(user.home / "transformer_model.resume.earlier.pth")["step"] == 12
+    user.resume.write_bytes(user.resume.read_bytes()[:1000])
+    done = here.train(*SHORT)
     assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
-    assert (trainee.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
+    assert (user.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
 
 
-def test_a_run_continued_from_a_file_loses_nothing(client: WarmClient, tmp_path: Path) -> None:
-    trainee, old = Trainee(tmp_path / "user"), tmp_path / "user" / "old.pth"
-    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
-    assert strike_at(trainee.start(*command), 12, signal.SIGKILL).code == -9
-    trainee.resume.rename(old)
-    from_file = [*command, "--resume", old.name]
-    stopped = strike_at(trainee.start(*from_file), 33, signal.SIGTERM)
+def test_a_run_continued_from_a_file_loses_nothing(here: InProcess, user: Trainee) -> None:
+    assert here.train(*RUN, stop_at=12).code == 143
+    user.resume.rename(user.home / "old.pth")
+    from_file = [*RUN, "--resume", str(user.home / "old.pth")]
+    stopped = here.train(*from_file, stop_at=33)
     assert stopped.code == 143 and "the same command, with --resume auto, continues this run" in stopped.log
-    assert not list(trainee.home.glob("*.earlier*"))
-    reached = contents(trainee.resume)["step"]
-    done = client.run(trainee.home, *from_file)
+    assert not list(user.home.glob("*.earlier*"))
+    done = here.train(*from_file)
     assert done.code == 0 and "an unfinished run lies where this one goes" in done.log, done.log
-    assert contents(trainee.home / "transformer_model.resume.earlier.pth")["step"] == reached > 12
-    assert client.run(trainee.home, *from_file).code == 0
-    assert len(list(trainee.home.glob("*.earlier*"))) == 1, "a finished run's state is of no use to anybody"
+    assert contents(user.home / "transformer_model.resume.earlier.pth")["step"] == 33
+    assert here.train(*from_file).code == 0
+    assert len(list(user.home.glob("*.earlier*"))) == 1, "a finished run's state is of no use to anybody"
 
 
-def test_a_stopped_run_writes_a_model_only_where_none_stands(tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    command = ["--mode", "train", "--data_path", "text.txt", *TINY, *RUN]
-    stopped = strike_at(trainee.start(*command), 12, signal.SIGTERM)
-    assert stopped.code == 143 and stopped.report["nats_per_char"] > 0 and trainee.model.exists()
-    finished = trainee.model.read_bytes()
-    assert strike_at(trainee.start(*command, "--seed", "3"), 12, signal.SIGTERM).code == 143
-    assert trainee.model.read_bytes() == finished
+def test_a_stopped_run_writes_a_model_only_where_none_stands(here: InProcess, user: Trainee) -> None:
+    stopped = here.train(*RUN, stop_at=12)
+    assert stopped.code == 143 and stopped.report["nats_per_char"] > 0 and user.model.exists()
+    finished = user.model.read_bytes()
+    assert here.train(*RUN, "--seed", "3", stop_at=12).code == 143
+    assert user.model.read_bytes() == finished
 
 
 def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
@@ -133,25 +157,21 @@ def test_a_complete_run_that_was_stopped_says_that_it_is_not_pushed() -> None:
     assert what_is_left(read_settings([]), outcome) == "the run itself was complete"
 
 
-def test_patience_ends_a_run_well(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    done = client.train(
-        trainee, "--max_steps", "400", "--eval_interval", "1", "--learning_rate", "3", "--patience", "2"
-    )
+def test_patience_ends_a_run_well(client: WarmClient, user: Trainee) -> None:
+    done = client.train(user, "--max_steps", "400", "--eval_interval", "1", "--learning_rate", "3", "--patience", "2")
     assert done.code == 0 and done.report["outcome"] == "finished", done.log
-    metrics = contents(trainee.model)["metrics"]
+    metrics = contents(user.model)["metrics"]
     assert metrics["steps"] == metrics["step"] + 2 < 400
     assert min(point["nats_per_char"] for point in metrics["history"]) == metrics["history"][-3]["nats_per_char"]
 
 
-def test_a_run_that_diverges_goes_on_more_carefully(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
+def test_a_run_that_diverges_goes_on_more_carefully(client: WarmClient, user: Trainee) -> None:
     # Far too high: the squares inside a normalisation overflow in the seventh step, and just not at half of it.
-    done = client.train(trainee, *SHORT, "--learning_rate", "1e6", "--precision", "fp32")
+    done = client.train(user, *SHORT, "--learning_rate", "1e6", "--precision", "fp32")
     assert done.code == 0 and done.report["outcome"] == "finished", done.log
     assert "learning rate (1e+06) is too high" in done.log
     assert "Going on from step 4 with 0.5 of the learning rate" in done.log
-    assert contents(trainee.resume)["learning_rate_scale"] == 0.5
+    assert contents(user.resume)["learning_rate_scale"] == 0.5
 
 
 def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
@@ -222,7 +242,7 @@ def test_a_state_without_one_of_its_fields_or_of_other_types_is_refused(straight
     "change",
     [
         {"sampler": {"epoch": 0, "position": 4}},
-        {"weights_of_another_version": 1},
+        {"step": 7.5},
         {"weights": {"head.weight": torch.ones(1)}},
         {"best_weights": {"head.weight": torch.ones(1)}},
         {"optimizers": [{}, {0: {"step": torch.ones(()), "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}}]},
@@ -230,24 +250,14 @@ def test_a_state_without_one_of_its_fields_or_of_other_types_is_refused(straight
     ],
 )
 def test_a_state_of_another_version_is_refused_in_one_sentence(
-    change: dict[str, Any], client: WarmClient, user: Trainee
+    change: dict[str, Any], client: WarmClient, owner: Trainee
 ) -> None:
-    assert client.train(user, *SHORT).code == 0
-    torch.save(contents(user.resume) | change, user.home / "other.pth")
-    done = client.train(user, *SHORT, "--max_steps", "12", "--resume", "other.pth")
+    torch.save(contents(owner.resume) | change, owner.home / "other.pth")
+    before = owner.model.read_bytes()
+    done = client.train(owner, "--max_steps", "12", "--resume", "other.pth")
     assert done.code == ExitCode.BAD_DATA, done.log
     assert "does not fit this version of the suite" in done.log and "start anew with --resume never" in done.log
-
-
-def test_a_state_with_half_a_step_is_refused_and_the_model_stays(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    assert client.train(trainee, *SHORT).code == 0
-    before = trainee.model.read_bytes()
-    torch.save(contents(trainee.resume) | {"step": 7.5}, trainee.home / "damaged.pth")
-    done = client.train(trainee, *SHORT, "--max_steps", "12", "--resume", "damaged.pth")
-    assert done.code == ExitCode.BAD_DATA, done.log
-    assert "does not fit this version of the suite (its step is not of type int); start anew" in done.log
-    assert trainee.model.read_bytes() == before
+    assert owner.model.read_bytes() == before
 
 
 def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
@@ -271,59 +281,46 @@ def test_a_run_that_diverges_when_it_was_asked_to_stop_does_not_try_again(
     assert len(calls) == 1 and not user.resume.exists()
 
 
-def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(client: WarmClient, tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
-    assert client.train(trainee, *SHORT).code == 0
-    finished = trainee.model.read_bytes()
-    done = client.train(trainee, *SHORT, "--learning_rate", "1e30", "--precision", "fp32")
+def test_a_run_that_diverges_twice_says_why_and_leaves_the_model(client: WarmClient, user: Trainee) -> None:
+    assert client.train(user, *SHORT).code == 0
+    finished = user.model.read_bytes()
+    done = client.train(user, *SHORT, "--learning_rate", "1e30", "--precision", "fp32")
     assert done.code == 3 and done.report["exit_code"] == 3, done.log
     assert "It was the second try" in done.report["message"]
     assert "at step 3" in done.report["message"] and "learning rate (5e+29) is too high" in done.report["message"]
-    assert trainee.model.read_bytes() == finished
+    assert user.model.read_bytes() == finished
 
 
 # --- what a step draws
 
 
-def numbers_drawn(trainer: Trainer, step: int, rank: int = 0, size: int = 1) -> list[float]:
-    """Random numbers as the features to drop are chosen by, in one step of one process."""
-    drawn: list[float] = []
+def test_the_features_that_a_step_drops_depend_on_seed_step_and_rank(user: Trainee) -> None:
+    drawn: list[tuple[float, ...]] = []
 
     def compute(starts: torch.Tensor, source_length: int) -> torch.Tensor:
-        drawn.extend(torch.rand(4).tolist())
+        drawn.append(tuple(torch.rand(4).tolist()))  # as the features to drop are chosen by
         return torch.tensor(1.0)
 
-    trainer.group, trainer.state.step, trainer.step = Group(rank, size), step, compute
-    trainer.reading_interval = 10**9  # no other process is there to add its losses
-    torch.manual_seed(len(drawn) + step + rank)  # whatever was drawn before
-    torch.rand(step + 3)
-    trainer.train_step()
-    return drawn
+    for seed in ("1", "1", "2"):
+        trainer = tiny_trainer(user, "--dropout", "0.1", "--max_steps", "50", "--seed", seed)
+        trainer.step, trainer.reading_interval = compute, 10**9  # no other process is there to add its losses
+        for step, rank in itertools.product(range(6), (0, 1)):
+            trainer.state.step, trainer.group = step, Group(rank, 2)
+            torch.rand(len(drawn))  # whatever was drawn before
+            trainer.train_step()
+    assert drawn[:12] == drawn[12:24], "a resumed run drops the same"
+    assert len(set(drawn)) == 24, "no two others are alike"
 
 
-def test_the_features_that_a_step_drops_depend_on_seed_step_and_rank(user: Trainee) -> None:
-    one, same, other = (
-        tiny_trainer(user, "--dropout", "0.1", "--max_steps", "50", "--seed", seed) for seed in ("1", "1", "2")
-    )
-    for place in ((0, 0, 1), (7, 0, 1), (7, 0, 2), (7, 1, 2)):
-        assert numbers_drawn(one, *place) == numbers_drawn(same, *place), "a resumed run drops the same"
-    drawn = [
-        numbers_drawn(trainer, step, rank, size)
-        for trainer in (one, other)
-        for step in range(6)
-        for rank, size in ((0, 2), (1, 2))
-    ]
-    assert len({tuple(numbers) for numbers in drawn}) == 2 * 6 * 2, "no two are alike"
-
-
-def test_a_run_that_is_extended_keeps_the_dropout_that_its_first_budget_gave_it(tmp_path: Path) -> None:
-    trainee = Trainee(tmp_path / "user")
+def test_a_run_that_is_extended_keeps_the_dropout_that_its_first_budget_gave_it(
+    client: WarmClient, user: Trainee
+) -> None:
     large = ["--d_model", "64", "--d_ff", "128", "--batch_size", "32"]
-    assert trainee.train(*large, "--max_epochs", "5.5").code == 0
-    assert contents(trainee.model)["training_args"]["dropout"] == 0.1
-    steps = contents(trainee.resume)["step"]
-    extended = trainee.train(*large, "--max_steps", str(steps + 2), "--resume", trainee.resume.name)
+    assert client.train(user, *large, "--max_epochs", "5.5").code == 0
+    assert contents(user.model)["training_args"]["dropout"] == 0.1
+    steps = contents(user.resume)["step"]
+    extended = client.train(user, *large, "--max_steps", str(steps + 2), "--resume", user.resume.name)
     assert extended.code == 0 and extended.report["steps"] == steps + 2, extended.log
-    assert contents(trainee.model)["training_args"]["dropout"] == 0.1
-    other = trainee.train(*large, "--max_steps", "999", "--dropout", "0", "--resume", trainee.resume.name)
+    assert contents(user.model)["training_args"]["dropout"] == 0.1
+    other = client.train(user, *large, "--max_steps", "999", "--dropout", "0", "--resume", user.resume.name)
     assert other.code == ExitCode.USAGE and "dropout was 0.1, is 0.0" in other.log, other.log

@@ -71,7 +71,6 @@ def test_a_push_that_fails_after_training_keeps_the_model(hub: HubServer, tmp_pa
     ("moment", "number", "code"),
     [
         (("GET", "whoami"), signal.SIGTERM, ExitCode.TERMINATED),
-        (("GET", "whoami"), signal.SIGINT, ExitCode.INTERRUPTED),
         (("POST", "/commit/"), signal.SIGTERM, ExitCode.TERMINATED),
     ],
 )

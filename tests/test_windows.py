@@ -109,10 +109,9 @@ def test_windows_depend_on_seed_epoch_and_position_alone(seed: int, epoch: int, 
 
 
 def test_another_seed_is_another_order() -> None:
-    assert batches(sampler(seed=3), 50) == batches(sampler(seed=3), 50)
-    starts = [[start for row, _ in batches(sampler(seed=seed), 40) for start in row] for seed in (3, 4)]
-    lengths = [[length for _, length in batches(sampler(seed=seed), 200)] for seed in (3, 4)]
-    assert starts[0] != starts[1] and lengths[0] != lengths[1]
+    first, same, other = (batches(sampler(seed=seed), 200) for seed in (3, 3, 4))
+    assert first == same
+    assert all([batch[part] for batch in first] != [batch[part] for batch in other] for part in (0, 1))
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -182,12 +181,6 @@ def test_slices_are_those_of_numpy(
     assert sources.shape == (len(starts), source) and targets.shape == (len(starts), target)
     assert sources.tolist() == [text[start - source : start].tolist() for start in starts]
     assert targets.tolist() == [text[start : start + target].tolist() for start in starts]
-
-
-def test_ids_above_32767_are_not_negative() -> None:
-    text = np.arange(2**16, dtype=np.uint16)
-    source, target = gather(ids_on_device(text, "cpu"), torch.tensor([32_768, 65_535]), 2, 1)
-    assert source.tolist() == [[32_766, 32_767], [65_533, 65_534]] and target.tolist() == [[32_768], [65_535]]
 
 
 def test_a_text_that_is_read_only_or_every_other_id_is_taken_too() -> None:

@@ -187,4 +187,4 @@ def tiny_trainer(trainee: Trainee, *flags: str, **changes: Any) -> Trainer:
     settings = replace(resolve_settings(asked, trainee.text), **changes)
     corpus = load_corpus(trainee.text, settings.source_length + settings.target_length)
     settings = with_text_defaults(settings, corpus)
-    return Trainer(settings, corpus, new_state(run_identity(settings, corpus), None))
+    return Trainer(settings, corpus, new_state(run_identity(settings, corpus.sha256), None))

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charseq2seq.console import log
+
 
 class GraphedStep:
     """Runs `step(inputs, variant)` by replaying a CUDA graph of it.
@@ -71,6 +73,18 @@ class GraphedStep:
             loss = self._step(self._inputs, variant)
         self._pool = graph.pool()
         return graph, loss
+
+
+def captured_where_possible(
+    step: Callable[[Tensor, Any], Tensor], device: str, precision: str, *, checkpointing: bool, processes: int
+) -> Callable[[Tensor, Any], Tensor]:
+    """A step as a CUDA graph, or as it is where a run's steps cannot be captured; a GPU's log says why."""
+    reason = why_not(device, precision, checkpointing=checkpointing, processes=processes)
+    if reason is None:
+        return GraphedStep(step)
+    if device == "cuda":
+        log(f"steps are not captured as a CUDA graph: {reason}")
+    return step
 
 
 def why_not(device: str, precision: str, *, checkpointing: bool, processes: int) -> str | None:

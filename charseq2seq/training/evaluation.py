@@ -32,38 +32,20 @@ _LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more me
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a text.
+    """What a model scores on a text."""
 
-    Attributes:
-        nats_per_char: mean negative log likelihood, natural logarithm.
-        characters: how many were scored.
-        max_context: most characters that any of them was given.
-        protocol: the protocol in one sentence.
-    """
-
-    nats_per_char: float
-    characters: int
-    max_context: int
-    protocol: str
+    nats_per_char: float  # mean negative log likelihood, natural logarithm
+    characters: int  # that were scored
+    max_context: int  # most characters that any of them was given
+    protocol: str  # in one sentence
 
     def facts(self) -> dict[str, Any]:
         """The figures as a checkpoint and `--mode evaluate` give them."""
         return {
-            "nats_per_char": self.nats_per_char,
+            **vars(self),
             "bits_per_char": self.nats_per_char / math.log(2),
             "perplexity": math.exp(min(self.nats_per_char, 690.0)),  # checkpoints hold figures up to 1e300
-            "characters": self.characters,
-            "max_context": self.max_context,
-            "protocol": self.protocol,
         }
-
-
-def describe_protocol(source_length: int, target_length: int) -> str:
-    """The protocol in one sentence."""
-    return (
-        f"every character once, windows of {target_length} given the {source_length} characters before them, "
-        "no sampling, no dropout"
-    )
 
 
 def batch_size(model: Transformer) -> int:
@@ -88,13 +70,13 @@ def evaluate(
     import torch
     import torch.nn.functional as F
 
-    last = len(ids) if last is None else last
+    last, size = len(ids) if last is None else last, batch_size(model)
     ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
-        batches = tile(first, last, model.source_length, model.target_length, batch_size(model))
+        batches = tile(first, last, model.source_length, model.target_length, size)
         for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
             source, target = gather(ids, starts.to(ids.device), source_length, target_length)
             logits = model(source, target)
@@ -104,7 +86,8 @@ def evaluate(
         nats_per_char=group.sum(float(total))[0] / (last - first),
         characters=last - first,
         max_context=model.source_length + model.target_length,
-        protocol=describe_protocol(model.source_length, model.target_length),
+        protocol=f"every character once, windows of {model.target_length} given the {model.source_length} characters "
+        "before them, no sampling, no dropout",
     )
 
 

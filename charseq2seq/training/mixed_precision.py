@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charseq2seq.device import torch_dtype
-
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -27,17 +25,17 @@ class WorkingCopy:
 
     Args:
         master: float32 weights, on their device.
-        precision: "fp32", "bf16" or "fp16"; loss scaling keeps fp16's small gradients from vanishing.
+        dtype: float32, bfloat16 or float16; loss scaling keeps float16's small gradients from vanishing.
 
     Attributes:
         model: what forward and backward pass use.
-        scaler: fp16's loss scaling; does nothing for other types.
+        scaler: float16's loss scaling; does nothing for other types.
     """
 
-    def __init__(self, master: Transformer, precision: str) -> None:
+    def __init__(self, master: Transformer, dtype: torch.dtype) -> None:
         self.master = master
-        self.model = master if precision == "fp32" else copy.deepcopy(master).set_precision(torch_dtype(precision))
-        self.scaler = torch.amp.GradScaler(master.device.type, enabled=precision == "fp16")
+        self.model = master if dtype == torch.float32 else copy.deepcopy(master).set_precision(dtype)
+        self.scaler = torch.amp.GradScaler(master.device.type, enabled=dtype == torch.float16)
         self._masters: list[Tensor] = list(master.parameters())
         self._copies: list[Tensor] = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]

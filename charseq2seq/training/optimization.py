@@ -21,13 +21,9 @@ WARMUP_FRACTION = 0.02
 
 
 def learning_rate_factor(progress: float) -> float:
-    """The schedule: a short warm-up, then a straight line to zero at the end of the budget.
+    """What the learning rates are multiplied by after this fraction of the budget (steps, epochs or minutes).
 
-    Args:
-        progress: fraction of the budget (steps, epochs or minutes) that is spent, 0 to 1.
-
-    Returns:
-        What the learning rates are multiplied by, 0 to 1.
+    A short warm-up, then a straight line to zero at the end.
     """
     return max(0.0, min(progress / WARMUP_FRACTION, (1.0 - progress) / (1.0 - WARMUP_FRACTION)))
 
@@ -60,9 +56,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         fused=model.device.type in {"cpu", "cuda", "mps"},
         capturable=model.device.type == "cuda",
     )
-    for optimizer, full in ((muon, learning_rate), (adamw, learning_rate * ADAMW_RATIO)):
-        for options in optimizer.param_groups:
-            options["full_lr"] = full
+    muon.param_groups[0]["full_lr"], adamw.param_groups[0]["full_lr"] = learning_rate, learning_rate * ADAMW_RATIO
     return [muon, adamw]
 
 
@@ -84,8 +78,9 @@ def check_state(optimizer: Optimizer) -> None:
             raise ValueError("the state of its optimizer has other sizes")
 
 
-def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Set every learning rate, in place, to `factor` times its full value."""
+def set_learning_rates(optimizers: list[Optimizer], progress: float, scale: float = 1.0) -> None:
+    """Set every learning rate, in place, to what the schedule has at `progress`, times `scale`."""
+    factor = learning_rate_factor(progress) * scale
     for optimizer in optimizers:
         for options in optimizer.param_groups:
             options["lr"].fill_(options["full_lr"] * factor)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def started_by_torchrun() -> bool:
@@ -36,12 +37,7 @@ def is_rank_0() -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, as one of them sees it.
-
-    Attributes:
-        rank: this process, 0 to size - 1.
-        size: how many there are.
-    """
+    """The processes of a run, as one of them sees it: its number, 0 to size - 1, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -73,16 +69,35 @@ class Group:
             raise SuiteError(*box[1])
         return cast("T", box[0])
 
-    def synchronize(self, seconds: float, stopped_by: signal.Signals | None) -> tuple[float, signal.Signals | None]:
-        """Rank 0's clock, and the signal that stopped any process; the same everywhere.
+    def synchronize(
+        self, stopped_by: signal.Signals | None, *figures: float
+    ) -> tuple[signal.Signals | None, list[float]]:
+        """The signal that stopped any process, and rank 0's figures; the same everywhere.
 
         A signal that comes after this is seen the next time: else one process would end and another wait for it.
         """
         if self.size == 1:
-            return seconds, stopped_by
-        signals = (signal.SIGTERM, signal.SIGINT)
-        clock, *counts = self.sum(seconds * (self.rank == 0), *(float(stopped_by == number) for number in signals))
-        return clock, next((number for number, count in zip(signals, counts, strict=True) if count), None)
+            return stopped_by, list(figures)
+        mine = [float(stopped_by == number) for number in STOP_SIGNALS]
+        summed = self.sum(*mine, *(figure * (self.rank == 0) for figure in figures))
+        return next((n for n, count in zip(STOP_SIGNALS, summed, strict=False) if count), None), summed[len(mine) :]
+
+    def check(self, batch_size: int, accumulation_steps: int, text: str, sha256: str) -> None:
+        """Refuse what these processes cannot do together.
+
+        Raises:
+            SuiteError: a batch has too few windows for all of them, or they read different texts.
+        """
+        parts = self.size * accumulation_steps
+        if batch_size < parts:
+            raise SuiteError(
+                f"--batch_size {batch_size} cannot be divided into {parts} parts ({self.size} processes, "
+                f"--accumulation_steps {accumulation_steps}); give at least {parts}.",
+                ExitCode.USAGE,
+            )
+        if self.from_rank_0(lambda: sha256) != sha256:
+            problem = f"process {self.rank} reads another text than rank 0; give all machines the same {text}."
+            raise SuiteError(problem, ExitCode.BAD_DATA)
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """The model whose backward pass leaves the mean of all processes' gradients."""
@@ -115,7 +130,10 @@ def process_group(device: str) -> Iterator[Group]:
 
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device == "cuda":
-        _take_gpu(rank, local_rank)
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            problem = f"process {rank} would need a GPU of its own, and this machine has {gpus}; start it with "
+            raise SuiteError(f"{problem}--nproc_per_node {gpus}, or give --device cpu.", ExitCode.USAGE)
+        torch.cuda.set_device(local_rank)
     try:
         _join(device, rank, size)
         try:
@@ -125,7 +143,7 @@ def process_group(device: str) -> Iterator[Group]:
             gc.collect()  # DistributedDataParallel refers to the group in circles, and must not outlive it
             torch.distributed.destroy_process_group()
     except RuntimeError as error:
-        if not _is_about_a_peer(error):
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
             raise
         raise SuiteError(
             f"process {rank} of {size} lost another one, whose own message says why; start them again to go on from "
@@ -140,7 +158,7 @@ def _join(device: str, rank: int, size: int) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     # Python runs no signal handler while this waits; without one a signal ends the process at once.
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     try:
         store, _, _ = next(rendezvous("env://"))
         # torchrun keeps the store when it restarts the processes (github.com/pytorch/pytorch/issues/135712): without a
@@ -153,22 +171,3 @@ def _join(device: str, rank: int, size: int) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _take_gpu(rank: int, local_rank: int) -> None:
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
-        raise SuiteError(
-            f"process {rank} would need a GPU of its own, and this machine has {gpus}; start it with --nproc_per_node "
-            f"{gpus}, or give --device cpu.",
-            ExitCode.USAGE,
-        )
-    torch.cuda.set_device(local_rank)
-
-
-def _is_about_a_peer(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

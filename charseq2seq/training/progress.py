@@ -6,8 +6,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 from charseq2seq.console import is_terminal, log
 from charseq2seq.errors import ExitCode
@@ -35,25 +34,13 @@ class Progress:
             else None
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
     def show(self, step: int, loss: float, speed: float, spent: float, fraction: float) -> None:
-        """Show how far the run is after a step.
-
-        Args:
-            step: steps done.
-            loss: smoothed training loss, nats per character; not a number where none is known yet.
-            speed: target characters per second.
-            spent: seconds of training.
-            fraction: of the budget that is spent, 0 to 1.
-        """
+        """Show how far the run is: steps, loss (NaN: not known yet), speed, seconds and the fraction of the budget."""
         if self._bar is None and step % self._log_interval:
             return
         left = format_duration(spent * (1 / fraction - 1)) if fraction > 0.001 else "?"
@@ -76,14 +63,10 @@ class Progress:
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop, and how.
-
-    Attributes:
-        signal: the signal that asked, or None.
-    """
+    """Whether somebody asked the run to stop, and how."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None  # that asked
 
     @property
     def exit_code(self) -> ExitCode | None:

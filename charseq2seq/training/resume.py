@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,49 +17,33 @@ from charseq2seq.checkpoint import history_problem, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import resume_path, write_error
+from charseq2seq.options import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from charseq2seq.corpus import Corpus
-    from charseq2seq.options import Settings
-
 # What may differ when a finished run is extended by --resume PATH.
-_BUDGET = ("max_steps ", "max_epochs ", "max_minutes ", "patience ")
+_BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")
 
 
 @dataclass
 class State:
-    """Everything that changes while a run goes on, field by field what a resume file holds.
+    """Everything that changes while a run goes on, field by field what a resume file holds."""
 
-    Attributes:
-        identity: text, architecture and the options that decide the weights.
-        step: optimizer steps done.
-        seconds: of training, over all sessions of this run.
-        train_loss: running mean over about the last 50 steps, nats per character.
-        learning_rate_scale: what the learning rates are multiplied by, below 1 after a divergence.
-        epoch, position: the sampler's.
-        best_weights: of the best evaluation so far, at `best_step` with `best_loss`.
-        stale_evaluations: how many there were since.
-        history: step, seconds and losses of every evaluation.
-        finished: whether the run is complete.
-        weights, optimizers, scaler: filled when it is saved.
-    """
-
-    identity: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    train_loss: float = math.nan
-    learning_rate_scale: float = 1.0
-    epoch: int = 0
+    identity: dict[str, Any]  # text, architecture and the options that decide the weights
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # of training, over all sessions of this run
+    train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
+    learning_rate_scale: float = 1.0  # below 1 after a divergence
+    epoch: int = 0  # with `position` the sampler's
     position: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of the best evaluation so far
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    stale_evaluations: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    finished: bool = False
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    stale_evaluations: int = 0  # since the best one
+    history: list[dict[str, float]] = field(default_factory=list)  # step, seconds and losses of every evaluation
+    finished: bool = False  # whether the run is complete
+    weights: dict[str, Tensor] = field(default_factory=dict)  # with what follows, filled when it is saved
     optimizers: list[dict[Any, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -85,70 +69,63 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
     return state
 
 
-def find_resume_state(
-    resume: str, model_path: Path, identity: dict[str, Any], undecided: frozenset[str] = frozenset()
-) -> dict[str, Any] | None:
-    """The state to continue from, or None for a new run.
+def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[str, Any] | None]:
+    """The state to continue from, or None for a new run; and the settings, which keep what that run had by default.
 
     Args:
-        resume: "auto", "never" or the path of a resume state.
-        model_path: where the run's model goes.
-        identity: what makes a run this run: text, architecture and the arguments that decide the weights.
-        undecided: what was not asked for. The default of dropout depends on the budget: then the state's is kept.
+        settings: with all defaults.
+        sha256: of the text.
 
     Raises:
         SuiteError: the state named by a path cannot be used, or belongs to a different run.
     """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return _unfinished_state(resume_path(model_path), identity, undecided)
-    if not os.path.exists(resume):  # noqa: PTH110 (no error where the path cannot be)
-        raise SuiteError(f"{resume} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
-    state = load_resume_state(Path(resume))
-    identity = _with_dropout_of(state, identity, undecided)
-    different = [line for line in differences(_identity(state), identity) if not line.startswith(_BUDGET)]
-    if different:
+    own, named = resume_path(settings.model_path), settings.resume not in ("auto", "never")
+    path = Path(settings.resume) if named else own
+    if not os.path.exists(path) and named:  # noqa: PTH110 (no error where the path cannot be)
+        raise SuiteError(f"{path} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
+    if settings.resume == "never" or not path.exists():
+        return settings, None
+    state = _read(path)
+    if isinstance(state, SuiteError):
+        if named:
+            raise state
+        _move_away(own, f"{state} Starting a new run.")
+        return settings, None
+    if state.get("finished") and not named:
+        log("resume: the last run here finished; starting a new one.")
+        return settings, None
+    adapted = _with_its_defaults(settings, state)
+    different = _differences(_identity(state), run_identity(adapted, sha256), _BUDGET if named else ())
+    if different and named:
         raise SuiteError(
-            f"{resume} belongs to a different run: {'; '.join(different)}. Give the same text and arguments, "
-            "or start anew with --resume never.",
+            f"{path} belongs to a different run: {different}. Give the same text and arguments, or start anew with "
+            "--resume never.",
             ExitCode.USAGE,
         )
-    own = resume_path(model_path)
-    if own.exists() and not own.samefile(resume) and not _is_finished(own):
-        _move_away(own, "an unfinished run lies where this one goes.")
-    return state
-
-
-def _is_finished(path: Path) -> bool:
-    try:
-        return bool(load_resume_state(path).get("finished"))
-    except SuiteError:  # damaged, but not ours to throw away
-        return False
-
-
-def _with_dropout_of(state: dict[str, Any], identity: dict[str, Any], undecided: frozenset[str]) -> dict[str, Any]:
-    dropout = _identity(state).get("dropout")
-    kept = "dropout" in undecided and type(dropout) is float and 0 <= dropout < 1
-    return identity | {"dropout": dropout} if kept else identity
-
-
-def _unfinished_state(path: Path, identity: dict[str, Any], undecided: frozenset[str]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        state = load_resume_state(path)
-    except SuiteError as error:
-        _move_away(path, f"{error} Starting a new run.")
-        return None
-    if state.get("finished"):
-        log("resume: the last run here finished; starting a new one.")
-        return None
-    different = differences(_identity(state), _with_dropout_of(state, identity, undecided))
     if different:
-        _move_away(path, f"the unfinished run here is a different one: {'; '.join(different)}. Starting a new run.")
-        return None
-    return state
+        _move_away(own, f"the unfinished run here is a different one: {different}. Starting a new run.")
+        return settings, None
+    if named and own.exists() and not own.samefile(path):
+        theirs = _read(own)
+        if isinstance(theirs, SuiteError) or not theirs.get("finished"):  # damaged, but not ours to throw away
+            _move_away(own, "an unfinished run lies where this one goes.")
+    return adapted, state
+
+
+def _read(path: Path) -> dict[str, Any] | SuiteError:
+    """A resume state, or why it cannot be used."""
+    try:
+        return load_resume_state(path)
+    except SuiteError as error:
+        return error
+
+
+def _with_its_defaults(settings: Settings, state: dict[str, Any]) -> Settings:
+    """The settings, with the dropout of a run to continue: its default depends on the budget, which may be another."""
+    dropout = _identity(state).get("dropout")
+    if "dropout" in settings.undecided and type(dropout) is float and 0 <= dropout < 1:
+        return replace(settings, dropout=dropout)
+    return settings
 
 
 def _check_figures(state: State, types: dict[str, type]) -> None:
@@ -183,9 +160,9 @@ def does_not_fit(error: Exception) -> SuiteError:
     )
 
 
-def run_identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
+def run_identity(settings: Settings, sha256: str) -> dict[str, Any]:
     """Text, architecture and the arguments that decide the weights of a run."""
-    return {"corpus_sha256": corpus.sha256, **settings.identity()}
+    return {"corpus_sha256": sha256, **settings.identity()}
 
 
 def _identity(state: dict[str, Any]) -> dict[str, Any]:
@@ -193,12 +170,11 @@ def _identity(state: dict[str, Any]) -> dict[str, Any]:
     return identity if isinstance(identity, dict) else {}
 
 
-def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two identities differ in, in words: `batch_size was 16, is 32`."""
-    names = sorted(earlier.keys() | now.keys())
-    return [
-        f"{name} was {earlier.get(name)}, is {now.get(name)}" for name in names if earlier.get(name) != now.get(name)
-    ]
+def _differences(earlier: dict[str, Any], now: dict[str, Any], but: tuple[str, ...]) -> str:
+    """What two identities differ in, in words, without what may differ: `batch_size was 16, is 32`."""
+    names = [name for name in sorted(earlier.keys() | now.keys()) if name not in but]
+    different = [name for name in names if earlier.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {earlier.get(name)}, is {now.get(name)}" for name in different)
 
 
 def _move_away(path: Path, reason: str) -> None:

@@ -6,10 +6,12 @@ Everything here is measured (benchmarks/LOG.md), and printed when a run starts.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
 from charseq2seq.corpus import Corpus
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import LIMITS, SIZES, Settings
 
 # Characters to train on; size base overfits a shorter text.
@@ -21,29 +23,35 @@ _SHORT_TEXT = 2_000_000
 DECAY_PER_EPOCH = 1.3
 _LARGEST_DECAY_PER_STEP = 0.02
 
+# Master weight, gradient and momentum in float32, the working copy and its gradient, the best weights so far, and what
+# a step needs for a while: Muon's update, the copy that is saved.
+_BYTES_PER_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 4
+
 
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
-    """The settings, with the defaults that depend on the length of the text.
-
-    These are the size of the model, the epochs, the batch size, dropout and weight decay.
-    """
+    """The settings, with the defaults that depend on the length of the text."""
     characters, undecided = corpus.num_train, settings.undecided
     if {"size", *SIZES["small"]} <= undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
         reason = "size small: default for a GPU and a text of less than two million characters"
         sizes: dict[str, Any] = dict(SIZES["small"])
         settings = replace(settings, size="small", reasons=(*settings.reasons[:-1], reason), **sizes)
-    if settings.batch_size is None:
-        settings = replace(settings, batch_size=suitable_batch_size(settings.device, characters))
+    if settings.batch_size is None:  # small batches learn more from a short text, large ones are faster on a GPU
+        on_gpu = 32 if characters < 10_000_000 else 128
+        settings = replace(settings, batch_size=16 if settings.device == "cpu" else on_gpu)
     if undecided >= LIMITS:
-        settings = replace(settings, max_epochs=suitable_epochs(characters))
+        # Ten for a million characters, four for the plays (benchmarks/LOG.md, 2026-11-27, on a GPU); on a CPU the
+        # default time is over before, except for short texts.
+        settings = replace(settings, max_epochs=float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}"))
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
-    if settings.dropout is None:
-        config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
-        epochs = (step_budget(settings, characters) or 0) / steps_per_epoch
-        settings = replace(settings, dropout=suitable_dropout(count_parameters(config) / characters, epochs))
     if settings.weight_decay is None:
         decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
         settings = replace(settings, weight_decay=decay)
+    if settings.dropout is None:
+        # Where a large model reads a small text often; elsewhere weight decay alone is better.
+        config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
+        often = (step_budget(settings, characters) or 0) / steps_per_epoch > 5
+        large = count_parameters(config) / characters > 8
+        settings = replace(settings, dropout=0.1 if often and large else 0.0)
     return settings
 
 
@@ -74,21 +82,23 @@ def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float
     return float(f"{decay_per_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
 
 
-def suitable_epochs(characters: int) -> float:
-    """Epochs of a run for which no limit was asked: ten for a million characters, four for the plays.
+def check_memory(config: dict[str, Any]) -> None:
+    """Refuse a model that this machine's memory cannot hold, before the system's killer ends the run without a word.
 
-    Measured on a GPU (benchmarks/LOG.md, 2026-11-27); on a CPU the default time is over before, except for short texts.
+    Args:
+        config: keyword arguments of `Transformer`.
+
+    Raises:
+        SuiteError: weights, gradients and optimizer state alone are larger than the memory.
     """
-    return float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}")
-
-
-def suitable_batch_size(device: str, characters: int) -> int:
-    """Windows a step: small batches learn more from a short text, large ones are faster on a GPU."""
-    if device == "cpu":
-        return 16
-    return 32 if characters < 10_000_000 else 128
-
-
-def suitable_dropout(parameters_per_character: float, epochs: float) -> float:
-    """Dropout where a large model reads a small text often; elsewhere weight decay alone is better."""
-    return 0.1 if epochs > 5 and parameters_per_character > 8 else 0.0
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not to be had on this system
+        return
+    parameters = count_parameters(config)
+    if parameters * _BYTES_PER_PARAMETER > memory:
+        raise SuiteError(
+            f"a model of {parameters:,} parameters takes about {parameters * _BYTES_PER_PARAMETER / 2**30:,.0f} GiB to "
+            f"train, this machine has {memory / 2**30:.0f} GiB; choose a smaller --d_model, --d_ff or fewer layers.",
+            ExitCode.OUT_OF_MEMORY,
+        )

@@ -10,28 +10,28 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
-from charseq2seq.console import log
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import allow_tf32, describe_hardware, tune_cpu, use_suitable_kernels
+from charseq2seq.device import allow_tf32, describe_hardware, torch_dtype, tune_cpu, use_suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
-from charseq2seq.training.cuda_graph import GraphedStep, why_not
+from charseq2seq.training.cuda_graph import captured_where_possible
 from charseq2seq.training.evaluation import Evaluation, batch_size, evaluate
 from charseq2seq.training.mixed_precision import WorkingCopy
-from charseq2seq.training.optimization import build_optimizers, check_state, learning_rate_factor, set_learning_rates
+from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
 from charseq2seq.training.resume import State, does_not_fit
-from charseq2seq.training.text_defaults import step_budget
+from charseq2seq.training.text_defaults import check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -56,8 +56,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        evaluation: of the weights that were kept, on the whole validation split; None where no model was
-            written.
+        evaluation: of the weights that were kept, on the whole validation split; None where no model was written.
         complete: whether its budget or its patience ended the run.
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
@@ -75,14 +74,7 @@ class Outcome:
 
 
 class Trainer:
-    """One training run.
-
-    Args:
-        settings: what to do.
-        corpus: what to learn from.
-        state: where to begin or continue.
-        group: the processes that train together, each of which has its own trainer.
-    """
+    """One training run from a state on; in a group every process has its own."""
 
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
@@ -90,41 +82,36 @@ class Trainer:
         allow_tf32()
         tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
-        master = Transformer(**self.config)
-        master.checkpoint_activations = settings.gradient_checkpointing
-        self.master = master.to(settings.device)
+        check_memory(self.config)
+        self.max_steps = step_budget(settings, corpus.num_train)
+        self.master = Transformer(**self.config).to(settings.device)
+        self.master.checkpoint_activations = settings.gradient_checkpointing
+        dtype = torch_dtype(settings.precision)
         use_suitable_kernels(self.master)
         assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
-        source_length, target_length = self.master.source_length, self.master.target_length
+        source_length, target_length = settings.source_length, settings.target_length
         self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
-        self.max_steps = step_budget(settings, corpus.num_train)
-        self.working = WorkingCopy(self.master, settings.precision)
-        if state.weights:
-            self._restore()
-        self.model = group.distribute(self.working.model)
         self.ids = ids_on_device(corpus.ids, settings.device)
-        self.step = self._captured_or_plain()
+        self.working = WorkingCopy(self.master, dtype)
+        group.check(settings.batch_size, settings.accumulation_steps, corpus.name, corpus.sha256)
+        self.is_first_model = group.from_rank_0(lambda: not settings.model_path.exists())
+        self.model = group.distribute(self.working.model)
+        self.step = captured_where_possible(
+            self._compute,
+            settings.device,
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+            processes=group.size,
+        )
         self.unread_losses: list[Tensor] = []
         # Reading a loss waits for a GPU: done only as often as it is shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
         self.saved_at = state.seconds
         self.save_cost = 0.0  # seconds
-
-    def _captured_or_plain(self) -> Callable[[Tensor, int], Tensor]:
-        settings = self.settings
-        reason = why_not(
-            settings.device,
-            settings.precision,
-            checkpointing=settings.gradient_checkpointing,
-            processes=self.group.size,
-        )
-        if reason is None:
-            return GraphedStep(self._compute)
-        if settings.device == "cuda":
-            log(f"steps are not captured as a CUDA graph: {reason}")
-        return self._compute
+        if state.weights:
+            self._restore()
 
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal or a divergence; write the model.
@@ -132,15 +119,17 @@ class Trainer:
         Raises:
             SuiteError: a file cannot be written.
         """
-        self._check_evaluation_works()
-        with stop_signals() as stop, Progress(self.settings.log_interval) as progress:
+        # A few validation windows before training: what would fail later fails now (the idea is litgpt's).
+        first = self.corpus.num_train
+        self._score(first, min(len(self.corpus.ids), first + 2 * batch_size(self.master) * self.master.target_length))
+        with stop_signals() as stop, contextlib.closing(Progress(self.settings.log_interval)) as progress:
             try:
                 self._run(stop, progress)
                 return self._finish(stop, progress)
             except _DivergedError as error:
                 # All processes see the same losses, but a signal may have come to one.
                 known_to_all = StopRequest()
-                _, known_to_all.signal = self.group.synchronize(0.0, stop.signal)
+                known_to_all.signal, _ = self.group.synchronize(stop.signal)
                 return self._outcome(known_to_all, None, diverged=str(error))
 
     def spent_fraction(self) -> float:
@@ -161,12 +150,15 @@ class Trainer:
         evaluated = self._evaluations_due()
         while True:
             # Only a signal that all processes know of ends the run: one may come to one of them at any time.
-            state.seconds, stopped = self.group.synchronize(time.perf_counter() - started, stop.signal)
+            stopped, (state.seconds, self.save_cost) = self.group.synchronize(
+                stop.signal, time.perf_counter() - started, self.save_cost
+            )
             due, budget_spent = self._evaluations_due(), self.spent_fraction() >= 1
             if due > evaluated or budget_spent:
                 self._evaluate(progress)
             ends = stopped is not None or self.is_complete()
-            if ends or self._save_is_due(evaluation=due > evaluated):
+            since = state.seconds - self.saved_at
+            if ends or since >= _SAVE_SECONDS or (due > evaluated and since * _SAVE_COST >= self.save_cost):
                 self.save_resume(finished=False)
             if ends:
                 stop.signal = stop.signal or stopped
@@ -186,10 +178,6 @@ class Trainer:
         evaluations = min(_EVALUATIONS, _EVALUATIONS_PER_MINUTE * (self.settings.max_minutes or math.inf))
         return int(self.spent_fraction() * evaluations)
 
-    def _save_is_due(self, *, evaluation: bool) -> bool:
-        since = self.state.seconds - self.saved_at
-        return since >= _SAVE_SECONDS or (evaluation and since * _SAVE_COST >= self.save_cost)
-
     def _speed(self, seconds: float) -> float:
         """Target characters per second."""
         return self.state.step * self.settings.batch_size * self.master.target_length / max(seconds, 1e-9)
@@ -201,8 +189,8 @@ class Trainer:
         state, settings, group = self.state, self.settings, self.group
         # The middle of the step: at its beginning the first learning rate would be zero.
         half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
-        factor = learning_rate_factor(self.spent_fraction() + half_a_step)
-        set_learning_rates(self.optimizers, factor * state.learning_rate_scale)
+        progress = self.spent_fraction() + half_a_step
+        set_learning_rates(self.optimizers, progress, state.learning_rate_scale)
         if settings.dropout:  # by seed, step and rank: a resumed run drops the same features
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * group.size + group.rank)
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
@@ -222,19 +210,15 @@ class Trainer:
         losses = []
         for number, piece in enumerate(pieces, start=1):
             source, target = gather(self.ids, piece, source_length, self.master.target_length)
-            with self._local_gradients(wanted=number < len(pieces)):
+            # Gradients to which more will be added are not averaged yet.
+            grouped = number < len(pieces) and isinstance(self.model, DistributedDataParallel)
+            with cast("Any", self.model).no_sync() if grouped else contextlib.nullcontext():
                 logits = self.model(source, target)
                 loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
                 self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
             losses.append(loss.detach())
         self.working.step(self.optimizers)
         return torch.stack(losses).sum()
-
-    def _local_gradients(self, *, wanted: bool) -> contextlib.AbstractContextManager[None]:
-        """Where wanted, keep DistributedDataParallel from averaging gradients to which more will be added."""
-        if wanted and isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     def _read_losses(self) -> None:
         """Bring the running mean of the training loss up to date."""
@@ -254,11 +238,8 @@ class Trainer:
 
     # ----- evaluating -------------------------------------------------------------------------------------------------
 
-    def _check_evaluation_works(self) -> None:
-        """A few validation windows before training: what would fail later fails now (the idea is litgpt's)."""
-        first = self.corpus.num_train
-        characters = min(2 * batch_size(self.master) * self.master.target_length, len(self.corpus.ids) - first)
-        evaluate(self.working.model, self.ids, first, first + characters, self.group)
+    def _score(self, first: int, last: int | None = None) -> Evaluation:
+        return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
         """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
@@ -268,17 +249,10 @@ class Trainer:
         self._read_losses()
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
-        last = first + min(half, _SELECTION_CHARACTERS)
-        loss = evaluate(self.working.model, self.ids, first, last, self.group).nats_per_char
+        loss = self._score(first, first + min(half, _SELECTION_CHARACTERS)).nats_per_char
         self._check_finite("validation loss", loss)
-        state.history.append(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "train_nats_per_char": state.train_loss,
-                "nats_per_char": loss,
-            }
-        )
+        point = {"step": state.step, "seconds": state.seconds, "train_nats_per_char": state.train_loss}
+        state.history.append(point | {"nats_per_char": loss})
         if len(state.history) > _LONGEST_HISTORY:
             del state.history[-2::-2]  # the last one stays
         best = loss < state.best_loss
@@ -296,10 +270,13 @@ class Trainer:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
         complete = self.is_complete()
         evaluation = None
-        if self.group.from_rank_0(lambda: complete or not self.settings.model_path.exists()):
+        if complete or self.is_first_model:
             if not self.state.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
-            evaluation = self._evaluate_best()
+            last = weights_of(self.master)
+            self._use(self.state.best_weights)
+            evaluation = self._score(self.corpus.num_train)
+            self._use(last)
             self._check_finite("validation loss", evaluation.nats_per_char)
             if self.group.rank == 0:
                 save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
@@ -319,15 +296,9 @@ class Trainer:
             saved=self.saved,
         )
 
-    def _evaluate_best(self) -> Evaluation:
-        """Measure the best weights on the whole validation split; then restore the last ones."""
-        last = weights_of(self.master)
-        for weights in (self.state.best_weights, last):
-            self.master.load_state_dict(weights)
-            self.working.refresh()
-            if weights is not last:
-                evaluation = evaluate(self.working.model, self.ids, self.corpus.num_train, group=self.group)
-        return evaluation
+    def _use(self, weights: dict[str, Tensor]) -> None:
+        self.master.load_state_dict(weights)
+        self.working.refresh()
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
         state = self.state
@@ -368,8 +339,7 @@ class Trainer:
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
         self.saved, self.saved_at = True, state.seconds
-        # Rank 0's time, or processes would save at different steps.
-        (self.save_cost,) = self.group.sum((time.perf_counter() - started) * (self.group.rank == 0))
+        self.save_cost = time.perf_counter() - started
 
     def _restore(self) -> None:
         state = self.state
@@ -377,12 +347,11 @@ class Trainer:
             if state.best_weights:  # they have to fit too
                 self.master.load_state_dict(state.best_weights)
                 state.best_weights = weights_of(self.master)
-            self.master.load_state_dict(state.weights)
+            self._use(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
                 check_state(optimizer)
             self.working.scaler.load_state_dict(state.scaler)
-            self.working.refresh()
             self.sampler.restore(state.epoch, state.position)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
