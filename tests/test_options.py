@@ -83,7 +83,6 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
         ("latin", b"--prompt \xe9\n"),
     ):
         (owner.home / f"{file}.args").write_bytes(content)
-    (owner.home / "folder").mkdir()
     before = {path: path.read_bytes() for path in (owner.text, owner.model)}
     arguments = shlex.split(re.sub(r"N(\d+)", lambda length: "n" * int(length[1]), words))
     arguments += [] if "--max_steps" in arguments else ["--max_steps", "2"]
