@@ -173,9 +173,9 @@ ARCHIVE = r"it (is no checkpoint archive|cannot be read) \(damaged\?.*\)" + REME
 UNFIT = r"its config and weights do not fit this version of the model .*" + REMEDY
 # A model file: how it is made from a good one, and what it is answered with.
 NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, r"does not exist; train a model first \(.*\) or name another"),
-    "a folder": (replaced_by(Path.mkdir), r"is a folder; name a model file"),
-    "a pipe": (replaced_by(os.mkfifo), r"is a pipe or device; name a model file"),
+    "missing": (Path.unlink, r"cannot be read \(No such file .*\); train a model first \(.*\) or name another"),
+    "a folder": (replaced_by(Path.mkdir), r"is a folder, pipe or device; name a model file"),
+    "a pipe": (replaced_by(os.mkfifo), r"is a folder, pipe or device; name a model file"),
     "unreadable": (lambda path: path.chmod(0), r"cannot be read \(Permission denied\); check"),
 }
 DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -198,7 +198,7 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(path.with_name("transformer_model.resume.pth").read_bytes()),
         r"is not a charseq2seq model file" + REMEDY,
     ),
-    "a newer format": (change(format_version=lambda _: 99), r"format version is 99, this suite reads \d; update the"),
+    "a newer format": (change(format_version=lambda _: 99), r"version is 99, this suite reads \d; use the version"),
     "a wrong vocabulary size": (change(vocab=without_last), r"its vocabulary and its model differ in size" + REMEDY),
     "a vocabulary that is none": (change(vocab=lambda vocab: vocab | {"ab": 99}), r"not a single char.*" + REMEDY),
     "weights that are not numbers": (change(model_state_dict=with_nan), r"numbers that are not finite" + REMEDY),
@@ -253,7 +253,7 @@ GENERATIONS = r"""
 --prompt ALL: --num_chars 0 -> 4
 --prompt_file absent.txt -> NO_INPUT absent\.txt cannot be read: No such file.*; check --prompt_file
 --prompt_file . -> NO_INPUT cannot be read: Is a directory; check
---prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8 \(byte offset 1\); convert it
+--prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8: byte 0xF9 at offset 1; convert it
 --prompt_file /dev/zero -> BAD_DATA /dev/zero has more than 100,000,000 bytes; the model reads only
 --temperature -1 -> USAGE --temperature must be a finite number at least 0, not '-1'
 """.strip().splitlines()

@@ -138,7 +138,7 @@ def test_evaluate_scores_the_validation_split_or_another_text(learned: Learned, 
 
 def test_generate_writes_any_length_after_any_prompt(learned: Learned, client: WarmClient) -> None:
     trainee, _ = learned
-    known = CharVocabulary.from_text(tiny_text())
+    known = CharVocabulary(sorted(set(tiny_text())))
     long_prompt = "ALL:\nWe sail, we sail! " * 10
     (trainee.home / "prompt.txt").write_text(long_prompt)
     for arguments, prompt, length in (
