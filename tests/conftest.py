@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from charseq2seq.publishing.folder import build_folder
 from tests.hub.server import HubServer, hub_with_people
 from tests.push_client import REPO, Publisher, tiny_checkpoint
 from tests.train_client import Trainee
-from tests.warm_client import WarmClient
+from tests.warm_client import WarmClient, warm_client
 
 # A runner started in the background ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,10 +31,9 @@ def _denormals() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def client() -> Iterator[WarmClient]:
+def client() -> WarmClient:
     """Runs command lines."""
-    with contextlib.closing(WarmClient()) as warm:
-        yield warm
+    return warm_client()
 
 
 @pytest.fixture

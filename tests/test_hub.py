@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
-import socket
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
@@ -26,22 +24,6 @@ def test_the_storage_origin_refuses_a_token_and_an_unsigned_address(hub: HubServ
         urllib.request.urlopen(urllib.request.Request(address, headers={"Authorization": f"Bearer {WRITE}"}))
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(address.partition("?")[0])
-
-
-def test_half_a_commit_does_nothing(hub: HubServer) -> None:
-    repository = hub.add_repo("alice/m")
-    header = {"key": "header", "value": {"summary": "x", "parentCommit": repository.head}}
-    file = {"key": "file", "value": {"path": "x.txt", "content": "eA==", "encoding": "base64"}}
-    body = f"{json.dumps(header)}\n{json.dumps(file)}\n".encode()
-    head = (
-        "POST /api/models/alice/m/commit/main HTTP/1.1\r\nHost: hub\r\n"
-        f"Authorization: Bearer {WRITE}\r\nContent-Length: {len(body) + 1}\r\n\r\n"
-    )
-    with socket.create_connection((urlsplit(hub.endpoint).hostname, urlsplit(hub.endpoint).port)) as connection:
-        connection.sendall(head.encode() + body)
-        connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1) == b"", "the server hangs up without an answer"
-    assert len(repository.commits) == 1
 
 
 def test_a_defect_of_the_server_itself_fails_the_test_that_uses_it() -> None:

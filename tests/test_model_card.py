@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from charseq2seq.publishing.card import Sample, is_our_card, merge_cards, render_card
+from charseq2seq.publishing.card import is_our_card, merge_cards, render_card
 from charseq2seq.publishing.folder import build_folder
 from charseq2seq.vocabulary import CharVocabulary
 from data import SHA256
@@ -21,7 +21,7 @@ from tests.push_client import tiny_checkpoint
 
 def card(loss: float = 1.5, sample: str = "ROMEO: Ay") -> str:
     """The card of a tiny checkpoint."""
-    return render_card(tiny_checkpoint(loss), "alice/m", [Sample(0.5, "ROMEO:", sample)], "training_curve.png")
+    return render_card(tiny_checkpoint(loss), "alice/m", {0.5: sample}, "training_curve.png")
 
 
 def metadata(text: str) -> Any:
@@ -62,7 +62,7 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
 @pytest.mark.parametrize("name", ["letters.txt", "shakespeare.txt", "tinyshakespeare.txt"])
 def test_of_another_text_no_language_or_licence_is_claimed_whatever_its_name(name: str) -> None:
     other = tiny_checkpoint(sha256="ab" * 32)
-    text = render_card(dataclasses.replace(other, corpus={**other.corpus, "name": name}), "alice/m", [], None)
+    text = render_card(dataclasses.replace(other, corpus={**other.corpus, "name": name}), "alice/m", {}, None)
     metadata = yaml.safe_load(text.split("---")[1])
     assert not {"language", "license"} & set(metadata)
     assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
@@ -72,7 +72,7 @@ def test_of_another_text_no_language_or_licence_is_claimed_whatever_its_name(nam
 @pytest.mark.parametrize("sha256", SHA256.values())
 def test_of_the_two_known_texts_language_and_licence_are_stated_whatever_their_name(sha256: str) -> None:
     base = tiny_checkpoint(sha256=sha256)
-    text = render_card(dataclasses.replace(base, corpus={**base.corpus, "name": "renamed.txt"}), "alice/m", [], None)
+    text = render_card(dataclasses.replace(base, corpus={**base.corpus, "name": "renamed.txt"}), "alice/m", {}, None)
     assert (metadata(text).language, metadata(text).license) == ("en", "apache-2.0")
     assert "public domain" in text and "shakespeare" in metadata(text).tags
 
@@ -86,7 +86,7 @@ def test_a_sample_cannot_break_out_of_its_fence() -> None:
 )
 def test_a_card_of_sparse_or_odd_metrics_is_still_made(metrics: dict[str, Any]) -> None:
     sparse = dataclasses.replace(tiny_checkpoint(), metrics=metrics, corpus={}, training_args={}, environment={})
-    text = render_card(sparse, "alice/m", [Sample(0.5, "", "Ay")], None)
+    text = render_card(sparse, "alice/m", {0.5: "Ay"}, None)
     assert "not stated" in text and "without a prompt" in text and "nan" not in text and "None" not in text
     assert len(metadata(text).eval_results or []) == (metrics.get("nats_per_char") == 1.5)
 
@@ -94,7 +94,7 @@ def test_a_card_of_sparse_or_odd_metrics_is_still_made(metrics: dict[str, Any]) 
 def test_a_text_that_the_hub_has_is_named() -> None:
     base = tiny_checkpoint()
     known = dict(base.corpus) | {"sha256": SHA256["tinyshakespeare"]}
-    text = render_card(dataclasses.replace(base, corpus=known), "alice/m", [], None)
+    text = render_card(dataclasses.replace(base, corpus=known), "alice/m", {}, None)
     assert metadata(text).datasets == ["karpathy/tiny_shakespeare"]
     assert "https://huggingface.co/datasets/karpathy/tiny_shakespeare" in text
 
@@ -103,7 +103,7 @@ def test_a_text_that_the_hub_has_is_named() -> None:
 def test_the_command_counts_the_steps_even_where_the_run_was_timed(max_steps: int | None) -> None:
     base = tiny_checkpoint()
     timed = dict(base.training_args) | {"max_steps": max_steps, "max_minutes": 4.5, "patience": None, "of_old": 3}
-    text = render_card(dataclasses.replace(base, training_args=timed), "alice/m", [], None)
+    text = render_card(dataclasses.replace(base, training_args=timed), "alice/m", {}, None)
     command = text.partition("```bash\npython train_transformer.py")[2].partition("```")[0].split()
     assert command[command.index("--max_steps") + 1] == "100"
     assert not {"--max_minutes", "--patience", "--of_old", "--device", "--data_path"} & set(command)

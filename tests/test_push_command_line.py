@@ -58,7 +58,7 @@ def test_libraries_that_are_missing_or_too_old_are_named(alice: Publisher) -> No
     assert done.code == ExitCode.UNAVAILABLE and "huggingface_hub 1.0 or newer, and this one is 0.36.0" in done.log
 
 
-@pytest.mark.parametrize("way", ["xet", "lfs"])
+@pytest.mark.parametrize("way", ["xet", pytest.param("lfs", marks=pytest.mark.slow)])
 def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubServer, folder: Path, way: str) -> None:
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))

@@ -55,23 +55,15 @@ HTML = {"Content-Type": "text/html"}
 
 @dataclass(frozen=True)
 class Row:
-    """A case: how it comes about; `{names}` in arguments and environment are filled in.
-
-    Attributes:
-        kind: of failure.
-        arrange: what is done with the Hub before.
-        said: a part of the cause that the user is told.
-        headline: instead of the usual one of its kind.
-        note: stands in the checkpoint.
-    """
+    """A case: how it comes about; `{names}` in arguments and environment are filled in."""
 
     kind: str
-    arrange: Callable[[HubServer], object] = lambda hub: None
+    arrange: Callable[[HubServer], object] = lambda hub: None  # what is done with the Hub before
     arguments: tuple[str, ...] = CHECK
     token: str | None = WRITE
-    said: str = ""
-    headline: str = ""
-    note: str = ""
+    said: str = ""  # a part of the cause that the user is told
+    headline: str = ""  # instead of the usual one of its kind
+    note: str = ""  # stands in the checkpoint
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,7 +133,6 @@ BEFORE_ANYTHING_SLOW = {
     "somebody else's namespace": Row("namespace", arguments=(*CHECK, "--username", "mallory"), said="not mallory"),
     "an organisation to look at": Row("namespace", arguments=(*CHECK, "--username", "museum"), said="the read role"),
     "token for another repository": Row("forbidden", token=ONE_REPO, said="does not name alice"),
-    "token for another repository, this one exists": Row("forbidden", with_repo(), token=ONE_REPO),
     "the Hub says it is somebody else's": Row("exists", with_repo(status=403, message="pass `create_pr=1` as a query")),
     "any other refusal": Row("forbidden", failing("GET", "whoami", status=403)),
     "somebody else's repository": Row(
@@ -153,7 +144,6 @@ BEFORE_ANYTHING_SLOW = {
     "owner in the name": Row("invalid_name", arguments=(*CHECK, "--repo_name", "alice/m")),
     "not the Hub": Row("not_found", failing("GET", "whoami", status=404)),
     "host not found": Row("unreachable", environment={"HF_ENDPOINT": "http://nowhere.invalid"}),
-    "refused": Row("unreachable", environment={"HF_ENDPOINT": "{dead_url}"}, said="Connection refused"),
     "dead proxy": Row(
         "unreachable",
         environment={"HTTP_PROXY": "{dead_url}", "HF_ENDPOINT": "http://hub.example", "NO_PROXY": ""},
@@ -203,7 +193,6 @@ TRIED_AGAIN_IN_VAIN = {
     "storage that is silent": Row(
         "timeout", failing("PUT", "/lfs/", delay=math.inf), (*NEW, "--timeout", "0.5"), environment=LFS_ONLY
     ),
-    "connection lost": Row("dropped", failing("GET", "whoami", drop="before")),
     "a card check that is down": Row(
         "server",
         failing("POST", "validate-yaml", status=502, headers=HTML, body=b"<"),
@@ -245,7 +234,13 @@ def test_what_cannot_work_is_refused_before_anything_slow(case: str, hub: HubSer
     assert not hub.calls("POST", "/commit/|/repos/create|validate")
 
 
-@pytest.mark.parametrize("case", WITH_FILES_IN_HAND)
+# A few seconds each, in which the folder is proven; these differ from others in the Hub's answer only.
+SLOW = ("413", "storage says 413", "rejected commit", "no right to create", "another measure", "made, then trouble")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in WITH_FILES_IN_HAND]
+)
 def test_what_goes_wrong_later_is_told_and_publishes_nothing(
     case: str, hub: HubServer, tmp_path: Path, folder: Path
 ) -> None:
@@ -285,9 +280,8 @@ def test_over_https_a_repository_hidden_by_a_401_is_still_a_401(tmp_path: Path) 
     assert done.code == ExitCode.NO_PERMISSION and "❌ Push failed: HTTP 401 Unauthorized" in done.log
 
 
-def test_a_model_that_is_not_there_or_not_one_is_refused(hub: HubServer, tmp_path: Path) -> None:
+def test_a_model_that_is_none_is_refused(hub: HubServer, tmp_path: Path) -> None:
     user = Publisher(hub, tmp_path / "user")
-    assert user.push("--model_path", "absent.pth").code == ExitCode.NO_INPUT
     (user.home / "transformer_model.pth").write_bytes(b"not a model")
     done = user.push("--json")
     assert done.code == ExitCode.BAD_DATA and done.json["ok"] is False

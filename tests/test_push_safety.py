@@ -85,12 +85,12 @@ TALK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from charseq2seq.publishing.folder import RepositoryFolder, parse_record
+from charseq2seq.publishing.folder import parse_record
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.publish import Push, preflight
 request, folder = PushOptions(), Path(sys.argv[2])
 record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
-Push(request, preflight(request), RepositoryFolder(folder, record)).commit()
+Push(request, preflight(request), folder, record).commit()
 """
 
 
@@ -141,27 +141,19 @@ def strike(hub: HubServer, home: Path, folder: Path, kill_at: int) -> None:
     hub.mend()
 
 
-@pytest.mark.parametrize("way", ["lfs", "multipart", "no xet on the hub", "dead cas", "busy cas", "tls"])
+@pytest.mark.parametrize("way", ["lfs", "no xet on the hub", "dead cas", "tls"])
 def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Path, tmp_path: Path) -> None:
-    options: dict[str, dict[str, Any]] = {
-        "multipart": {"lfs_part_size": 10_000},
-        "no xet on the hub": {"xet": "off"},
-        "tls": {"tls": True},
-    }
+    options: dict[str, dict[str, Any]] = {"no xet on the hub": {"xet": "off"}, "tls": {"tls": True}}
     with hub_with_people(**options.get(way, {})) as hub:
         if way == "dead cas":
             hub.unplug_cas()
-        if way == "busy cas":
-            hub.fail("POST", "/v1/xorbs/", status=503)
-        environment = LFS_ONLY if way in ("lfs", "multipart") else {}
-        verify = [] if way == "multipart" else ["--no_verify"]
-        user = Publisher(hub, tmp_path / "user")
-        done = user.push(*verify, **environment)
+        verify = [] if way == "lfs" else ["--no_verify"]
+        done = Publisher(hub, tmp_path / "user").push(*verify, **(LFS_ONLY if way == "lfs" else {}))
         assert done.code == 0, done.log
         files = hub.repo(REPO).files()
         assert {name: files[name] for name in ALL_FILES} == {p.name: p.read_bytes() for p in folder.iterdir()}
         puts = hub.calls("PUT", "/lfs/")
-        large = [len(content) for name, content in files.items() if name.endswith((".bin", ".safetensors", ".png"))]
-        assert len(puts) == {"multipart": sum(-(-size // 10_000) for size in large), "tls": 0}.get(way, len(large))
-        assert ("sending by LFS instead" in done.log) == (way in ("no xet on the hub", "dead cas", "busy cas"))
+        large = [name for name in files if name.endswith((".bin", ".safetensors", ".png"))]
+        assert len(puts) == (0 if way == "tls" else len(large))
+        assert ("sending by LFS instead" in done.log) == (way in ("no xet on the hub", "dead cas"))
         assert {one.token for one in puts} <= {None}

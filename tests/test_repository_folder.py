@@ -175,12 +175,8 @@ def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path)
     weights = (other / "model.safetensors").read_bytes()
     with pytest.raises(PublishError, match=r"the folder does not work\n.*do not hold the same weights"):
         prove_folder(damaged(tmp_path / "mixed", "model.safetensors", weights))
-    for name, example, expected in (
-        ("broken", b"raise SystemExit('it cannot')", "it cannot"),
-        ("mute", b"import encoder_decoder_transformer", "generated no text"),
-    ):
-        with pytest.raises(PublishError, match=expected):
-            prove_folder(damaged(tmp_path / name, "usage_example.py", example))
+    with pytest.raises(PublishError, match="generated no text"):
+        prove_folder(damaged(tmp_path / "mute", "usage_example.py", b"import encoder_decoder_transformer"))
 
 
 def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +192,6 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
     [
         (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
         ("ghp_" + "a" * 36, "what looks like a token"),
-        ("hf_oauth_" + "a.b-" * 10, "what looks like a token"),
         ("hf_jwt_" + "a.b-" * 10, "what looks like a token"),
         ("/home/alice/corpus.txt", "a path of a machine"),
         ("C:\\Users\\alice\\corpus.txt", "a path of a machine"),

@@ -156,7 +156,7 @@ def test_of_the_states_that_were_set_aside_the_newest_stay(here: InProcess, user
 
 def test_a_run_moves_to_another_machine(here: InProcess, user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had by default it keeps; the precision is that of the machine."""
-    command = ["--max_epochs", "0.5", "--eval_interval", "4", "--source_length", "8", "--target_length", "16"]
+    command = ["--max_epochs", "1", "--eval_interval", "4", "--source_length", "8", "--target_length", "16"]
     machines = (((32, 2, 2, 1, 1, 48), "fp32"), ((16, 2, 1, 1, 1, 32), "bf16"))
     for stop_at, (sizes, precision) in zip((6, 9), machines, strict=True):
         monkeypatch.setitem(SIZES, "tiny", dict(zip(SIZES["tiny"], sizes, strict=True)))

@@ -116,13 +116,6 @@ def test_a_token_in_a_file_is_used_and_kept_nowhere_when_the_push_fails(hub: Hub
     assert {one.token for one in hub.requests if one.listener == "hub"} <= {WRITE, None}
 
 
-def test_a_refused_token_is_not_repeated_even_if_the_hub_does(hub: HubServer, user: Trainee) -> None:
-    hub.fail("GET", "whoami", status=401, message=f"Invalid token {SPARE}")
-    done = end(start(hub, user))
-    assert done.code == ExitCode.NO_PERMISSION and "HTTP 401" in done.log
-    see_no_token(user, done)
-
-
 def test_a_traceback_shows_no_token(hub: HubServer, user: Trainee) -> None:
     (user.home / "numpy.py").write_text("raise RuntimeError('this numpy is broken')")
     done = end(start(hub, user, "--hf_token", WRITE, PYTHONPATH=str(user.home)))

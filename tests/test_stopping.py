@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pkgutil
 import pty
@@ -50,8 +51,8 @@ def straight(client: WarmClient, tmp_path_factory: pytest.TempPathFactory) -> Tr
     return trainee
 
 
-@pytest.fixture
-def _handlers() -> Iterator[None]:
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
     """A program in this process sets the process's handlers."""
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
@@ -59,7 +60,7 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_handlers", "capsys")
+@pytest.mark.usefixtures("capsys")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_ends_every_phase_before_it_is_over(
@@ -79,7 +80,7 @@ def test_a_signal_ends_every_phase_before_it_is_over(
 
     if command in (EVALUATE, GENERATE):
         user.model.write_bytes(straight.model.read_bytes())
-    with monkeypatch.context() as patched:
+    with handlers_kept(), monkeypatch.context() as patched:
         patched.chdir(user.home)
         patched.setattr(sys, "argv", ["train_transformer.py", *command])
         patched.setattr("charseq2seq.training.trainer.PATIENCE", 0.05)
@@ -137,5 +138,5 @@ def test_a_paused_run_makes_the_steps_of_its_minutes(user: Trainee) -> None:
     assert done.code == 0 and done.report["training_seconds"] >= 6.0, done.log
     assert done.report["duration_seconds"] >= done.report["training_seconds"] + 6
     history = contents(user.model)["metrics"]["history"]
-    gaps = [after["seconds"] - earlier["seconds"] for earlier, after in zip(history, history[1:], strict=False)]
+    gaps = [after["seconds"] - earlier["seconds"] for earlier, after in itertools.pairwise(history)]
     assert len(history) >= 2 and max(gaps) < 6, "it went on learning after the pause"

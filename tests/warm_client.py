@@ -1,18 +1,22 @@
 """The command lines again, fast: forks of one process that has already imported what takes seconds to import.
 
-Every run is a process of its own that executes the entry point's file with its own arguments, folder and streams; only
-the imports are done, and the interpreter is not taken down, which takes as long again. Where root runs the tests, it
-runs them without its power to ignore permissions, so that a file that may not be read cannot be read.
+Every run is a process of its own that executes the entry point's file with its own arguments, folder, environment and
+streams; only the imports are done, and the interpreter is not taken down, which takes as long again. Where root runs
+the tests, it runs them without its power to ignore permissions, so that a file that may not be read cannot be read.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gc
 import json
 import os
 import resource
 import runpy
+import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,29 +33,33 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
     setpriv = shutil.which("setpriv")
     WITHOUT_POWERS = [setpriv, "--bounding-set=-dac_override,-dac_read_search"] if setpriv else None
 
+# Not the Hub's client, which reads its settings at import, but what it imports.
 _PREPARED = (
-    "numpy torch torch._dynamo huggingface_hub filelock tqdm charseq2seq.training.run charseq2seq.publishing.publish "
-    "charseq2seq.generation data.prepare"
+    "numpy torch torch._dynamo tqdm yaml jinja2 httpx2 hf_xet fsspec matplotlib.figure safetensors.torch "
+    "matplotlib.backends.backend_agg charseq2seq.training.run charseq2seq.publishing.publish charseq2seq.generation "
+    "data.prepare"
 )
 
 
 class WarmClient:
-    """A process whose forks run `train_transformer.py` and `push_to_huggingface.py`."""
+    """A process whose forks run `train_transformer.py` and `push_to_huggingface.py`, several at once if need be."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-client-")
+        self._address = f"{self._folder.name}/orders"
         environment = {"PATH": os.environ["PATH"], "HOME": self._folder.name, "LANG": "C.UTF-8"}
         self._process = subprocess.Popen(
-            [*(WITHOUT_POWERS or []), sys.executable, "-m", "tests.warm_client"],
+            [*(WITHOUT_POWERS or []), sys.executable, "-m", "tests.warm_client", self._address],
             cwd=ROOT,
             env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdout is not None and self._process.stdout.readline(), "it could not start"
 
     def close(self) -> None:
-        """End it: it goes when no more orders come."""
+        """End it: it goes when its stdin is closed."""
         self._process.communicate()
         self._folder.cleanup()
 
@@ -59,14 +67,13 @@ class WarmClient:
         self, home: Path, *arguments: str, program: str = "train_transformer.py", memory: int = 0, **environment: str
     ) -> Done:
         """Run a command line in a folder to its end, with so much memory (bytes; 0: all); it shows no traceback."""
-        out, log = Path(self._folder.name) / "stdout", Path(self._folder.name) / "stderr"
-        orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
-        orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment}
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(orders) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        done = Done(code, out.read_bytes().decode(), log.read_bytes().decode())
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as streams, socket.socket(socket.AF_UNIX) as connection:
+            out, log = Path(streams) / "stdout", Path(streams) / "stderr"
+            orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
+            orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment}
+            connection.connect(self._address)
+            connection.sendall(json.dumps(orders).encode() + b"\n")
+            done = Done(int(connection.recv(9)), out.read_bytes().decode(), log.read_bytes().decode())
         assert "Traceback" not in done.log, done.log
         return done
 
@@ -81,10 +88,20 @@ class WarmClient:
         return self.run(trainee.home, "--mode", "train", "--data_path", "text.txt", *TINY, *arguments)
 
 
+@functools.cache
+def warm_client() -> WarmClient:
+    """The one of this process, until that ends."""
+    client = WarmClient()
+    atexit.register(client.close)
+    return client
+
+
 def _play(orders: dict[str, Any]) -> None:
-    """Become the command; runs in the fork and ends by SystemExit or by what went wrong."""
+    """Become the command; ends by SystemExit or by what went wrong."""
     os.chdir(orders["home"])
     os.environ.update({"HOME": orders["home"], **orders["environment"]})
+    tempfile.tempdir = None  # an import has asked already
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     for stream, path, how in ((0, os.devnull, os.O_RDONLY), (1, orders["out"], flags), (2, orders["log"], flags)):
         opened = os.open(path, how, 0o600)
@@ -96,26 +113,40 @@ def _play(orders: dict[str, Any]) -> None:
     runpy.run_path(orders["program"], run_name="__main__")
 
 
-def _serve() -> None:
-    """Do what stdin orders, one line of JSON a run, and answer each with its exit code."""
+def _attend(connection: socket.socket) -> None:
+    """Do what one connection orders, a line of JSON, in a fork, and answer with its exit code."""
+    orders = json.loads(connection.makefile().readline())
+    pid = os.fork()
+    if pid == 0:
+        code = ExitCode.UNEXPECTED
+        try:
+            _play(orders)
+        except SystemExit as end:
+            code = ExitCode(int(end.code or 0))
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    connection.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os._exit(0)
+
+
+def _serve(address: str) -> None:
+    """Take orders until stdin is closed."""
     for module in _PREPARED.split():
         __import__(module)
     gc.freeze()
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = ExitCode.UNEXPECTED
-            try:
-                _play(json.loads(line))
-            except SystemExit as end:
-                code = ExitCode(int(end.code or 0))
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                if os.fork() == 0:
+                    _attend(connection)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])

@@ -254,7 +254,7 @@ class ModelFiles:
         from charseq2seq.publishing.training_curve import draw_training_curve
 
         TextGenerator(loaded.build_model(), loaded.vocabulary()).generate("", 3, Sampling())
-        render_card(loaded, "alice/model", [], None)
+        render_card(loaded, "alice/model", {}, None)
         json.dumps([loaded.config, loaded.training_args, loaded.metrics, loaded.corpus, loaded.environment])
         if loaded.metrics != self.checkpoint.metrics:
             draw_training_curve(loaded.metrics)

@@ -10,12 +10,10 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.device import one_thread
 from charseq2seq.options import training_command
 from data import SHA256
 
@@ -23,39 +21,10 @@ if TYPE_CHECKING:
     from charseq2seq.checkpoint import Checkpoint
 
 TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
-SAMPLE_LENGTH, SAMPLE_TEMPERATURES, SAMPLE_SEED = 240, (0.5, 0.9), 1337
+SAMPLE_LENGTH, SAMPLE_SEED = 240, 1337
 _TEMPLATE = Path(__file__).parent / "published" / "model_card.md.jinja"
 _DATASETS = {SHA256["tinyshakespeare"]: "karpathy/tiny_shakespeare"}  # texts that the Hub has too
 _RESULTS = {"nats_per_char": "Nats per character", "bits_per_char": "Bits per character", "perplexity": "Perplexity"}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A piece of text, prompt included, and the temperature it was sampled at."""
-
-    temperature: float
-    prompt: str
-    text: str
-
-    @property
-    def fence(self) -> str:
-        """Longer than any run of backticks in the text, which so cannot close it."""
-        return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", self.text)), default=0))
-
-
-def generate_samples(checkpoint: Checkpoint) -> list[Sample]:
-    """Let the model continue a prompt at each temperature, always with the same seed."""
-    from charseq2seq.generation import Sampling, TextGenerator
-
-    vocabulary = checkpoint.vocabulary()
-    generator = TextGenerator(checkpoint.build_model(), vocabulary)
-    prompt = "ROMEO:" if is_shakespeare(checkpoint.corpus) else ""
-    if vocabulary.unknown_characters(prompt):
-        prompt = ""
-    samplings = [Sampling(temperature, seed=SAMPLE_SEED) for temperature in SAMPLE_TEMPERATURES]
-    with one_thread():
-        texts = [generator.generate(prompt, SAMPLE_LENGTH, sampling) for sampling in samplings]
-    return [Sample(one, prompt, prompt + text) for one, text in zip(SAMPLE_TEMPERATURES, texts, strict=True)]
 
 
 def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
@@ -63,17 +32,24 @@ def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
     return corpus.get("sha256") in SHA256.values()
 
 
-def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample], curve: str | None) -> str:
+def sample_prompt(checkpoint: Checkpoint) -> str:
+    """What the samples continue; nothing where the text is not Shakespeare's."""
+    return "ROMEO:" if is_shakespeare(checkpoint.corpus) and set("ROMEO:") <= set(checkpoint.vocab) else ""
+
+
+def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, str], curve: str | None) -> str:
     """The complete README.md of a new repository; what the checkpoint does not tell is left out.
 
     Args:
         repo_id: `owner/name`, for the examples.
+        samples: temperature -> what the model wrote, `sample_prompt` included.
         curve: file name of the training-curve picture, None where there is none.
     """
     from huggingface_hub import ModelCard
 
-    sha256 = str(checkpoint.corpus.get("sha256", "unknown"))
-    parts: Counter[str] = Counter()  # of the model, and how many parameters they have
+    backticks = re.findall("`+", "\n".join(samples.values()))
+    corpus, parts = checkpoint.corpus, Counter[str]()  # parts of the model, and how many parameters they have
+    sha256 = str(corpus.get("sha256", "unknown"))
     for name, tensor in checkpoint.model_state_dict.items():
         parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
@@ -81,19 +57,21 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Sequence[Sample],
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        is_shakespeare=is_shakespeare(checkpoint.corpus),
+        is_shakespeare=is_shakespeare(corpus),
         alphabet_size=checkpoint.config["vocab_size"] - 1,
-        corpus_name=checkpoint.corpus.get("name", "unknown"),
+        corpus_name=corpus.get("name", "unknown"),
         sha256=sha256,
         dataset=_DATASETS.get(sha256),
-        corpus=_finite_numbers(checkpoint.corpus),
+        corpus=_finite_numbers(corpus),
         metrics=_finite_numbers(checkpoint.metrics),
         checkpoint=checkpoint,
         parts=dict(parts),
         command=_command(checkpoint),
         seed=SAMPLE_SEED,
         sample_length=SAMPLE_LENGTH,
+        prompt=sample_prompt(checkpoint),
         samples=samples,
+        fence="`" * max(3, 1 + max(map(len, backticks), default=0)),  # longer than any in the samples
         curve=curve,
     )
     return f"{card}\n"
@@ -104,6 +82,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus
+    known, dataset = is_shakespeare(corpus), _DATASETS.get(str(corpus.get("sha256")))
     results = [
         EvalResult(
             task_type="text-generation",
@@ -119,8 +98,6 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
         for kind, name in _RESULTS.items()
         if kind in metrics
     ]
-    known = is_shakespeare(corpus)
-    dataset = _DATASETS.get(str(corpus.get("sha256")))
     return ModelCardData(
         language="en" if known else None,
         license="apache-2.0" if known else None,

@@ -6,8 +6,9 @@ a new exception class one of `_CLASS`. What `explain` does not know is a defect 
 
 from __future__ import annotations
 
-import http
+import http.client
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,22 +21,15 @@ _REQUEST_IDS = ("X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id")
 
 @dataclass(frozen=True)
 class Failure:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        headline: what went wrong, in the guide's words; `{status}` is e.g. "HTTP 401 Unauthorized".
-        cause, remedy: why, and what to do, in a line each.
-        passing: whether trying again later may help.
-    """
-
-    headline: str
+    headline: str  # what went wrong, in the guide's words; `{status}` is e.g. "HTTP 401 Unauthorized"
     exit_code: ExitCode
     cause: str
     remedy: str
-    passing: bool = False
+    passing: bool = False  # whether trying again may help
 
 
-# A row: headline and exit code, cause, remedy.
 # fmt: off
 FAILURES = {
     "no_token": Failure("no token", ExitCode.NO_PERMISSION,
@@ -118,11 +112,6 @@ class PublishError(SuiteError):
         detail: what exactly, e.g. the Hub's own sentence.
         status: the HTTP status, where there is one.
         request_id: by which the Hub's support finds the request.
-
-    Attributes:
-        what: the headline without "Push failed: ".
-        cause: why, with the detail.
-        passing: see `Failure`.
     """
 
     def __init__(
@@ -130,36 +119,24 @@ class PublishError(SuiteError):
     ) -> None:
         failure = FAILURES[kind]
         self.kind, self.passing = kind, failure.passing
-        what = failure.headline.format(status=_status_line(status)).replace(" ()", "")
+        line = f"HTTP {status} {http.client.responses.get(status, '')}".strip() if status else ""
+        what = failure.headline.format(status=line).replace(" ()", "")
         self.what = what or failure.cause.partition(":")[0]  # not every failure has a status
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
         headline = self.what if kind in ("exists", "too_large") else f"Push failed: {self.what}"  # the guide's words
         lines = [f"❌ {headline}", f"   why: {self.cause}", f"   what to do: {failure.remedy}"]
-        if request_id:
-            lines.append(f"   request id: {request_id}")
+        lines += [f"   request id: {request_id}"] if request_id else []
         super().__init__("\n".join(lines), failure.exit_code)
         self.facts = {"error": kind, "message": headline, "cause": self.cause, "remedy": failure.remedy}
         self.facts |= {"status": status, "request_id": request_id}
-
-
-def _status_line(status: int | None) -> str:
-    if status is None:
-        return ""
-    try:
-        return f"HTTP {status} {http.HTTPStatus(status).phrase}"
-    except ValueError:
-        return f"HTTP {status}"
 
 
 def explain(error: BaseException, token: str | None = None) -> PublishError | None:
     """The row of the table that an exception belongs to, filled in; None for a defect of ours.
 
     The client raises its own errors, those of its HTTP library and builtin ones (Xet), some only as the cause of
-    another. So all causes are walked, and an HTTP status counts before class names, those before texts.
-
-    Args:
-        error: what was raised.
-        token: the token in use, which is hidden wherever the Hub repeats it.
+    another. So all causes are walked, and an HTTP status counts before class names, those before texts. Where the Hub
+    repeats the token, it is hidden.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -190,35 +167,25 @@ def _response(causes: list[BaseException]) -> Any:
     return next((found for cause in causes if (found := getattr(cause, "response", None)) is not None), None)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The exception, its cause, the cause's cause and so on."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 _STATUS = {401: "bad_token", 402: "quota", 403: "forbidden", 404: "not_found", 407: "unreachable", 408: "timeout"}
 _STATUS |= {412: "moved", 413: "too_large", 429: "rate_limit"}
 # 403 and 400 mean many things; the Hub's sentence tells them apart.
-_SAID = {
-    "storage limit": "quota",
-    "quota": "quota",
-    "namespace": "namespace",
-    "create_pr": "exists",  # and belongs to somebody else
-    "larger than": "too_large",
-    "too large": "too_large",
-}
+_SAID = {"storage limit": "quota", "quota": "quota", "namespace": "namespace", "create_pr": "exists"}  # somebody else's
+_SAID |= {"larger than": "too_large", "too large": "too_large"}
 
 
 def _kind_of_status(status: int, said: str) -> str:
     said = said.lower()
     if status in (400, 403):
-        for phrase, kind in _SAID.items():
-            if phrase in said:
-                return kind
+        said_so = (kind for phrase, kind in _SAID.items() if phrase in said)
+        return next(said_so, _STATUS.get(status, "rejected"))
     if status == 409:
         return "moved" if "progress" in said else "exists"
     return _STATUS.get(status, "server" if status >= 500 else "rejected")
@@ -245,7 +212,5 @@ def _kind_of_exception(error: BaseException) -> str | None:
 
 
 def _one_line(said: Any, token: str | None) -> str:
-    """At most 300 characters, without the token."""
-    text = " ".join(str(said).split())
-    text = text.replace(token, "…") if token else text
-    return text if len(text) <= 300 else text[:299] + "…"
+    """Some 300 characters at most, without the token."""
+    return textwrap.shorten(str(said).replace(token or "\0", "…"), 300, placeholder=" …")

@@ -7,14 +7,13 @@ said about a model is said once, in the checkpoint; these files are its translat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charseq2seq.device import one_thread
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text
-from charseq2seq.publishing.card import generate_samples, render_card
+from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
 from charseq2seq.publishing.training_curve import draw_training_curve
 
@@ -34,26 +33,12 @@ _COPIED = {
 }
 
 
-@dataclass(frozen=True)
-class RepositoryFolder:
-    """A complete folder.
-
-    Attributes:
-        path: where it is.
-        record: the content of `training_args.json`; by it the suite recognises a repository of its own.
-    """
-
-    path: Path
-    record: Mapping[str, Any]
-
-    @property
-    def names(self) -> list[str]:
-        """The files to be published; others may lie beside them."""
-        return list(self.record["files"])
-
-
-def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> RepositoryFolder:
+def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str, Any]:
     """Write the complete repository folder; the card's examples name the repository, `owner/name`.
+
+    Returns:
+        The content of its `training_args.json`, by which the suite recognises a repository of its own. `files` are
+        those to be published; others may lie beside them.
 
     Raises:
         SuiteError: the folder holds something else, or cannot be written.
@@ -61,14 +46,14 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> Reposito
     import torch
     from safetensors.torch import save
 
+    from charseq2seq.generation import Sampling, TextGenerator
     from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
-    texts = {
-        "config.json": _json(checkpoint.config),
-        **vocabulary_files(checkpoint.vocabulary()),
-        **{name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()},
-    }
+    model = checkpoint.build_model()
+    vocabulary = checkpoint.vocabulary()
+    texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
+    texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     curve = draw_training_curve(checkpoint.metrics)
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
@@ -86,10 +71,16 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> Reposito
         "environment": checkpoint.environment,
     }
     texts[RECORD] = _json(record)
-    texts[CARD] = render_card(checkpoint, repo_id, generate_samples(checkpoint), CURVE if curve else None)
+    generator, prompt = TextGenerator(model, vocabulary), sample_prompt(checkpoint)
+    with one_thread():  # always with the same seed
+        samples = {
+            temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
+            for temperature in (0.5, 0.9)
+        }
+    texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
-    return RepositoryFolder(folder, record)
+    return record
 
 
 def parse_record(text: str) -> dict[str, Any] | None:
@@ -110,19 +101,15 @@ def _claim(folder: Path) -> None:
     """Make the folder, and refuse one that holds anything else than an earlier one of ours."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = [entry.name for entry in folder.iterdir()]
+        found = sorted(entry.name for entry in folder.iterdir())
         # By its content: other tools, too, write a file of the record's name.
         record = (folder / RECORD).read_text(encoding="utf-8", errors="replace") if RECORD in found else ""
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SuiteError(
-            f"cannot make the folder {folder}: {reason}; choose another --output_dir.", ExitCode.CANNOT_CREATE
-        ) from error
+        problem = f"cannot make the folder {folder}: {error.strerror or error}; choose another --output_dir."
+        raise SuiteError(problem, ExitCode.CANNOT_CREATE) from error
     if found and parse_record(record) is None:
-        raise SuiteError(
-            f"{folder} holds other files ({', '.join(sorted(found)[:3])} …); choose an empty --output_dir.",
-            ExitCode.CANNOT_CREATE,
-        )
+        problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
+        raise SuiteError(problem, ExitCode.CANNOT_CREATE)
 
 
 def _json(content: Any) -> str:

@@ -34,19 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a token belongs to.
-
-    Attributes:
-        name: of the user.
-        roles: namespace -> the role there; None where the Hub does not say.
-        token_role: "write", "read", "fineGrained", or None where the Hub does not say.
-        scopes: for a fine-grained token, what it may write to: namespaces and repositories.
-    """
+    """Whom a token belongs to."""
 
     name: str
-    roles: Mapping[str, str | None]
-    token_role: str | None
-    scopes: frozenset[str]
+    roles: Mapping[str, str | None]  # namespace -> the role there; None where the Hub does not say
+    token_role: str | None  # "write", "read", "fineGrained", or None where the Hub does not say
+    scopes: frozenset[str]  # namespaces and repositories that a fine-grained token may write to
 
 
 @dataclass(frozen=True)
@@ -60,29 +53,18 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one moment.
+    """A repository at one moment."""
 
-    Attributes:
-        head: commit id of the revision that a push goes to.
-        has_branch: False where that revision is still to be made, from main.
-        tags: name -> commit id.
-        texts: content of `CARD` and `RECORD`, where they are there.
-    """
-
-    head: str
+    head: str  # commit id of the revision that a push goes to
     private: bool
-    has_branch: bool
-    tags: Mapping[str, str]
+    has_branch: bool  # False where that revision is still to be made, from main
+    tags: Mapping[str, str]  # name -> commit id
     files: Mapping[str, RemoteFile]
-    texts: Mapping[str, str]
+    texts: Mapping[str, str]  # content of `CARD` and `RECORD`, where they are there
 
 
 class Hub:
-    """The Hub, seen with one token.
-
-    Args:
-        token: goes into the header of requests to the Hub.
-        timeout: seconds that a request may wait for an answer.
+    """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
     Attributes:
         api: the client, for what is one request (see `retrying`).
@@ -150,8 +132,7 @@ class Hub:
         """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
         from huggingface_hub import CommitOperationAdd
 
-        probe = [CommitOperationAdd(CARD, b"x")]
-        self.api.preupload_lfs_files(repo_id, probe, revision=revision, create_pr=create_pr)
+        self.api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")], revision=revision, create_pr=create_pr)
 
     def commit(
         self, repo_id: str, additions: Sequence[CommitOperationAdd], deletions: Sequence[str], **options: Any
@@ -201,26 +182,17 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
         try:
             return work()
         except Exception as error:
-            _wait_or_raise(error, pause, begin)
+            failure = explain(error)
+            is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
+            if failure is None or not failure.passing or is_silent:
+                raise
+            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+        retry_after = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
+        seconds = max(pause * random.uniform(0.75, 1.5), retry_after)
+        log(f"{failure.what}; trying again in {seconds:.1f} s.")
+        time.sleep(seconds)
         between()
     return work()
-
-
-def _wait_or_raise(error: Exception, pause: float, begin: float) -> None:
-    """Wait before another try, some `pause` seconds or as many as the server asks for.
-
-    Raises:
-        Exception: `error` itself, where another try would not help or the server was silent for long.
-    """
-    failure = explain(error)
-    is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
-    if failure is None or not failure.passing or is_silent:
-        raise error
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    retry_after = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
-    seconds = max(pause * random.uniform(0.75, 1.5), retry_after)
-    log(f"{failure.what}; trying again in {seconds:.1f} s.")
-    time.sleep(seconds)
 
 
 # --- what every request of the client goes through

@@ -75,14 +75,12 @@ def require_libraries() -> None:
     Raises:
         SuiteError: which one, and how to install it.
     """
-    problem = ""
-    missing = [name for name in _LIBRARIES if find_spec(name) is None]
-    if missing:
-        problem = f"publishing needs {', '.join(missing)}, and this Python does not have it"
-    elif (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the client factory
-        problem = f"publishing needs huggingface_hub 1.0 or newer, and this one is {version}"
-    if problem:
-        raise SuiteError(f"{problem}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
+    needed = [name for name in _LIBRARIES if find_spec(name) is None]
+    if not needed and (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
+        needed = [f"huggingface_hub 1.0 or newer, and this one is {version}"]
+    if needed:
+        advice = "run `pip install -r requirements_transformer.txt`"
+        raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
 
 
 def _describe(account: Account, namespace: str) -> str:
@@ -106,11 +104,11 @@ def user_errors(token: str | None) -> Iterator[None]:
         raise
     except Exception as error:
         explanation: SuiteError | None = explain(error, token)
-        if explanation is None and isinstance(error, OSError):
+        if explanation is None:
+            if not isinstance(error, OSError):
+                raise
             what = f"{error.filename or 'the disk'}: {error.strerror or error}"
             explanation = SuiteError(f"{what}; check the disk and its permissions.", ExitCode.IO_ERROR)
-        if explanation is None:
-            raise
         raise explanation from None
 
 
@@ -160,12 +158,12 @@ def _check_rights(account: Account, repo_id: str, remote: Remote | None, request
         raise PublishError("forbidden", "it is a read-only token")
     if request.create_pr and remote is not None:
         return
-    if not {namespace, repo_id} & {*account.roles, *account.scopes}:
+    may_write = {namespace, repo_id} & account.scopes
+    if namespace not in account.roles and not may_write:
         if remote is not None:
             raise PublishError("exists", f"and {repo_id} belongs to somebody else")
         raise PublishError("namespace", f"{account.name} is not {namespace}, nor a member of it")
     if account.roles.get(namespace) == "read":
         raise PublishError("namespace", f"{account.name} has the read role in {namespace}")
-    may_write = {namespace, repo_id} & account.scopes
     if remote is None and account.token_role == "fineGrained" and not may_write:
         raise PublishError("forbidden", f"it is a fine-grained token that does not name {namespace}")

@@ -10,18 +10,19 @@ import contextlib
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq import __version__
 from charseq2seq.console import log
+from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import merge_cards
 from charseq2seq.publishing.failures import PublishError, explain
-from charseq2seq.publishing.folder import RepositoryFolder, build_folder
-from charseq2seq.publishing.hub import CARD, Remote, RemoteFile, retrying
+from charseq2seq.publishing.folder import build_folder
+from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying
 from charseq2seq.publishing.preflight import (
     PreflightResult,
     check_remote,
@@ -36,10 +37,12 @@ from charseq2seq.publishing.secrets import refuse_secrets
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
+_LOST = ("dropped", "timeout", "server")  # failures after which a commit may have been made all the same
+
 
 @dataclass(frozen=True)
 class Change:
-    """One file of a plan; `size` in bytes."""
+    """One file, compared with what is published; `size` in bytes."""
 
     name: str
     state: Literal["new", "changed", "same", "removed"]
@@ -53,7 +56,6 @@ class Outcome:
     Attributes:
         url: where the model lives, or will; of a proposal, the pull request.
         commit: id of the new commit, else of the head; None if only tried.
-        changes: the files, compared with what was there before.
     """
 
     state: Literal["pushed", "proposed", "up to date", "not better", "planned", "checked"]
@@ -77,7 +79,7 @@ def publish(request: PushOptions) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: not published, or "unconfirmed" or "visibility": see `verify`.
+        PublishError, SuiteError: not published, or "unconfirmed" or "visibility": see `Push.verify`.
     """
     try:
         found = preflight(request)
@@ -85,78 +87,33 @@ def publish(request: PushOptions) -> Outcome:
         if not request.dry_run or error.kind != "no_token":
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
-        return _plan_without_token(request)
+        found = PreflightResult(Hub("", request.timeout), "", target(request, "username"), None)
     if request.check:
         return Outcome("checked", found.url, found.repo_id)
-    with _built_folder(request, found.repo_id, found.token) as folder:
-        push = Push(request, found, folder)
-        if request.dry_run or (push.plan.has_changes and push.is_better):
+    from charseq2seq.checkpoint import load_checkpoint
+
+    with user_errors(found.token), contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory
+        path = request.output_dir or Path(stack.enter_context(temporary(prefix=f"{request.repo_name}-")))
+        checkpoint = load_checkpoint(request.model_path)
+        record = build_folder(checkpoint, path, found.repo_id)
+        log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
+        refuse_secrets(path, record["files"], found.token)
+        push = Push(request, found, path, record)
+        if request.dry_run or (push.has_changes and push.is_better):
             log("proof: a fresh process loads the folder and runs its example")
-            prove_folder(folder.path)
+            prove_folder(path)
         if request.dry_run:
-            return Outcome("planned", found.url, found.repo_id, changes=push.plan.changes)
+            return Outcome("planned", found.url, found.repo_id, changes=push.changes)
         outcome = push.commit()
         if outcome.state in ("pushed", "proposed"):
             push.verify(outcome)
     return outcome
 
 
-def _plan_without_token(request: PushOptions) -> Outcome:
-    repo_id = target(request, "username")
-    with _built_folder(request, repo_id, None) as folder:
-        prove_folder(folder.path)
-        return Outcome("planned", repo_id, repo_id, changes=Plan(folder, None).changes)
-
-
-@contextlib.contextmanager
-def _built_folder(request: PushOptions, repo_id: str, token: str | None) -> Iterator[RepositoryFolder]:
-    """The complete folder, in which nothing is secret; it stays only in an `output_dir`."""
-    from charseq2seq.checkpoint import load_checkpoint
-
-    with user_errors(token), contextlib.ExitStack() as stack:
-        checkpoint = load_checkpoint(request.model_path)
-        prefix = f"{request.repo_name}-"
-        path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
-        folder = build_folder(checkpoint, path, repo_id)
-        where = f" in {request.output_dir}" if request.output_dir else ""
-        log(f"folder: built from {request.model_path.name}{where}")
-        refuse_secrets(folder.path, folder.names, token)
-        yield folder
-
-
-class Plan:
-    """What a push would change, compared with what is published (None: nothing).
-
-    Of the published files it removes only those that their record lists and the folder lacks.
-
-    Attributes:
-        files: name -> the file as the client takes it, which hashes it when asked, and once.
-        changes: every file, new, changed, the same or removed.
-    """
-
-    def __init__(self, folder: RepositoryFolder, remote: Remote | None) -> None:
-        from huggingface_hub import CommitOperationAdd
-
-        contents: dict[str, str | bytes] = {name: str(folder.path / name) for name in folder.names}
-        if remote is not None and CARD in remote.texts:
-            card = (folder.path / CARD).read_text(encoding="utf-8")
-            contents[CARD] = merge_cards(card, remote.texts[CARD]).encode("utf-8")
-        self.files = {name: CommitOperationAdd(name, content) for name, content in contents.items()}
-        published = remote.files if remote else {}
-        record = published_record(remote)
-        gone = (set(record["files"]) & set(published)) - set(folder.names) if record else set()
-        self.changes = (
-            *(_change(name, file, published.get(name)) for name, file in sorted(self.files.items())),
-            *(Change(name, "removed", published[name].size) for name in sorted(gone)),
-        )
-        self.has_changes = any(change.state != "same" for change in self.changes)
-
-
 def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
-    size = file.upload_info.size
-    if there is None:
-        return Change(name, "new", size)
-    return Change(name, "same" if is_same(file, there) else "changed", size)
+    same: Literal["same", "changed"] = "same" if is_same(file, there) else "changed"
+    return Change(name, same if there else "new", file.upload_info.size)
 
 
 def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
@@ -171,25 +128,60 @@ def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
 
 
 class Push:
-    """One push; whenever the Hub is read again, `remote` and `plan` are made anew."""
+    """One push: what it would change, the commit, and whether that arrived.
 
-    def __init__(self, request: PushOptions, found: PreflightResult, folder: RepositoryFolder) -> None:
-        self.request, self.found, self.folder = request, found, folder
+    Of the published files it removes only those that their record lists and the folder lacks.
+
+    Attributes:
+        remote: what is published, and with it the rest of these, made anew whenever the Hub is read.
+        files: name -> the file as the client takes it, hashed once.
+        changes: every file, compared with what is published.
+        is_better: see the function.
+    """
+
+    def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        self.request, self.found, self.record = request, found, record
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
-        self.has_sent = False
+        self.has_sent = self.may_have_arrived = False
+        self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
+        self._card = (folder / CARD).read_text(encoding="utf-8")
         self._compare(found.remote)
 
     def _compare(self, remote: Remote | None) -> None:
+        from huggingface_hub import CommitOperationAdd
+
         check_remote(remote, self.request)
-        self.remote, self.plan = remote, Plan(self.folder, remote)
+        self.remote = remote
+        published = remote.files if remote else {}
+        if remote is not None and CARD in remote.texts:
+            self.files[CARD] = CommitOperationAdd(CARD, merge_cards(self._card, remote.texts[CARD]).encode("utf-8"))
+        record = published_record(remote)
+        gone = set(record["files"]) & set(published) - set(self.files) if record else set()
+        self.changes = (
+            *(_change(name, file, published.get(name)) for name, file in sorted(self.files.items())),
+            *(Change(name, "removed", published[name].size) for name in sorted(gone)),
+        )
+        self.has_changes = any(change.state != "same" for change in self.changes)
         tagged = remote.tags.get(self.request.tag or "") if remote else None
-        if remote and tagged and (self.plan.has_changes or tagged != remote.head):
+        if remote and tagged and (self.has_changes or tagged != remote.head):
             raise PublishError("tag_taken", f"{self.request.tag} is commit {tagged[:8]}")
-        theirs = published_record(remote) if self.plan.has_changes else None
-        self.is_better = is_better(self.folder.record, theirs, self.request.only_if_better)
+        theirs = record if self.has_changes else None
+        self.is_better = is_better(self.record, theirs, self.request.only_if_better)
 
     def _look_again(self) -> None:
-        self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
+        try:
+            remote = self.found.hub.read(self.found.repo_id, self.request.revision)
+        except Exception as error:
+            if not self.may_have_arrived or explain(error) is None:
+                raise
+            raise PublishError("unconfirmed", "the answer was lost, and now the Hub is silent") from error
+        if (
+            self.may_have_arrived and self.request.create_pr
+        ):  # main does not show it, and a second one shall not be made
+            raise PublishError("unconfirmed", "the answer was lost; see the pull requests there")
+        self._compare(remote)
 
     def commit(self) -> Outcome:
         """Make one commit on top of what is there; retried after a transient failure.
@@ -197,71 +189,56 @@ class Push:
         Before each retry the Hub is read again. So a lost answer does no harm, because the commit is found to be
         there, and neither does somebody else's commit, because ours is made on top of it.
         """
-        return retrying(self._try_to_commit, self._look_again)
+        try:
+            return retrying(self._try_to_commit, self._look_again)
+        except Exception:
+            if not self.may_have_arrived:
+                raise
+            self._look_again()
+            if self.has_changes:
+                raise
+            return self._try_to_commit()
 
     def _try_to_commit(self) -> Outcome:
         request, repo_id, url, api = self.request, self.found.repo_id, self.found.url, self.found.hub.api
         if self.remote is None:
             retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
             self._look_again()
-        remote, plan = self.remote, self.plan
+        remote = self.remote
         if remote is None:
             raise PublishError("not_found", f"{repo_id} was made, but is not there")
         if not self.is_better:
-            return Outcome("not better", url, repo_id, remote.head, plan.changes)
+            return Outcome("not better", url, repo_id, remote.head, self.changes)
         if not remote.has_branch:  # it begins at the head of main
             retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
-        if plan.has_changes:
-            self.has_sent = True
-            commit, proposal = self._send(remote)
-        else:
-            commit, proposal = remote.head, None
-        if request.tag is not None and request.tag not in remote.tags:
-            tag = request.tag
+        commit = remote.head
+        if self.has_changes:
+            commit, proposal = self._send(remote.head)
+            if request.create_pr:
+                return Outcome("proposed", proposal or url, repo_id, commit, self.changes)
+        if (tag := request.tag) is not None and tag not in remote.tags:
             retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
-        if request.create_pr and plan.has_changes:
-            return Outcome("proposed", proposal or url, repo_id, commit, plan.changes)
-        return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, plan.changes)
+        return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, self.changes)
 
-    def _send(self, remote: Remote) -> tuple[str, str | None]:
+    def _send(self, parent: str) -> tuple[str, str | None]:
         """Make the commit; its id and a pull request's address."""
-        record, plan = self.folder.record, self.plan
-        message = f"{_loss(record):.4f} nats per character, step {record['metrics'].get('step', '?')}"
+        message = f"{_loss(self.record):.4f} nats per character, step {self.record['metrics'].get('step', '?')}"
+        self.has_sent = True
         try:
             made = self.found.hub.commit(
                 self.found.repo_id,
-                [plan.files[change.name] for change in plan.changes if change.state in ("new", "changed")],
-                [change.name for change in plan.changes if change.state == "removed"],
+                [self.files[change.name] for change in self.changes if change.state in ("new", "changed")],
+                [change.name for change in self.changes if change.state == "removed"],
                 commit_message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
-                parent_commit=remote.head,
+                parent_commit=parent,
                 revision=self.request.revision,
                 create_pr=self.request.create_pr,
             )
         except Exception as error:
-            failure = explain(error, self.found.token)
-            if failure is None or failure.kind not in ("dropped", "timeout", "server"):
-                raise
-            arrived = self._find_lost_commit(failure)
-            if arrived is None:
-                raise
-            return arrived, None
+            failure = explain(error)
+            self.may_have_arrived = failure is not None and failure.kind in _LOST
+            raise
         return made.oid, made.pr_url
-
-    def _find_lost_commit(self, failure: PublishError) -> str | None:
-        """The id of the commit whose answer was lost; None where it was not made.
-
-        Raises:
-            PublishError: "unconfirmed": it cannot be told.
-        """
-        try:
-            remote = self.found.hub.read(self.found.repo_id, self.request.revision)
-        except Exception as error:
-            if explain(error) is None:
-                raise
-            raise PublishError("unconfirmed", f"{failure.what} at the commit, and now the Hub is silent") from error
-        if self.request.create_pr:  # main does not show it, and a retry could open a second pull request
-            raise PublishError("unconfirmed", f"{failure.what}; see the pull requests there")
-        return remote.head if remote and not Plan(self.folder, remote).has_changes else None
 
     def verify(self, outcome: Outcome) -> None:
         """Compare every published file with what was sent, then run the example from a fresh download.
@@ -270,18 +247,16 @@ class Push:
             PublishError: "unconfirmed", or "visibility": the commit is made, but something is not as it should be.
         """
         try:
-            self._verify(outcome.commit or "")
-        except Exception as error:
-            failure = explain(error, self.found.token)
-            if failure is None and not isinstance(error, OSError):
+            with user_errors(self.found.token):
+                self._verify(outcome.commit or "")
+        except SuiteError as error:
+            if isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed"):
                 raise
-            if failure is not None and failure.kind in ("visibility", "unconfirmed"):
-                raise
-            why = f"{failure.what}: {failure.cause}" if failure else str(error)
+            why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
             raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error
 
     def _verify(self, commit: str) -> None:
-        hub, repo_id, files = self.found.hub, self.found.repo_id, self.plan.files
+        hub, repo_id, files = self.found.hub, self.found.repo_id, self.files
         published = hub.files(repo_id, commit)
         wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
         if wrong:
@@ -321,13 +296,13 @@ def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin:
 
 
 def _loss(record: Mapping[str, Any]) -> float:
-    """The validation loss in nats per character, NaN where a record does not tell."""
     loss = record["metrics"].get("nats_per_char")
     return float(loss) if isinstance(loss, (int, float)) else math.nan
 
 
 def _how_measured(record: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal, and known, for two losses to be comparable."""
-    corpus, metrics = record.get("corpus"), record["metrics"]
+    corpus = record.get("corpus")
     sha256 = corpus.get("sha256") if isinstance(corpus, Mapping) else None
-    return {"corpus sha256": sha256} | {name: metrics.get(name) for name in ("protocol", "max_context", "characters")}
+    measure = {name: record["metrics"].get(name) for name in ("protocol", "max_context", "characters")}
+    return {"corpus sha256": sha256, **measure}

@@ -85,11 +85,7 @@ def strangers_environment() -> dict[str, str]:
 
 
 def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:
-    """Search the files to be published for tokens and for paths of this machine.
-
-    Args:
-        folder, names: the files.
-        token: the token in use, if there is one; it is searched for in every file, weights included.
+    """Search the files to be published for tokens and for paths of this machine, and for the token in use everywhere.
 
     Raises:
         PublishError: something was found; the message says where, and never shows it.

@@ -51,7 +51,6 @@ class HubApi:
             ("POST", f"{api}/preupload/{REV}", self._preupload),
             ("POST", f"{api}/commit/{REV}", self._commit),
             ("POST", f"{lfs}/objects/batch", self._lfs_batch),
-            ("POST", f"{lfs}/complete", self._lfs_complete),
             ("POST", f"{lfs}/verify", self._lfs_verify),
             ("GET", f"{api}/xet-(read|write)-token/{REV}", self._xet_token),
             ("GET", f"/{REPO}/resolve/{REV}/(.+)", self._resolve),
@@ -169,22 +168,15 @@ class HubApi:
 
     def _lfs_batch(self, request: Request, token: Token | None, repo_id: str) -> Response:
         repository = self._state.writable(repo_id, token)
-        transfer, objects = "basic", []
+        objects = []
         for asked in request.json()["objects"]:
             oid, size = asked["oid"], asked["size"]
             entry = {"oid": oid, "size": size}
             if oid not in repository.objects:
-                complete = f"{self.url}/{repo_id}.git/info/lfs/complete?oid={oid}"
-                upload = self._storage.upload_action(repo_id, oid, size, complete)
-                transfer = "multipart" if "header" in upload else transfer
+                upload = {"href": self._storage.signed("PUT", f"/lfs/{repo_id}/{oid}")}
                 entry["actions"] = {"upload": upload, "verify": {"href": f"{self.url}/{repo_id}.git/info/lfs/verify"}}
             objects.append(entry)
-        return json_response({"transfer": transfer, "objects": objects})
-
-    def _lfs_complete(self, request: Request, token: Token | None, repo_id: str) -> Response:
-        # like the real one this request carries no token: the parts were accepted by their signatures
-        self._storage.complete(repo_id, request.query["oid"], request.json()["parts"])
-        return json_response({})
+        return json_response({"transfer": "basic", "objects": objects})
 
     def _lfs_verify(self, request: Request, token: Token | None, repo_id: str) -> Response:
         asked = request.json()

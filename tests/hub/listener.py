@@ -78,14 +78,7 @@ def ranged_response(request: Request, content: bytes, headers: Mapping[str, str]
 
 
 class RefusalError(Exception):
-    """A route says no.
-
-    Args:
-        status: the HTTP status.
-        message: the sentence that the client shows (`X-Error-Message`, and `error` in the JSON body).
-        code: the Hub's `X-Error-Code`, by which the client chooses its exception class.
-        extra: further members of the JSON body.
-    """
+    """A route says no: a status, the sentence that the client shows, the Hub's code for it, more of the JSON body."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **extra: str) -> None:
         super().__init__(message)
@@ -101,22 +94,15 @@ class RefusalError(Exception):
 
 @dataclass
 class LoggedRequest:
-    """One line of the request log.
+    """One line of the request log."""
 
-    Attributes:
-        listener: which port it came to: `hub`, `storage` or `cas`.
-        path: as sent, percent-encoded, without the query.
-        token: the bearer token sent, or None.
-        status: what was answered; None as long as, or because, the client got no answer.
-    """
-
-    listener: str
+    listener: str  # which port it came to: `hub`, `storage` or `cas`
     method: str
-    path: str
+    path: str  # as sent, percent-encoded, without the query
     query: Mapping[str, str]
-    token: str | None
+    token: str | None  # the bearer token
     body: bytes
-    status: int | None = None
+    status: int | None = None  # what was answered, if anything
 
 
 @dataclass
@@ -142,19 +128,12 @@ class Fault:
 
 
 class Traffic:
-    """What the listeners of one server share.
-
-    Attributes:
-        requests: every request, in the order of arrival.
-        faults: the planned faults; the first that matches a request strikes.
-        crashes: tracebacks of the server's own defects; a test must not pass over them.
-        closing: set when the server shuts down; it wakes whoever plays a silent server.
-    """
+    """What the listeners of one server share: the log, the planned faults, and whether it is closing."""
 
     def __init__(self) -> None:
         self.requests: list[LoggedRequest] = []
         self.faults: list[Fault] = []
-        self.crashes: list[str] = []
+        self.crashes: list[str] = []  # tracebacks of the server's own defects; a test must not pass over them
         self.closing = threading.Event()
         self._lock = threading.Lock()
 
@@ -177,11 +156,7 @@ class Traffic:
 class Listener:
     """One port on loopback, served by daemon threads, HTTP/1.1 with kept-alive connections.
 
-    Args:
-        name: what the log calls it.
-        route: answers a request or raises `RefusalError`; called in several threads at once.
-        traffic: shared with the other listeners.
-        tls: the server's side of TLS, or None for plain HTTP.
+    `route` answers a request or raises `RefusalError`; it is called in several threads at once.
     """
 
     def __init__(

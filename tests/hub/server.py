@@ -58,7 +58,6 @@ class HubServer:
     Args:
         tls: serve HTTPS with a self-signed certificate; `environment` tells clients to trust it.
         xet: `on`, as on huggingface.co; `off` plays a Hub without Xet (the token endpoints are 404).
-        lfs_part_size: LFS objects larger than this many bytes are uploaded in parts; None: never.
 
     Attributes:
         endpoint: the address of the Hub, for HF_ENDPOINT.
@@ -66,13 +65,7 @@ class HubServer:
         requests: the log of all requests to all three, in order of arrival.
     """
 
-    def __init__(
-        self,
-        *,
-        tls: bool = False,
-        xet: Literal["on", "off"] = "on",
-        lfs_part_size: int | None = None,
-    ) -> None:
+    def __init__(self, *, tls: bool = False, xet: Literal["on", "off"] = "on") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hub-server-")
         self._certificate: Path | None = None
         context = None
@@ -82,7 +75,7 @@ class HubServer:
             context.load_cert_chain(self._certificate, key)
         self._traffic = Traffic()
         self._state = HubState()
-        storage = Storage(self._state, lfs_part_size)
+        storage = Storage(self._state)
         self._cas = Cas(self._state, storage)
         api = HubApi(self._state, storage, self._cas if xet == "on" else None)
         self._listeners = [
@@ -175,34 +168,25 @@ class HubServer:
         drop: Literal["before", "after"] | None = None,
         call: Callable[[], object] | None = None,
         times: int | None = None,
-    ) -> Fault:
+    ) -> None:
         """Plan a fault, on any of the three ports; the first planned one that matches a request strikes.
 
         Args:
-            method: for requests with this method only; None: any.
-            path: a regular expression found somewhere in the path (as sent, without query).
-            status: answer with this status, and do nothing.
-            message: with `status`: the sentence in `X-Error-Message` and in the JSON body.
-            code: with `status`: `X-Error-Code`.
-            headers: with `status`: further headers, e.g. Retry-After.
-            body: with `status`: the body instead of JSON, e.g. a gateway's HTML page.
+            method, path: for these requests only: a method, and a regular expression found somewhere in the path.
+            status, message, code, headers, body: answer with this and do nothing; the message and code are the Hub's
+                `X-Error-Message` and `X-Error-Code`, and the body takes the place of its JSON.
             delay: be silent for this many seconds first; `math.inf`: until the server is closed.
             drop: close the connection without an answer, `before` doing anything or `after` having done what was
                 asked. With `after` and a `status` the client gets that status instead (a gateway's 504).
             call: run this first, in the server's thread, e.g. to push a commit in between or kill the client.
             times: strike this often; None: for ever.
-
-        Returns:
-            The fault; its `hits` says how often it struck.
         """
         response = None
         if status is not None:
             refusal = RefusalError(status, message or "", code).response()
             given = refusal.headers if message or code else {}
             response = Response(status, refusal.body if body is None else body, {**given, **(headers or {})})
-        fault = Fault(method, re.compile(path), response, delay, drop, call, times)
-        self._traffic.faults.append(fault)
-        return fault
+        self._traffic.faults.append(Fault(method, re.compile(path), response, delay, drop, call, times))
 
     def mend(self) -> None:
         """Forget all planned faults."""

@@ -20,29 +20,18 @@ from tests.hub.listener import RefusalError
 
 REGULAR_FILE_LIMIT = 10 * 1024 * 1024  # bytes; above, the Hub takes a file only as LFS
 
-# the patterns that the Hub writes into .gitattributes when it creates a model repository
-LFS_PATTERNS = (
-    "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack *.npy *.npz "
-    "*.onnx *.ot *.parquet *.pb *.pickle *.pkl *.pt *.pth *.rar *.safetensors saved_model/**/* *.tar.* *.tar "
-    "*.tflite *.tgz *.wasm *.xz *.zip *.zst *tfevents*"
-)
-DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS.split())
+# some of the patterns that the Hub writes into .gitattributes when it creates a model repository
+LFS_PATTERNS = ("*.7z", "*.bin", "*.gz", "*.npz", "*.onnx", "*.pt", "*.pth", "*.safetensors", "*.zip", "*tfevents*")
+DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
 
 
 @dataclass(frozen=True)
 class Token:
-    """An access token.
-
-    Attributes:
-        value: the secret itself.
-        user: whose it is.
-        role: `write`, `read` or `fineGrained`.
-        scopes: for `fineGrained`: entity (user, organisation or `owner/name`) -> permissions, e.g. `repo.write`.
-    """
+    """An access token; `scopes` of a fine-grained one: entity (user, organisation or `owner/name`) -> permissions."""
 
     value: str
     user: str
-    role: str
+    role: str  # `write`, `read` or `fineGrained`
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def permits(self, permission: str, repo_id: str) -> bool:
@@ -69,18 +58,12 @@ class User:
 
 @dataclass(frozen=True)
 class Blob:
-    """One file of a commit.
-
-    Attributes:
-        oid: what git calls it: sha1 of the content, or for LFS of the pointer file.
-        sha256: of the content, for LFS files; None for regular ones.
-        xet_hash: the file's hash in Xet storage, where it lies there.
-    """
+    """One file of a commit."""
 
     content: bytes
-    oid: str
-    sha256: str | None = None
-    xet_hash: str | None = None
+    oid: str  # what git calls it: sha1 of the content, or for LFS of the pointer file
+    sha256: str | None = None  # of the content, for LFS files
+    xet_hash: str | None = None  # in Xet storage, where it lies there
     pointer_size: int = 0
 
     @classmethod
@@ -124,18 +107,6 @@ class Change:
     parent: str | None = None
     added: dict[str, Blob] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
-
-    def apply(self, files: Mapping[str, Blob]) -> dict[str, Blob]:
-        """The snapshot that follows `files`.
-
-        Raises:
-            RefusalError: 404 when something to be deleted is not there.
-        """
-        result = dict(files)
-        for path in self.deleted:
-            if result.pop(path, None) is None:
-                raise RefusalError(404, f'Entry "{path}" does not exist', "EntryNotFound")
-        return {**result, **self.added}
 
 
 class Repository:
@@ -253,7 +224,11 @@ class Repository:
     def _make(self, head: str | None, change: Change) -> Commit:
         if change.parent not in (None, head):
             raise RefusalError(412, "A commit has happened since. Please refresh and try again.")
-        files = change.apply(self.history[head].files if head else {})
+        files = dict(self.history[head].files if head else {})
+        for path in change.deleted:
+            if files.pop(path, None) is None:
+                raise RefusalError(404, f'Entry "{path}" does not exist', "EntryNotFound")
+        files |= change.added
         tree = sorted((path, blob.oid) for path, blob in files.items())
         everything = [len(self.history), head, tree, change.title, secrets.token_hex(4)]
         oid = hashlib.sha1(json.dumps(everything).encode()).hexdigest()
