@@ -405,7 +405,7 @@ def test_the_lock_of_a_path_that_cannot_be_is_refused_and_nothing_is_made(path: 
 @as_root
 def test_the_lock_in_a_folder_of_somebody_else(path: Path) -> None:
     path.parent.chmod(0o755)
-    become_nobody = f"import filelock; os.chdir({str(path.parent)!r}); os.setuid(65534)\n"
+    become_nobody = f"os.chdir({str(path.parent)!r}); os.setuid(65534)\n"
     script = HOLDER.replace("sys.exit", become_nobody + "sys.exit")
     command = [sys.executable, "-c", script, "model.pth"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
