@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import shlex
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 from charseq2seq.errors import ExitCode
-from tests.train_client import TINY, Trainee, contents, see, see_refused, strike_at, tiny_text
+from tests.train_client import TINY, Trainee, contents, see, see_refused, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 OK, USAGE, BAD_DATA, NO_INPUT = ExitCode.OK, ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT
@@ -106,28 +105,6 @@ def test_an_unusual_text_is_learned_from(case: str, client: WarmClient, owner: T
     done = client.run(owner.home, *TRAIN)
     see(done, OK, says)
     assert done.report["outcome"] == "finished"
-
-
-@pytest.mark.slow
-def test_a_line_of_50_megabytes_is_learned_from(owner: Trainee) -> None:
-    owner.text.write_text("We sail, we sail! " * 2_800_000)
-    # A run that is stopped while an earlier model stands does not measure 5 million characters for a quarter minute.
-    done = strike_at(owner.start(*TRAIN, "--max_steps", "1000000", "--log_interval", "1"), 1, signal.SIGTERM)
-    assert done.code == ExitCode.TERMINATED, done.log
-    assert "text: text.txt, 50,400,000 characters, 10 distinct" in done.log
-
-
-def test_resuming_says_that_the_text_is_another(client: WarmClient, owner: Trainee) -> None:
-    run = [*TRAIN[:-1], "100000", "--eval_interval", "10", "--log_interval", "1"]
-    assert strike_at(owner.start(*run), 10, signal.SIGTERM).code == ExitCode.TERMINATED
-    unfinished, model = owner.resume.read_bytes(), owner.model.read_bytes()
-    owner.text.write_text(tiny_text(61))
-    done = client.run(owner.home, *run, "--resume", owner.resume.name)
-    see_refused(done, USAGE, r"different run: corpus_sha256 was \w{64}, is \w{64}\. Give the same text and arguments")
-    assert (owner.resume.read_bytes(), owner.model.read_bytes()) == (unfinished, model)
-    done = client.run(owner.home, *TRAIN)
-    see(done, OK, r"unfinished run here is a different one: corpus_sha256 was .* lay there is kept as \S+earlier\.pth")
-    assert (owner.home / "transformer_model.resume.earlier.pth").read_bytes() == unfinished
 
 
 @needs_proc
@@ -272,8 +249,6 @@ GENERATIONS = r"""
 --prompt_file empty.txt -> 20
 --prompt_file crlf.txt -> 25
 --temperature 0 -> 20
---temperature 1e-320 -> 20
---temperature 1e9 -> 20
 --temperature 1e308 --top_p 1e-300 -> 20
 --prompt ALL: --num_chars 0 -> 4
 --prompt_file absent.txt -> NO_INPUT absent\.txt cannot be read: No such file.*; check --prompt_file
@@ -281,9 +256,6 @@ GENERATIONS = r"""
 --prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8: byte 0xF9 at offset 1; convert it
 --prompt_file /dev/zero -> BAD_DATA /dev/zero has more than 100,000,000 bytes; the model reads only
 --temperature -1 -> USAGE --temperature must be a finite number at least 0, not '-1'
---top_p 0 -> USAGE --top_p must be a number above 0 and at most 1, not '0'
---top_k 0 -> USAGE --top_k must be a whole number from 1 to
---num_chars -1 -> USAGE --num_chars must be a whole number from 0
 """.strip().splitlines()
 
 
