@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 _BEGIN = re.compile(r"<!-- charseq2seq begins: \S*(?P<seal> [0-9a-f]{16})? [^\n]*-->")
@@ -106,12 +107,13 @@ def _find_block(block: str, text: str) -> tuple[int, int, list[str]]:
 def _merge_metadata(ours: str, theirs: str, our_names: list[str]) -> tuple[str, list[str]]:
     import yaml
 
+    compose: Callable[[str], Any] = yaml.compose
     try:
-        root = yaml.compose(theirs)
+        root = compose(theirs)
         if root is not None and root.flow_style:  # {a: 1}: there are no lines to be edited
             root.flow_style = False
             theirs = _yaml(root)
-            root = yaml.compose(theirs)
+            root = compose(theirs)
     except yaml.YAMLError as error:
         return ours, [f"the metadata is not YAML ({' '.join(str(error).split())}), so it is made anew"]
     if root is None:
@@ -120,7 +122,7 @@ def _merge_metadata(ours: str, theirs: str, our_names: list[str]) -> tuple[str, 
         return ours, ["the metadata is not of the form `name: value`, so it is made anew"]
     pairs = {key.value: (key, value) for key, value in root.value if key.id == "scalar"}
     edits, added, lost = [], [], []
-    for key, value in yaml.compose(ours).value:
+    for key, value in compose(ours).value:
         if key.value not in pairs:
             added.append((key, value))
         elif key.value == "model-index":
