@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.console import log, log_errors_only, log_to_file, run_with_report, write_result
-from charseq2seq.device import use_threads
+from charseq2seq.device import choose_device, choose_precision, use_threads
 from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
@@ -78,7 +78,8 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
 
 def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> None:
     """Print a sample and how good the model is; tell how the run ended and what to do next."""
-    report |= {"outcome": "finished", "steps": outcome.steps, "training_seconds": round(outcome.seconds, 1)}
+    ending = "finished" if outcome.stopped_by is None else "stopped"
+    report |= {"outcome": ending, "steps": outcome.steps, "training_seconds": round(outcome.seconds, 1)}
     if outcome.evaluation is not None:
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
@@ -94,7 +95,6 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
             )
         log(f"model: {args.model_path}")
     if outcome.stopped_by is not None:
-        report["outcome"] = "stopped"
         log(f"stopped: everything is saved; {what_is_left(args, outcome)}.")
     elif not args.push_to_hf:
         log(f"next: python train_transformer.py --mode generate --model_path {args.model_path}")
@@ -108,12 +108,11 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
         return f"the same command{with_resume} continues this run"
     if not args.push_to_hf:
         return "the run itself was complete"
-    command = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
-    for name in ("repo_name", "username", "token_file"):  # but not the token
-        if value := getattr(args, f"hf_{name}"):
-            command += [f"--{name}", str(value)]
-    command += ["--private"] * args.hf_private
-    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(command)}"
+    words = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
+    told = {"repo_name": args.hf_repo_name, "username": args.hf_username, "token_file": args.hf_token_file}
+    words += [word for name, value in told.items() if value for word in (f"--{name}", str(value))]  # but no token
+    words += ["--private"] * args.hf_private
+    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(words)}"
 
 
 def push(request: PushOptions, report: dict[str, Any]) -> None:
@@ -133,7 +132,6 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
 def evaluate(args: Settings) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.device import choose_device, choose_precision
     from charseq2seq.training.evaluation import evaluate_file
     from data.prepare import prepare
 
@@ -156,7 +154,6 @@ def evaluate(args: Settings) -> int:
 def generate(args: Settings) -> int:
     """Print text that the model generates, character by character."""
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.device import choose_device
     from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(args.num_threads or 1)  # a token is too little work to split: a second thread only waits (LOG.md)

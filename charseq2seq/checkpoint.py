@@ -44,25 +44,15 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and everything known about it.
+    """A trained model and everything known about it."""
 
-    Attributes:
-        model_state_dict: float32 weights of the best validation loss.
-        config: the keyword arguments of `Transformer`.
-        vocab: token -> index, as in vocab.json.
-        training_args: the run's options and defaults as it used them; never a token or a path of the machine.
-        metrics: the loss and how it was measured, and `history`, a list of steps, seconds and losses.
-        corpus: its name, sha256 and numbers of characters.
-        environment: versions of Python and the libraries, and the kind of hardware.
-    """
-
-    model_state_dict: Mapping[str, Any]
-    config: Mapping[str, Any]
-    vocab: Mapping[str, int]
-    training_args: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    corpus: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    model_state_dict: Mapping[str, Any]  # float32 weights of the best validation loss
+    config: Mapping[str, Any]  # the keyword arguments of `Transformer`
+    vocab: Mapping[str, int]  # token -> index, as in vocab.json
+    training_args: Mapping[str, Any]  # the run's options and defaults as it used them; no token, no path of a machine
+    metrics: Mapping[str, Any]  # the loss, how it was measured, and `history`: steps, seconds and losses
+    corpus: Mapping[str, Any]  # its name, sha256 and numbers of characters
+    environment: Mapping[str, Any]  # versions of Python and the libraries, and the kind of hardware
 
     def vocabulary(self) -> CharVocabulary:
         """The vocabulary the model was trained with."""
@@ -85,20 +75,12 @@ def library_versions() -> dict[str, str]:
     import numpy as np
     import torch
 
-    return {
-        "suite": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a plain str: its own type would not load safely
-        "numpy": np.__version__,
-    }
+    versions = {"suite": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    return versions | {"torch": str(torch.__version__)}  # a plain str: its own type would not load safely
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the model file, whole or not at all.
-
-    Raises:
-        SuiteError: it cannot be written; an earlier file is untouched.
-    """
+    """Write the model file, whole or not at all; see `atomic_write`."""
     # Clones, because a view would bring its whole storage into the file.
     weights = {name: tensor.detach().to("cpu").clone() for name, tensor in checkpoint.model_state_dict.items()}
     _save(path, _MODEL, {name: dict(part) for name, part in vars(checkpoint).items()} | {"model_state_dict": weights})
@@ -128,8 +110,8 @@ def _facts_problem(checkpoint: Checkpoint) -> str | None:
             return f"its {name} are not what JSON can hold"
     corpus, metrics = checkpoint.corpus, checkpoint.metrics
     counts = [corpus.get(name) for name in _COUNTS]
-    named = all(isinstance(corpus.get(name), str) for name in ("name", "sha256"))
-    if not named or not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+    counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
+    if not counted or not all(isinstance(corpus.get(name), str) for name in ("name", "sha256")):
         return "its corpus lacks a name, a sha256 or the numbers of characters"
     loss = metrics.get("nats_per_char")
     if loss is None or not all(_is_figure(metrics.get(name)) for name in _FIGURES) or not math.isfinite(loss):
@@ -146,10 +128,8 @@ def _facts_problem(checkpoint: Checkpoint) -> str | None:
 def history_problem(history: Any) -> str | None:
     """What is wrong with a list of losses, in words."""
     points: list[Any] = history if isinstance(history, list) else [None]
-    dicts = all(isinstance(point, dict) for point in points)
-    if not dicts or not all(type(p.get("step")) is int and all(map(_is_figure, p.values())) for p in points):
-        return "its history is not a list of steps and losses"
-    return None
+    fine = (isinstance(p, dict) and type(p.get("step")) is int and all(map(_is_figure, p.values())) for p in points)
+    return None if all(fine) else "its history is not a list of steps and losses"
 
 
 def _weights_problem(weights: Mapping[str, Any], path: Path) -> str | None:
@@ -169,9 +149,8 @@ def _config_problem(checkpoint: Checkpoint) -> str | None:
     from encoder_decoder_transformer import Transformer
 
     arguments = inspect.signature(Transformer).parameters
-    types = {"int": (int,), "float": (int, float), "bool": (bool,)}
     for name, value in checkpoint.config.items():
-        if name in arguments and type(value) not in types[str(arguments[name].annotation)]:
+        if name in arguments and type(value).__name__ != arguments[name].annotation:
             return f"its config has {value!r:.80} for {name}"
     size = {name: argument.default for name, argument in arguments.items()} | dict(checkpoint.config)
     layers = size["num_encoder_layers"] + size["num_decoder_layers"]
@@ -220,8 +199,7 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 def load_resume_state(path: Path) -> dict[str, Any]:
     """Read what `save_resume_state` wrote; refused as by `load_checkpoint`; only some fields are checked here."""
     content = _load(path, _RESUME)
-    named = all(isinstance(name, str) for name in content)
-    if not named or not _is_json([content.get("identity"), content.get("finished")]):
+    if not _is_json(dict.fromkeys(content) | {name: content.get(name) for name in ("identity", "finished")}):
         raise _unusable(path, "the run's identity is not what JSON can hold")
     return content
 
@@ -238,16 +216,14 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
 
     try:
         if path.exists() and not path.is_file():
-            what = "folder" if path.is_dir() else "pipe or device"
-            raise SuiteError(f"{path} is a {what}; name a model file.", ExitCode.NO_INPUT)
+            raise SuiteError(f"{path} is a folder, pipe or device; name a model file.", ExitCode.NO_INPUT)
         with path.open("rb") as file:
             begin = file.read(4)
     except OSError as error:
-        problem = f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        advice = "check the path and its permissions."
         if isinstance(error, FileNotFoundError):
-            problem = f"{path} does not exist; train a model first (python train_transformer.py --mode train) or name "
-            problem += "another file with --model_path."
-        raise SuiteError(problem, ExitCode.NO_INPUT) from error
+            advice = "train a model first (python train_transformer.py) or name another file with --model_path."
+        raise SuiteError(f"{path} cannot be read ({error.strerror}); {advice}", ExitCode.NO_INPUT) from error
     # torch.load would take a file that does not begin as an archive for one of its older formats.
     if begin != b"PK\3\4":
         raise _unusable(path, "it is no checkpoint archive (damaged?)")
@@ -266,11 +242,10 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise _unusable(path, f"it is not a {kind} file")
     version = content.get("format_version")
-    if type(version) is int and version == FORMAT_VERSION:
-        return content
-    older = type(version) is int and 0 < version < FORMAT_VERSION
-    remedy = "use the version of the suite that wrote it" if older else "update the suite"
-    raise _unusable(path, f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}; {remedy}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        problem = f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}"
+        raise _unusable(path, f"{problem}; use the version of the suite that wrote it")
+    return content
 
 
 def _check_archive(path: Path) -> None:

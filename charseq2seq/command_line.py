@@ -1,8 +1,8 @@
 """Command lines read into a dataclass that has one field per option, and every problem told at once.
 
-argparse stops at the first wrong value. Here it only splits the command line; the values are converted afterwards, and
-`read_options` ends with all problems in one message and status 2. Nothing here imports torch: `--help` and wrong
-arguments are answered at once.
+argparse stops at the first wrong value. Here it only shows the help; `read_options` reads the command line, and ends
+with all problems in one message and status 2. Nothing here imports torch: `--help` and wrong arguments are answered at
+once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,8 +20,6 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from charseq2seq import __version__
 from charseq2seq.errors import TOKEN, list_problems
-
-T = TypeVar("T")
 
 
 class Kind(NamedTuple):
@@ -51,29 +51,39 @@ def option(kind: Kind, help: str, default: Any = None, **more: Any) -> Any:  # n
     return field(default=row.default, metadata={"option": row})
 
 
-def options_of(kind: type) -> dict[str, Option]:
-    """The options of a dataclass by name, in order."""
-    return {one.name: one.metadata["option"] for one in fields(kind) if "option" in one.metadata}
+_MOST_FILES = 1000  # arguments files of one command line
 
 
-def read_options(
-    kind: type[T], argv: Sequence[str] | None, description: str | None, check: Callable[[T], Iterable[str]]
-) -> T:
+class Options:
+    """A dataclass whose fields are options. One named `mode` says which of the others may be given."""
+
+    @classmethod
+    def rows(cls) -> dict[str, Option]:
+        """The options by name, in order."""
+        own: Any = cls  # a dataclass
+        return {one.name: one.metadata["option"] for one in fields(own) if "option" in one.metadata}
+
+    def contradictions(self) -> Iterable[str]:
+        """The problems that no single option has."""
+        return ()
+
+
+T = TypeVar("T", bound=Options)
+
+
+def read_options(kind: type[T], argv: Sequence[str] | None, description: str | None = None) -> T:
     """Read a command line; a wrong one ends the program with status 2 and everything that is wrong with it.
 
     Args:
-        kind: a dataclass whose fields are options. One named `mode` says which of the others may be given.
+        kind: the dataclass to read it into.
         argv: the words; None: those of the program.
         description: of the program, for `--help`.
-        check: finds the problems that no single option has.
     """
-    rows = options_of(kind)
+    rows = kind.rows()
     parser = _Parser(rows, description)
-    try:
-        namespace, unknown = parser.parse_known_args(argv)
-    except RecursionError:
-        parser.error("an arguments file names itself, or files name each other, without end")
-    given, problems = vars(namespace), list(_unrecognized(unknown, rows))
+    given, unknown, problems = _split(sys.argv[1:] if argv is None else argv, rows)
+    _, unknown = parser.parse_known_args(unknown)  # --help and --version end it here
+    problems += _unrecognized(unknown, rows)
     for name, text in given.items():
         if isinstance(text, str):
             try:
@@ -82,22 +92,64 @@ def read_options(
                 given[name] = None
                 problems.append(f"--{name} must be {error}, not {text!r}")
     read = kind(**given)
-    if problems := [*problems, *_misplaced(given, rows, read), *check(read)]:
+    if problems := [*problems, *_misplaced(given, rows, read), *read.contradictions()]:
         parser.error(list_problems(problems))
     return read
 
 
-class _Parser(argparse.ArgumentParser):
-    """Splits a command line into options; words can also come from a file, `@nightly.args`.
+def _split(words: Sequence[str], rows: dict[str, Option]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The options that words give, with their values; the words that are none; and the problems.
 
-    In such a file words stand as in a shell, any number a line, and `#` begins a comment.
+    A value may begin with - or @, which argparse does not allow. Elsewhere `@nightly.args` stands for the words of a
+    file, in which they stand as in a shell.
     """
+    given: dict[str, Any] = {}
+    unknown: list[str] = []
+    problems: list[str] = []
+    flags = {f"--{name}": name for name in rows}
+    files, left = 0, list(reversed(words))
+    while left:
+        word = left.pop()
+        flag, equals, value = word.partition("=")
+        if word.startswith("@") and (files := files + 1) <= _MOST_FILES:
+            left += reversed(_words_of(word[1:], problems))
+        elif word.startswith("@"):
+            return given, unknown, ["an arguments file names itself, or files name each other, without end"]
+        elif flag not in flags:
+            unknown.append(word)
+        elif (name := flags[flag]) and rows[name].kind is SWITCH:
+            given[name] = True
+            problems += [f"{flag} takes no value"] * bool(equals)
+        elif equals:
+            given[name] = value
+        elif rows[name].without_value is not None and (not left or left[-1].startswith(("-", "@"))):
+            given[name] = rows[name].without_value
+        elif left and left[-1] not in flags:
+            given[name] = left.pop()
+        else:
+            problems.append(f"{flag} needs a value; one that is itself a flag is given as {flag}=VALUE")
+    return given, unknown, problems
+
+
+def _words_of(file: str, problems: list[str]) -> list[str]:
+    """The words of an arguments file. What is wrong with it is told without them: one may be a token."""
+    try:
+        return shlex.split(Path(file).read_text(encoding="utf-8-sig"), comments=True)
+    except OSError as error:
+        problem = str(error.strerror)
+    except ValueError as error:
+        problem = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error}; close its quotes"
+    problems.append(f"the arguments file {file} cannot be read: {problem}")
+    return []
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows the help, the version and what is wrong."""
 
     def __init__(self, rows: dict[str, Option], description: str | None) -> None:
         super().__init__(
             usage="%(prog)s [options] [@file]",
             description=description,
-            fromfile_prefix_chars="@",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
             allow_abbrev=False,  # an abbreviation that works today is ambiguous tomorrow
@@ -109,13 +161,6 @@ class _Parser(argparse.ArgumentParser):
             if row.without_value is not None:
                 value |= {"nargs": "?", "const": row.without_value}
             groups[row.group].add_argument(f"--{name}", help=_help(row), **value)
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """The words of one line of an arguments file."""
-        try:
-            return shlex.split(arg_line, comments=True)
-        except ValueError as error:  # the line is not shown: it may hold a token
-            self.error(f"a line of the arguments file cannot be read: {error}; close its quotes")
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and a message that shows no token."""
@@ -136,7 +181,10 @@ def _unrecognized(words: list[str], rows: dict[str, Option]) -> Iterator[str]:
     flags = [f"--{name}" for name in rows]
     near = [difflib.get_close_matches(word.partition("=")[0], flags, 1) for word in words if word.startswith("-")]
     meant = " ".join(flag for found in near for flag in found)
-    yield f"unrecognized arguments: {' '.join(words)}" + (f"; did you mean {meant}?" if meant else "")
+    told = f"unrecognized arguments: {' '.join(words[:10])}" + f" and {len(words) - 10:,} more" * (len(words) > 10)
+    expanded = any(map(os.path.isfile, words))  # of `--data_path src/*.py`, all files but the first
+    told += '; quote a pattern, so that the shell leaves it as it is: --data_path "src/*.py"' if expanded else ""
+    yield told + (f"; did you mean {meant}?" if meant else "")
 
 
 def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Iterator[str]:
@@ -154,8 +202,17 @@ def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Ite
 
 # --- kinds of values
 
+expand_home = os.path.expanduser  # a shell leaves the ~ of `--data_path=~/x` as it is
 SWITCH = Kind("", bool)  # on where the flag is given
-FILE = Kind("FILE", Path)
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("a path without NUL characters")
+    return Path(expand_home(text))
+
+
+FILE = Kind("FILE", _path)
 
 
 def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:

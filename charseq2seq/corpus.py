@@ -1,7 +1,8 @@
 """A text on disk -> ids, and its contiguous split.
 
 A text is a file, a folder of text files or a glob pattern of them, plain or compressed. What is read depends on the
-files only: UTF-8 without byte order marks, CRLF as LF, several files in the order of their names, as `cat` joins them.
+files only: UTF-8 without byte order marks, CRLF and CR as LF, several files in the order of their names. A file that
+does not end a line is ended by one, where another follows.
 
 The last 10 % of the characters, but at most a million, are the validation split; the others train.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +38,12 @@ Ids = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Text:
-    """A text in memory.
+    """A text in memory."""
 
-    Attributes:
-        path: what the user named.
-        sha256: of the files' bytes, decompressed and joined; for a plain file, what sha256sum prints.
-        alphabet: its distinct characters, in order of code point.
-        pieces: its characters; joined, they are the text.
-    """
-
-    path: Path
-    sha256: str
-    alphabet: str
-    pieces: list[str]
+    path: Path  # what the user named
+    sha256: str  # of the files' bytes, decompressed and joined; for a plain file, what sha256sum prints
+    alphabet: str  # its distinct characters, in order of code point
+    pieces: list[str]  # its characters; joined, they are the text
 
     @property
     def name(self) -> str:
@@ -63,18 +58,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids, and where training ends and validation begins.
-
-    Attributes:
-        ids: (characters,), of the smallest unsigned type that holds them.
-        num_train: the first so many characters train, the others validate.
-    """
+    """A text as ids, and where training ends and validation begins."""
 
     name: str
     sha256: str
     vocabulary: CharVocabulary
-    ids: Ids
-    num_train: int
+    ids: Ids  # (characters,), of the smallest unsigned type that holds them
+    num_train: int  # the first so many characters train, the others validate
 
     @property
     def train_ids(self) -> Ids:
@@ -103,15 +93,15 @@ def load_corpus(path: Path, window: int) -> Corpus:
     Raises:
         SuiteError: the text cannot be read, is too short, or is one character repeated.
     """
-    text = read_text(path)
+    text, what = read_text(path), f"the text {path}"
     vocabulary = CharVocabulary(text.alphabet)
     num_train = max(int(text.characters * TRAIN_FRACTION), text.characters - LONGEST_VALIDATION)
     if num_train < 2 * window:
         needed = int(2 * window / TRAIN_FRACTION) + 2
         problem = f"has {text.characters:,} characters, training with these windows needs at least {needed:,}"
-        raise _not_text(path, f"{problem}; give a longer text or a smaller --source_length and --target_length.")
+        raise _not_text(what, f"{problem}; give a longer text or a smaller --source_length and --target_length.")
     if len(vocabulary.characters) < 2:
-        raise _not_text(path, "consists of one character repeated; there is nothing to learn.")
+        raise _not_text(what, "consists of one character repeated; there is nothing to learn.")
     return Corpus(text.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
 
 
@@ -131,7 +121,12 @@ def read_text(path: Path) -> Text:
             byte), or with NUL bytes.
     """
     digest = hashlib.sha256()
-    pieces = [piece for file in find_files(path) for piece in _pieces_of(file, digest)]
+    pieces: list[str] = []
+    for file in find_files(path):
+        if pieces and not pieces[-1].endswith("\n"):
+            pieces.append("\n")
+            digest.update(b"\n")
+        pieces += filter(None, decode(_bytes_of(file, digest), f"the text {file}"))
     alphabet: set[str] = set()
     ascii_so_far = b""  # deleting known ASCII characters from a piece is much faster than a set of all its characters
     for piece in pieces:
@@ -139,7 +134,7 @@ def read_text(path: Path) -> Text:
             alphabet.update(new.decode())
             ascii_so_far = "".join(filter(str.isascii, alphabet)).encode()
     if not alphabet:
-        raise _not_text(path, "is empty; give one with some thousands of characters.")
+        raise _not_text(f"the text {path}", "is empty; give one with some thousands of characters.")
     return Text(path, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
 
 
@@ -171,34 +166,37 @@ def find_files(path: Path) -> list[Path]:
     return files
 
 
-def _pieces_of(path: Path, digest: Any) -> Iterator[str]:
-    """The characters of one file; its bytes go into the digest."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, held = 0, ""
-    for raw in _bytes_of(path):
-        digest.update(raw)
+def decode(pieces: Iterable[bytes], what: str) -> Iterator[str]:
+    """The characters of a file, every line with LF at its end.
+
+    Args:
+        pieces: its bytes; an empty piece ends them.
+        what: what a refusal calls it.
+
+    Raises:
+        SuiteError: it is not UTF-8 (with the offset of the first wrong byte), or has NUL bytes.
+    """
+    in_utf8 = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(in_utf8, translate=True)
+    offset = 0
+    for raw in pieces:
         if not offset and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise _not_text(path, "is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8).")
-        split = len(decoder.getstate()[0])  # bytes of a character that began in the last piece
+            raise _not_text(what, "is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8).")
+        split = len(in_utf8.getstate()[0])  # bytes of a character that began in the last piece
         try:
             piece = decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
-            remedy = "convert it (iconv -f LATIN1 -t UTF-8, say)."
-            raise _not_text(path, f"is not UTF-8: {where}; {remedy}") from error
-        if (nul := piece.find("\0")) >= 0:
-            nul_offset = offset - split + len(piece[:nul].encode())
-            raise _not_text(path, f"has a NUL byte at offset {nul_offset:,}: it is binary or UTF-16; give plain UTF-8.")
-        if not offset:
-            piece = piece.removeprefix("\ufeff")
+            raise _not_text(what, f"is not UTF-8: {where}; convert it (iconv -f LATIN1 -t UTF-8, say).") from error
+        if (nul := raw.find(b"\0")) >= 0:
+            where = f"has a NUL byte at offset {offset + nul:,}"
+            raise _not_text(what, f"{where}: it is binary or UTF-16; give plain UTF-8.")
+        yield piece if offset else piece.removeprefix("\ufeff")
         offset += len(raw)
-        piece = held + piece
-        held = "\r" if raw and piece.endswith("\r") else ""  # its LF may come with the next piece
-        yield piece.removesuffix(held).replace("\r\n", "\n") if "\r" in piece else piece
 
 
-def _bytes_of(path: Path) -> Iterator[bytes]:
-    """The bytes of one file, decompressed; an empty piece ends them."""
+def _bytes_of(path: Path, digest: Any) -> Iterator[bytes]:
+    """The bytes of one file, decompressed, which also go into the digest; an empty piece ends them."""
     import bz2
     import gzip
     import lzma
@@ -208,16 +206,17 @@ def _bytes_of(path: Path) -> Iterator[bytes]:
     try:
         with openers.get(path.suffix, Path.open)(path, "rb") as file:
             while raw := file.read(_PIECE):
+                digest.update(raw)
                 yield raw
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # gzip and bz2 report damage without a number
             raise _unreadable(path, error) from error
-        raise _not_text(path, f"is damaged or not what its name says ({error}); get it again.") from error
+        raise _not_text(f"the text {path}", f"is damaged or not what its name says ({error}); get it again.") from error
     yield b""
 
 
-def _not_text(path: Path, problem: str) -> SuiteError:  # or one that cannot be learned from
-    return SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
+def _not_text(what: str, problem: str) -> SuiteError:  # or one that cannot be learned from
+    return SuiteError(f"{what} {problem}", ExitCode.BAD_DATA)
 
 
 def _unreadable(path: Path, error: OSError) -> SuiteError:

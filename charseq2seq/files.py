@@ -12,12 +12,16 @@ import errno
 import glob
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from charseq2seq.errors import ExitCode, SuiteError
+
+# What a file system answers that cannot flush.
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 # With these it is the path that has to change; with any other, the disk is to blame.
 _PATH_ERRORS = ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"]
@@ -47,7 +51,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with _if_supported():
+                os.fsync(file.fileno())
         temporary.replace(path)  # os.replace
         _flush_folder(path.parent)
     except BaseException as error:
@@ -78,13 +83,24 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 (never raises)
 
 
+@contextlib.contextmanager
+def _if_supported() -> Iterator[None]:
+    """Go on where a file system cannot flush: shared folders (SMB), FUSE, folders that one may not list."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
 def _flush_folder(folder: Path) -> None:
     if os.name != "nt":  # a folder cannot be opened there; NTFS journals the rename
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _if_supported():
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def resume_path(model_path: Path) -> Path:
@@ -98,41 +114,59 @@ def lock_path(model_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def run_lock(model_path: Path) -> Iterator[None]:
+def run_lock(model_path: Path) -> Iterator[str]:
     """Hold the lock of a model path, so that one run at a time writes it, and remove what a killed run left behind.
 
     The kernel releases the lock when the process ends, however it ends. The lock file stays and names the last holder.
 
+    Yields:
+        Nothing, or where the file system has no locks a warning of that.
+
     Raises:
         SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
     """
-    from filelock import FileLock, Timeout
-
     _check_name(model_path)
     path = lock_path(model_path)
     try:
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        holder = ""
-        with contextlib.suppress(OSError):
-            holder = path.read_text(encoding="utf-8", errors="ignore")
-        raise SuiteError(
-            f"another run is writing {model_path} ({holder or 'its holder is not recorded'}); wait for it or choose "
-            "another --model_path.",
-            ExitCode.LOCKED,
-        ) from error
+        lock = path.open("a", encoding="utf-8")
     except OSError as error:
         raise write_error(path, error) from error
-    try:
+    with lock:
+        try:
+            _lock(lock.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            raise _locked(model_path) from error
+        except OSError as error:  # some network and cluster file systems have no locks
+            yield f"{path} cannot be locked ({error.strerror}): take care that no other run writes {model_path}."
+            return
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
             for written in map(_target, (model_path, resume_path(model_path))):
                 for temporary in written.parent.glob(f"{glob.escape(written.name)}.{'[0-9a-f]' * 8}.tmp"):
                     temporary.unlink()
-        yield
-    finally:
-        lock.release()
+        yield ""
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _locked(model_path: Path) -> SuiteError:
+    holder = ""
+    with contextlib.suppress(OSError):
+        holder = lock_path(model_path).read_text(encoding="utf-8", errors="ignore")
+    return SuiteError(
+        f"another run is writing {model_path} ({holder or 'its holder is not recorded'}); wait for it or choose "
+        "another --model_path.",
+        ExitCode.LOCKED,
+    )
 
 
 def _check_name(model_path: Path) -> None:
@@ -140,7 +174,7 @@ def _check_name(model_path: Path) -> None:
     try:
         if model_path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        os.stat(f"{model_path.parent}{os.sep}")  # noqa: PTH116 (filelock would create the folder of a mistyped path)
+        os.stat(f"{model_path.parent}{os.sep}")  # noqa: PTH116 (with the slash: a folder)
         with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
             model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
     except OSError as error:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from charseq2seq.corpus import decode
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.vocabulary import CharVocabulary, describe_character
+from charseq2seq.vocabulary import CharVocabulary, describe_characters
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from encoder_decoder_transformer import Transformer
 
 _LARGEST_PROMPT = 100_000_000  # bytes
@@ -21,25 +24,23 @@ _LARGEST_FOR_A_CPU = 4_000_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next character is sampled.
+    """How the next character is sampled."""
 
-    Attributes:
-        temperature: 0 takes the likeliest; 1 samples from the model's own distribution.
-        top_k, top_p: sample from the k likeliest, or from the fewest with this total probability; None for all.
-        seed: the same seed gives the same text on the same machine.
-    """
+    temperature: float = 0.8  # 0 takes the likeliest; 1 samples from the model's own distribution
+    top_k: int | None = None  # sample from the k likeliest
+    top_p: float | None = None  # sample from the fewest with this total probability
+    seed: int = 1337  # the same seed gives the same text on the same machine
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 1337
+    def options(self) -> dict[str, Any]:
+        """All but the seed, as keyword arguments of `Transformer.stream`."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
 def read_prompt(path: Path) -> str:
-    """A prompt from a UTF-8 file; CRLF becomes LF, the file may be empty.
+    """A prompt from a file, which may be empty; see `decode`.
 
     Raises:
-        SuiteError: it cannot be read, is not UTF-8, or is endless.
+        SuiteError: it cannot be read, is no text, or is endless.
     """
     try:
         with path.open("rb") as file:  # also a pipe; /dev/zero must end
@@ -47,10 +48,7 @@ def read_prompt(path: Path) -> str:
         if len(content) > _LARGEST_PROMPT:
             problem = f"has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
             raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA)
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 (byte offset {error.start:,}); convert it."
-        raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA) from error
+        return "".join(decode([content, b""], f"the prompt {path}"))
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}; check --prompt_file."
         raise SuiteError(f"the prompt {path} {problem}", ExitCode.NO_INPUT) from error
@@ -60,12 +58,11 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
     """The prompt, without the characters that the vocabulary lacks.
 
     Raises:
-        SuiteError: there are such characters and `unknown` is "error"; all are listed with their code points.
+        SuiteError: there are such characters and `unknown` is "error".
     """
     missing = vocabulary.unknown_characters(prompt)
     if missing and unknown == "error":
-        number = f"{len(missing)} character{'s' * (len(missing) > 1)}"
-        problem = f"the prompt has {number} that the model never saw: {', '.join(map(describe_character, missing))}"
+        problem = f"the prompt has {describe_characters(missing, 'that the model never saw')}"
         raise SuiteError(f"{problem}; leave them out or add --unknown skip.", ExitCode.BAD_DATA)
     return prompt.translate(dict.fromkeys(map(ord, missing)))
 
@@ -107,16 +104,8 @@ class TextGenerator:
         """
         import torch
 
-        device = self.decoder.device
-        tokens = self.decoder.stream(
-            torch.from_numpy(self.vocabulary.encode(prompt)).long().to(device)[None],
-            num_chars,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            generator=torch.Generator().manual_seed(sampling.seed),
-        )
-        for token in tokens:
+        generator = torch.Generator().manual_seed(sampling.seed)
+        for token in self.decoder.stream(self._source(prompt), num_chars, **sampling.options(), generator=generator):
             yield self.vocabulary.decode([int(token)])
 
     def samples(self, prompt: str, num_chars: int, sampling: Sampling, number: int) -> Iterator[str]:
@@ -130,17 +119,16 @@ class TextGenerator:
         if self.decoder.device.type == "cpu":
             yield from (self.generate(prompt, num_chars, replace(sampling, seed=seed)) for seed in seeds)
             return
-        source = torch.from_numpy(self.vocabulary.encode(prompt)).long().to(self.decoder.device)
-        tokens = self.decoder.generate(
-            source.expand(number, -1),
-            num_chars,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        )
+        source = self._source(prompt).expand(number, -1)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        tokens = self.decoder.generate(source, num_chars, **sampling.options(), generator=generators)
         yield from map(self.vocabulary.decode, tokens.tolist())
 
     def generate(self, prompt: str, num_chars: int, sampling: Sampling) -> str:
         """All of `stream` at once."""
         return "".join(self.stream(prompt, num_chars, sampling))
+
+    def _source(self, prompt: str) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.vocabulary.encode(prompt)).long().to(self.decoder.device)[None]

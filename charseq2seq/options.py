@@ -10,30 +10,36 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from charseq2seq.command_line import FILE, SWITCH, Kind, number, one_of, option, options_of, read_options, whole
+from charseq2seq.command_line import (
+    FILE,
+    SWITCH,
+    Kind,
+    Options,
+    expand_home,
+    number,
+    one_of,
+    option,
+    read_options,
+    whole,
+)
 from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 
-
-def _size(*numbers: int) -> dict[str, int]:
-    names = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
-    return dict(zip(names, numbers, strict=True))
-
-
-# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers.
+_SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
+# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers. The
+# smallest is useful: about five minutes on two CPU cores, text worth reading.
 SIZES: dict[str, dict[str, int]] = {
-    # the smallest that is useful: about five minutes on two CPU cores, text worth reading
-    "tiny": _size(192, 3, 1, 1, 3, 1024),
-    "small": _size(384, 6, 6, 2, 6, 1536),
-    "base": _size(512, 8, 8, 2, 8, 2048),
-    "large": _size(1024, 16, 16, 4, 16, 4096),
+    "tiny": dict(zip(_SIZED, (192, 3, 1, 1, 3, 1024), strict=True)),
+    "small": dict(zip(_SIZED, (384, 6, 6, 2, 6, 1536), strict=True)),
+    "base": dict(zip(_SIZED, (512, 8, 8, 2, 8, 2048), strict=True)),
+    "large": dict(zip(_SIZED, (1024, 16, 16, 4, 16, 4096), strict=True)),
 }
 
 # The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
@@ -50,29 +56,26 @@ _PROBABILITY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
 
-def _rows(group: str, *modes: str, **more: Any) -> Callable[..., Any]:
-    """`option` with what the rows of a group share."""
-    return partial(option, group=group, modes=modes, **more)
-
-
-_what = _rows("what to do")
-_model = _rows(MODEL, "train", **_RESULT)
-_run = _rows("run (train)", "train", **_RESULT)
-_course = _rows("run (train)", "train")  # these do not change the weights
-_memory = _rows("memory and speed (train)", "train", recorded=True)
-_publishing = _rows("publishing (train)", "train", needs="push_to_hf")
-_text = _rows("text (generate)", "generate")
-_NAME, _TEXT, _TOKEN = Kind("NAME"), Kind("TEXT"), Kind("TOKEN")
+# What the rows of a group share.
+_what = partial(option, group="what to do")
+_train = partial(option, modes=("train",))
+_model = partial(_train, group=MODEL, **_RESULT)
+_course = partial(_train, group="run (train)")  # these do not change the weights
+_run = partial(_course, **_RESULT)
+_memory = partial(_train, group="memory and speed (train)", recorded=True)
+_publishing = partial(_train, group="publishing (train)", needs="push_to_hf")
+_text = partial(option, group="text (generate)", modes=("generate",))
+_NAME, _TEXT, _TOKEN, _PATH = Kind("NAME"), Kind("TEXT"), Kind("TOKEN"), Kind("PATH", FILE.convert)
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """The options of train_transformer.py, a field each.
 
-    As read from a command line, an option not given is None if its default depends on the device or text;
-    `resolve_settings` and `with_text_defaults` decide it; the types hold from then on.
+    An option not given is None if its default depends on the device or text, until `resolve_settings` and
+    `with_text_defaults` decide it; the types hold from then on.
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
@@ -82,10 +85,9 @@ class Settings:
     mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
     model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
-        Kind("PATH", Path),
+        _PATH,
         "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
-        "plays, prepared on first use). evaluate scores the validation split of the text that the model was trained "
-        "on, and all of any other",
+        "plays, prepared on first use). evaluate scores the validation split of the model's text, all of any other",
         modes=("train", "evaluate"),
     )
     device: str = _what(
@@ -112,11 +114,11 @@ class Settings:
     )
 
     # The model; --size decides its sizes where none is given.
-    size: str = _rows(MODEL, "train")(
+    size: str = _train(
         one_of(*SIZES),
-        "tiny (2 million parameters), small (14), base (32) or large (252); weights, gradients and optimizer take 0.1, "
-        "0.4, 1 or 7 GiB in training, and activations come on top. The flags below change parts of it (default: tiny "
-        "on a CPU, base on a GPU)",
+        "tiny (2 million parameters), small (14), base (32) or large (252); training takes 0.1, 0.4, 1 or 7 GiB and "
+        "activations. The flags below change parts of it (default: tiny on a CPU, base on a GPU)",
+        group=MODEL,
     )
     d_model: int = _model(whole(2, 65_536), "features per position")
     num_heads: int = _model(whole(1, 1024), "attention heads; d_model / num_heads must be even")
@@ -137,8 +139,7 @@ class Settings:
         _POSITIVE, "end after so many epochs, passes over the text (default: by its length, none with another limit)"
     )
     max_minutes: float | None = _run(
-        _POSITIVE,
-        "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)",
+        _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)"
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
     batch_size: int = _run(
@@ -152,7 +153,7 @@ class Settings:
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
     resume: str = _course(
-        Kind("auto|never|FILE"),
+        Kind("auto|never|FILE", expand_home),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
         "auto",
     )
@@ -184,14 +185,10 @@ class Settings:
     reasons: tuple[str, ...] = ()
     undecided: frozenset[str] = frozenset()
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """Keyword arguments of `Transformer`, except those that the text decides."""
-        return {name: getattr(self, name) for name in MODEL_OPTIONS}
-
     def model_config(self, vocab_size: int) -> dict[str, Any]:
-        """All keyword arguments of `Transformer`."""
-        return {"vocab_size": vocab_size, **self.model, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
+        """Keyword arguments of `Transformer`."""
+        sizes = {name: getattr(self, name) for name in MODEL_OPTIONS}
+        return {"vocab_size": vocab_size, **sizes, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
 
     def training_args(self) -> dict[str, Any]:
         """What a checkpoint records of the run: plain types, no path and no token."""
@@ -201,60 +198,39 @@ class Settings:
         """What decides the weights of a run, besides its text; another run has another identity."""
         return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
 
+    def contradictions(self) -> Iterator[str]:
+        """Files that would be written over each other."""
+        names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
+        paths = {f"--{name}": path for name in names if (path := getattr(self, name)) is not None}
+        if self.mode == "train" and self.model_path.name:
+            paths["the resume state of --model_path"] = resume_path(self.model_path)
+            paths["the lock of --model_path"] = lock_path(self.model_path)
+        for (one, path), (other, same) in itertools.combinations(paths.items(), 2):
+            if (file := os.path.realpath(path)) == os.path.realpath(same):
+                yield f"{one} and {other} name the same file, {file}; choose another for one of them"
 
-OPTIONS = options_of(Settings)
+
+OPTIONS = Settings.rows()
 LIMITS = {"max_steps", "max_epochs", "max_minutes"}
 MODEL_OPTIONS = tuple(name for name, row in OPTIONS.items() if row.group == MODEL and row.recorded)
+read_settings = partial(read_options, Settings)
 
 
 def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
-    """The flags that train a model like a given one, for its card.
+    """The flags that train a model like a given one, for its card; options that this version lacks are left out.
 
-    Args:
-        training_args: of its checkpoint; options that this version does not have are left out.
-        steps: of its run. They are asked for even if the time limit ended the run, because another machine
-            makes fewer or more in the same time.
+    Steps are asked for even if the time limit ended the run: another machine makes fewer or more in the same time.
     """
     told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.changes_weights}
     told |= {"device": None, "max_minutes": None}
     if training_args.get("max_minutes") or not told["max_steps"]:
         told["max_steps"] = steps
-    return [
-        f"--{name}" if value is True else f"--{name} {value}"
-        for name, value in told.items()
-        if value is not None and value is not False
-    ]
-
-
-# --- train_transformer.py
-
-
-def read_settings(argv: Sequence[str] | None, description: str | None = None) -> Settings:
-    """Read the command line of train_transformer.py; a wrong one ends the program with status 2."""
-    return read_options(Settings, argv, description, _contradictions)
-
-
-def _contradictions(asked: Settings) -> Iterator[str]:
-    names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
-    given = [(f"--{name}", path) for name in names if (path := getattr(asked, name)) is not None]
-    if impossible := [f"{name} holds a NUL character" for name, path in given if "\0" in str(path)]:
-        yield from impossible
-        return
-    paths = [(name, os.path.realpath(path)) for name, path in given]
-    if asked.mode == "train" and asked.model_path.name:
-        beside = {"resume state": resume_path(asked.model_path), "lock": lock_path(asked.model_path)}
-        paths += [(f"the {name} of --model_path", os.path.realpath(path)) for name, path in beside.items()]
-    for (one, path), (other, same) in itertools.combinations(paths, 2):
-        if path == same:  # one would be written over the other
-            yield f"{one} and {other} name the same file, {path}; choose another for one of them"
+    given = {name: value for name, value in told.items() if value is not None and value is not False}
+    return [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
 
 
 def resolve_settings(asked: Settings, data_path: Path) -> Settings:
-    """Fill in what the device decides.
-
-    Args:
-        asked: what the command line says.
-        data_path: the text to train on.
+    """Fill in what the device decides, and the text to train on.
 
     Raises:
         SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
@@ -323,15 +299,15 @@ def _size_problems(settings: Settings) -> Iterator[str]:
 
 # --- push_to_huggingface.py
 
-_what, _where, _who, _how = (_rows(title) for title in ("what", "where", "who", "how"))
+_what, _where, _who, _how = (partial(option, group=title) for title in ("what", "where", "who", "how"))
 
 
 @dataclass(frozen=True)
-class PushOptions:
+class PushOptions(Options):
     """The options of push_to_huggingface.py, a field each."""
 
     model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
-    output_dir: Path | None = _what(Kind("DIR", Path), "build the repository folder here and leave it")
+    output_dir: Path | None = _what(Kind("DIR", FILE.convert), "build the repository folder here and leave it")
     only_if_better: float | None = _what(
         Kind("MARGIN", _NOT_NEGATIVE.convert),
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
@@ -353,12 +329,10 @@ class PushOptions:
     timeout: float = _how(Kind("SECONDS", _POSITIVE.convert), "seconds to wait for one answer", 60.0)
     json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
+    def contradictions(self) -> Iterator[str]:
+        """A pull request goes to main and carries no tag."""
+        if self.create_pr and (self.tag or self.revision != "main"):
+            yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
 
-def read_push_options(argv: Sequence[str] | None, description: str | None = None) -> PushOptions:
-    """Read the command line of push_to_huggingface.py; a wrong one ends the program with status 2."""
-    return read_options(PushOptions, argv, description, _push_contradictions)
 
-
-def _push_contradictions(asked: PushOptions) -> Iterator[str]:
-    if asked.create_pr and (asked.tag or asked.revision != "main"):
-        yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
+read_push_options = partial(read_options, PushOptions)

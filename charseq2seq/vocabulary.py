@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,31 +44,18 @@ class CharVocabulary:
         # Latin-1 comes first, so its ids fit into a byte; `bytes.translate` is the fastest lookup.
         self._latin1 = self._id_of_code_point[:256].astype(np.uint8).tobytes()
 
-    @classmethod
-    def from_text(cls, text: str) -> CharVocabulary:
-        """The vocabulary of a text."""
-        return cls(sorted(set(text)))
-
     def __len__(self) -> int:
         """Number of ids, the start token included: the model's `vocab_size`."""
         return len(self.characters) + 1
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CharVocabulary) and self.characters == other.characters
-
-    def __hash__(self) -> int:
-        return hash(self.characters)
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Ids of a text, (characters,).
 
         Raises:
-            SuiteError: the text has characters that the vocabulary lacks; the message lists them all.
+            SuiteError: the text has characters that the vocabulary lacks.
         """
         if missing := self.unknown_characters(text):
-            listed = ", ".join(map(describe_character, missing))
-            number = f"{len(missing)} character{'s' * (len(missing) > 1)}"
-            raise SuiteError(f"{number} not in the vocabulary: {listed}", ExitCode.BAD_DATA)
+            raise SuiteError(describe_characters(missing, "that the vocabulary lacks"), ExitCode.BAD_DATA)
         return self._lookup(text).astype(np.int32)
 
     def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
@@ -118,6 +105,12 @@ def describe_character(character: str) -> str:
     """A character with its code point and name: `'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, unicodedata.category(character))
     return f"{ascii(character) if not character.isprintable() else repr(character)} (U+{ord(character):04X} {name})"
+
+
+def describe_characters(characters: Sequence[str], which: str) -> str:
+    """How many characters there are, and the first ten of them: `1 character that is unknown: 'é' (U+00E9 …)`."""
+    shown = [*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)]
+    return f"{len(characters)} character{'s' * (len(characters) > 1)} {which}: {', '.join(shown)}"
 
 
 def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:

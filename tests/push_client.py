@@ -43,7 +43,7 @@ def tiny_checkpoint(loss: float = 1.5, *, sha256: str = PLAYS, seed: int = 0, **
 
     from encoder_decoder_transformer import Transformer
 
-    vocabulary = CharVocabulary.from_text(TEXT)
+    vocabulary = CharVocabulary(sorted(set(TEXT)))
     config: dict[str, Any] = {"vocab_size": len(vocabulary), "d_model": 16, "num_heads": 2, "num_encoder_layers": 1}
     config |= {"num_decoder_layers": 1, "d_ff": 32, "dropout": 0.0, "source_length": 8, "target_length": 12}
     torch.manual_seed(seed)

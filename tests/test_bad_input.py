@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import shlex
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 from charseq2seq.errors import ExitCode
-from tests.train_client import TINY, Trainee, contents, see, see_refused, strike_at, tiny_text
+from tests.train_client import TINY, Trainee, contents, see, see_refused, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 OK, USAGE, BAD_DATA, NO_INPUT = ExitCode.OK, ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT
@@ -108,28 +107,6 @@ def test_an_unusual_text_is_learned_from(case: str, client: WarmClient, owner: T
     assert done.report["outcome"] == "finished"
 
 
-@pytest.mark.slow
-def test_a_line_of_50_megabytes_is_learned_from(owner: Trainee) -> None:
-    owner.text.write_text("We sail, we sail! " * 2_800_000)
-    # A run that is stopped while an earlier model stands does not measure 5 million characters for a quarter minute.
-    done = strike_at(owner.start(*TRAIN, "--max_steps", "1000000", "--log_interval", "1"), 1, signal.SIGTERM)
-    assert done.code == ExitCode.TERMINATED, done.log
-    assert "text: text.txt, 50,400,000 characters, 10 distinct" in done.log
-
-
-def test_resuming_says_that_the_text_is_another(client: WarmClient, owner: Trainee) -> None:
-    run = [*TRAIN[:-1], "100000", "--eval_interval", "10", "--log_interval", "1"]
-    assert strike_at(owner.start(*run), 10, signal.SIGTERM).code == ExitCode.TERMINATED
-    unfinished, model = owner.resume.read_bytes(), owner.model.read_bytes()
-    owner.text.write_text(tiny_text(61))
-    done = client.run(owner.home, *run, "--resume", owner.resume.name)
-    see_refused(done, USAGE, r"different run: corpus_sha256 was \w{64}, is \w{64}\. Give the same text and arguments")
-    assert (owner.resume.read_bytes(), owner.model.read_bytes()) == (unfinished, model)
-    done = client.run(owner.home, *TRAIN)
-    see(done, OK, r"unfinished run here is a different one: corpus_sha256 was .* lay there is kept as \S+earlier\.pth")
-    assert (owner.home / "transformer_model.resume.earlier.pth").read_bytes() == unfinished
-
-
 @needs_proc
 def test_a_text_larger_than_the_memory_is_refused(client: WarmClient, owner: Trainee) -> None:
     text = owner.home / "large.txt"
@@ -196,9 +173,9 @@ ARCHIVE = r"it (is no checkpoint archive|cannot be read) \(damaged\?.*\)" + REME
 UNFIT = r"its config and weights do not fit this version of the model .*" + REMEDY
 # A model file: how it is made from a good one, and what it is answered with.
 NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, r"does not exist; train a model first \(.*\) or name another"),
-    "a folder": (replaced_by(Path.mkdir), r"is a folder; name a model file"),
-    "a pipe": (replaced_by(os.mkfifo), r"is a pipe or device; name a model file"),
+    "missing": (Path.unlink, r"cannot be read \(No such file .*\); train a model first \(.*\) or name another"),
+    "a folder": (replaced_by(Path.mkdir), r"is a folder, pipe or device; name a model file"),
+    "a pipe": (replaced_by(os.mkfifo), r"is a folder, pipe or device; name a model file"),
     "unreadable": (lambda path: path.chmod(0), r"cannot be read \(Permission denied\); check"),
 }
 DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -221,7 +198,7 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(path.with_name("transformer_model.resume.pth").read_bytes()),
         r"is not a charseq2seq model file" + REMEDY,
     ),
-    "a newer format": (change(format_version=lambda _: 99), r"format version is 99, this suite reads \d; update the"),
+    "a newer format": (change(format_version=lambda _: 99), r"version is 99, this suite reads \d; use the version"),
     "a wrong vocabulary size": (change(vocab=without_last), r"its vocabulary and its model differ in size" + REMEDY),
     "a vocabulary that is none": (change(vocab=lambda vocab: vocab | {"ab": 99}), r"not a single char.*" + REMEDY),
     "weights that are not numbers": (change(model_state_dict=with_nan), r"numbers that are not finite" + REMEDY),
@@ -272,18 +249,13 @@ GENERATIONS = r"""
 --prompt_file empty.txt -> 20
 --prompt_file crlf.txt -> 25
 --temperature 0 -> 20
---temperature 1e-320 -> 20
---temperature 1e9 -> 20
 --temperature 1e308 --top_p 1e-300 -> 20
 --prompt ALL: --num_chars 0 -> 4
 --prompt_file absent.txt -> NO_INPUT absent\.txt cannot be read: No such file.*; check --prompt_file
 --prompt_file . -> NO_INPUT cannot be read: Is a directory; check
---prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8 \(byte offset 1\); convert it
+--prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8: byte 0xF9 at offset 1; convert it
 --prompt_file /dev/zero -> BAD_DATA /dev/zero has more than 100,000,000 bytes; the model reads only
 --temperature -1 -> USAGE --temperature must be a finite number at least 0, not '-1'
---top_p 0 -> USAGE --top_p must be a number above 0 and at most 1, not '0'
---top_k 0 -> USAGE --top_k must be a whole number from 1 to
---num_chars -1 -> USAGE --num_chars must be a whole number from 0
 """.strip().splitlines()
 
 

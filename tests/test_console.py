@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -51,17 +50,6 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
     assert (status, out) == (0, "text\n")
     assert re.fullmatch(f"{TIME} begun\n{TIME}\n{TIME} with 莎\n{TIME} done\n", log), log
     assert not re.search("[\x00-\x09\x0b-\x1f]", log), "no control characters"
-
-
-def test_a_person_at_a_terminal_reads_plain_sentences() -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{HEAD}    {SPEAK}\nsys.exit(run(main))"], stdout=subprocess.PIPE, stderr=theirs
-    )
-    os.close(theirs)
-    assert process.communicate()[0] == b"text\n"
-    assert os.read(ours, 1000).decode() == "begun\r\n\r\nwith 莎\r\ndone\r\n"
-    os.close(ours)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_sampling_is_what_was_asked_for(generator: TextGenerator) -> None:
 @given(prompt=st.text(st.sampled_from("ROMEO: é|ÄÖ莎\0\ud800"), max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_unknown_characters_are_named_or_skipped(prompt: str) -> None:
-    vocabulary = CharVocabulary.from_text("ROMEO: é|")
+    vocabulary = CharVocabulary(sorted(set("ROMEO: é|")))
     known = "".join(character for character in prompt if character in vocabulary.characters)
     assert known_prompt(vocabulary, prompt, "skip") == known
     if known == prompt:
@@ -82,7 +82,7 @@ def test_unknown_characters_are_named_or_skipped(prompt: str) -> None:
     with pytest.raises(SuiteError, match="--unknown skip") as refusal:
         known_prompt(vocabulary, prompt, "error")
     assert refusal.value.exit_code == ExitCode.BAD_DATA
-    for character in set(prompt) - set(known):
+    for character in sorted(set(prompt) - set(known))[:10]:
         assert f"U+{ord(character):04X}" in str(refusal.value)
 
 
@@ -100,8 +100,8 @@ def test_a_prompt_from_a_file(content: bytes, prompt: str, tmp_path: Path) -> No
     [
         (None, "No such file", ExitCode.NO_INPUT),
         ("folder", "Is a directory", ExitCode.NO_INPUT),
-        (b"ROMEO\xe9", "byte offset 5", ExitCode.BAD_DATA),
-        (b"\xff\xfeR\0", "byte offset 0", ExitCode.BAD_DATA),
+        (b"ROMEO\xe9", "byte 0xE9 at offset 5", ExitCode.BAD_DATA),
+        (b"\xff\xfeR\0", "UTF-16", ExitCode.BAD_DATA),
     ],
 )
 def test_a_prompt_file_that_cannot_be_used(content: Any, said: str, code: ExitCode, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from charseq2seq import __version__
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode
-from charseq2seq.options import OPTIONS, SIZES, read_settings, resolve_settings, training_command
+from charseq2seq.options import OPTIONS, SIZES, read_push_options, read_settings, resolve_settings, training_command
 from encoder_decoder_transformer import Transformer
 from tests.hub.server import fake_token
 from tests.train_client import TINY, Trainee, see, see_refused
@@ -26,11 +26,8 @@ PROGRAMS = ["train_transformer.py", "push_to_huggingface.py"]
 # A line: exit code, arguments besides those of a short training run, and after "->" what the answer matches.
 WRONG_ARGUMENTS = r"""
 USAGE --max_steps -3 -> --max_steps must be a whole number from 1 to 2,147,483,647, not '-3'
-USAGE --batch_size 0 -> --batch_size must be a whole number from 1 to 1,048,576, not '0'
 USAGE --learning_rate nan -> --learning_rate must be a number above 0 and at most 1e\+36, not 'nan'
 USAGE --max_minutes inf -> --max_minutes must be a finite number above 0, not 'inf'
-USAGE --max_steps 9999999999999999999999999 -> --max_steps must be a whole number .* to 2,147,483,647, not '9{25}'
-USAGE --dropout 1.0 -> --dropout must be a number at least 0 and below 1, not '1\.0'
 USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads of an even size; choose --d_model 66
 USAGE --num_heads 1024 -> --d_model 16 cannot be divided into 1024 heads
 USAGE --num_kv_heads 3 -> --num_kv_heads 3 must divide --num_heads 2; choose 1, say
@@ -40,30 +37,27 @@ USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU us
 USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, not 'sleep'
 USAGE --temprature 1 -> unrecognized arguments: --temprature 1; did you mean --temperature\?
 USAGE --num_chars 5 -> --num_chars belongs to --mode generate, not --mode train
-USAGE --unknown skip -> --unknown belongs to --mode evaluate and generate, not --mode train
 USAGE --mode generate -> --data_path belongs to --mode train and evaluate, not --mode generate
 USAGE --mode generate --prompt_file prompt.txt --log_file prompt.txt -> --log_file and --prompt_file name the same file
 USAGE --mode generate --prompt x --prompt_file y -> --prompt and --prompt_file exclude each other
 USAGE --hf_repo_name poet -> --hf_repo_name needs --push_to_hf
 USAGE --push_to_hf --hf_token x --hf_token_file y -> --hf_token and --hf_token_file exclude each other
 USAGE --num_threads 4096 -> --num_threads must be a whole number from 1 to \d+, not
-USAGE @nul.args -> --data_path holds a NUL character
-USAGE @absent.args -> No such file or directory: 'absent\.args'
-USAGE @open.args -> arguments file cannot be read: .* close its quotes
+USAGE @nul.args -> --data_path must be a path without NUL characters, not
+USAGE --mode generate --prompt --num_chars 5 -> --prompt needs a value; one that is itself a flag is given as --prompt=V
+USAGE --data_path text.txt transformer_model.pth -> unrecognized arguments: transformer_model\.pth; quote a pattern, so
+USAGE @absent.args -> the arguments file absent\.args cannot be read: No such file or directory
+USAGE @open.args -> the arguments file open\.args cannot be read: .*; close its quotes
+USAGE @latin.args -> the arguments file latin\.args cannot be read: it is not UTF-8
 USAGE @circle.args -> an arguments file names itself
 USAGE --model_path text.txt -> --model_path and --data_path name the same file, .*; choose another
-USAGE --log_file text.txt -> --log_file and --data_path name the same file, .*; choose another
-USAGE --log_file transformer_model.pth -> --log_file and --model_path name the same file, .*; choose another
 USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
 USAGE --model_path text --data_path text.lock -> --data_path and the lock of --model_path name the same file, .*; choose
 CANNOT_CREATE --model_path '' -> Is a directory;
-CANNOT_CREATE --model_path folder -> Is a directory;
 CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: No such file or directory;
 CANNOT_CREATE --model_path text.txt/m.pth -> Not a directory
-CANNOT_CREATE --model_path N300.pth -> File name too long;
 CANNOT_CREATE --model_path N244.pth -> File name too long;
 CANNOT_CREATE --log_file no/x.log -> no/x\.log: No such file or directory;
-NO_INPUT --resume N300 -> n{300} does not exist; --resume
 NO_INPUT --resume absent.pth -> absent\.pth does not exist; --resume takes
 BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no checkpoint archive
 BAD_DATA --resume transformer_model.pth -> not a charseq2seq resume state file
@@ -83,12 +77,12 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     name, rest = line.split(maxsplit=1)
     code, (words, says) = ExitCode[name], rest.split(" -> ")
     for file, content in (
-        ("open", '--prompt "unclosed\n'),
-        ("circle", "@circle.args\n"),
-        ("nul", "--data_path 'a\0b'\n"),
+        ("open", b'--prompt "unclosed\n'),
+        ("circle", b"@circle.args\n"),
+        ("nul", b"--data_path 'a\0b'\n"),
+        ("latin", b"--prompt \xe9\n"),
     ):
-        (owner.home / f"{file}.args").write_text(content)
-    (owner.home / "folder").mkdir()
+        (owner.home / f"{file}.args").write_bytes(content)
     before = {path: path.read_bytes() for path in (owner.text, owner.model)}
     arguments = shlex.split(re.sub(r"N(\d+)", lambda length: "n" * int(length[1]), words))
     arguments += [] if "--max_steps" in arguments else ["--max_steps", "2"]
@@ -125,6 +119,19 @@ def test_arguments_come_from_a_file_too(client: WarmClient, owner: Trainee) -> N
     )
     done = client.run(owner.home, "@nightly.args", "--num_chars", "6")
     assert done.code == 0 and len(done.out) == len("We sail") + 6 + 1, done.log
+
+
+def test_a_value_may_begin_like_a_flag_or_an_arguments_file() -> None:
+    for text in ("-the", "--", "@bob: better", "-1", ""):
+        assert read_settings(["--mode", "generate", "--prompt", text]).prompt == text
+    push = read_push_options(["--username", "@alice", "--commit_message", "@bob: better", "--only_if_better"])
+    assert (push.username, push.commit_message, push.only_if_better) == ("@alice", "@bob: better", 0.0)
+
+
+def test_a_tilde_is_the_home_where_the_shell_leaves_it() -> None:
+    settings = read_settings(["--data_path=~/x.txt", "--model_path=./~", "--resume=~/y.pth"])
+    assert (settings.data_path, settings.resume) == (Path.home() / "x.txt", str(Path.home() / "y.pth"))
+    assert settings.model_path == Path("~")
 
 
 # --- help
@@ -170,8 +177,10 @@ def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
     fewer = resolve_settings(read_settings(["--size", "small", "--d_model", "192", "--num_heads", "3"]), tmp_path)
     assert fewer.num_kv_heads == 3, "the default fits what was asked for"
     settings = resolve_settings(read_settings(["--size", "small", "--d_ff", "64", "--device", "cpu"]), tmp_path)
-    assert settings.model | SIZES["small"] | {"d_ff": 64} == settings.model
+    config = settings.model_config(66)
+    assert config | SIZES["small"] | {"d_ff": 64} == config
     assert "size small: asked for, except --d_ff" in settings.reasons
+    assert settings.model_config(512)["bigram"] and not settings.model_config(513)["bigram"], "no table for CJK"
 
 
 def test_defaults_depend_on_the_device_and_a_limit_of_steps_needs_no_clock(tmp_path: Path) -> None:
@@ -204,7 +213,7 @@ def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: P
     again = read_settings(words)
     assert (again.max_steps, again.max_minutes, again.dropout, again.batch_size) == (77, None, 0.1, 16)
     assert not {"--nesterov", "--gradient_checkpointing", "--device", "--patience", "--log_interval"} & set(words)
-    assert again.model == settings.model
+    assert again.model_config(66) == settings.model_config(66)
 
 
 def test_the_flags_of_the_guide_are_here(user: Trainee) -> None:

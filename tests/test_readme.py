@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
@@ -70,14 +69,6 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub where the README's user has an account."""
-    with HubServer() as server:
-        server.add_user("your_username", tokens={TOKEN: "write"})
-        yield server
-
-
 def quickly(command: str) -> list[str]:
     """The command's words, with a model so small that it takes seconds, on a text that is there."""
     *_, command = command.split(" && ")  # the environment: the one that runs the tests was made by these words
@@ -104,19 +95,21 @@ def on_machines(words: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_every_command_works(folder: Path, hub: HubServer) -> None:
-    for command in COMMANDS:
-        if "pytest" in command:
-            continue  # that one is being run right now, by .ci/run
+def test_every_command_works(folder: Path) -> None:
+    with HubServer() as hub:
+        hub.add_user("your_username", tokens={TOKEN: "write"})
         environment = hub.environment(folder, TOKEN) | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        processes = [
-            subprocess.Popen(words, cwd=folder, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
-            for words in on_machines(quickly(command))
-        ]
-        for process in processes:
-            _, log = process.communicate()
-            assert process.returncode == 0, f"{command}\n{log}"
-    assert hub.repos == ["your_username/my-shakespeare-transformer"]
+        for command in COMMANDS:
+            if "pytest" in command:
+                continue  # that one is being run right now, by .ci/run
+            processes = [
+                subprocess.Popen(words, cwd=folder, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
+                for words in on_machines(quickly(command))
+            ]
+            for process in processes:
+                _, log = process.communicate()
+                assert process.returncode == 0, f"{command}\n{log}"
+        assert hub.repos == ["your_username/my-shakespeare-transformer"]
 
 
 def test_every_command_has_arguments_that_are_understood() -> None:

@@ -7,7 +7,6 @@ import math
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from charseq2seq.device import choose_precision
 from charseq2seq.training.evaluation import evaluate
 from charseq2seq.training.text_defaults import suitable_weight_decay
 from charseq2seq.vocabulary import CharVocabulary
-from tests.train_client import ROOT, TINY_SHAKESPEARE, TINY_SIZES, Done, Trainee, tiny_text
+from tests.train_client import ROOT, TINY_SIZES, Done, Trainee, tiny_text
 from tests.warm_client import WarmClient
 
 Learned = tuple[Trainee, Done]
@@ -88,44 +87,23 @@ def test_the_model_file_stands_alone_and_tells_of_no_machine(learned: Learned) -
 
 def test_a_run_that_was_too_long_says_so(learned: Learned, client: WarmClient, user: Trainee) -> None:
     letters = random.Random(1)
-    user.text.write_text("".join(letters.choices("abcdefgh", k=3000)))  # nothing to learn but by heart
-    done = client.train(user, "--max_steps", "300", "--learning_rate", "0.1", "--d_model", "64", "--d_ff", "128")
+    user.text.write_text("".join(letters.choices("abcdefgh", k=1000)))  # nothing to learn but by heart
+    done = client.train(user, "--max_steps", "150", "--learning_rate", "0.1", "--d_model", "64", "--d_ff", "64")
     best = done.report["best_step"]
-    assert best < 240 and f"A shorter run (--max_steps {best}) should end better" in done.log, done.log
-    assert "by heart" not in learned[1].log
+    assert best < 120 and f"A shorter run (--max_steps {best}) should end better" in done.log, done.log
+    assert "should end better" not in learned[1].log
 
 
-def test_weight_decay_suits_the_text_unless_it_is_asked_for(
-    learned: Learned, client: WarmClient, tmp_path: Path
-) -> None:
+def test_weight_decay_suits_the_text_or_is_asked_for(learned: Learned, client: WarmClient, user: Trainee) -> None:
     trainee, done = learned
     args = load_checkpoint(trainee.model).training_args
     characters_per_step = args["batch_size"] * args["target_length"]
     suitable = suitable_weight_decay(args["learning_rate"], int(len(tiny_text()) * 0.9) / characters_per_step)
     assert args["weight_decay"] == suitable and f"weight decay {suitable:g}, seed" in done.log
-    norms = {}
-    for decay in ("0", "1"):
-        other = Trainee(tmp_path / decay)
-        done = client.train(other, "--max_steps", "60", "--weight_decay", decay)
-        assert f"weight decay {decay}, seed" in done.log
-        weights = load_checkpoint(other.model).model_state_dict
-        norms[decay] = sum(float(weights[name].norm()) for name in weights if name.endswith("query.weight"))
-    assert norms["1"] < 0.5 * norms["0"]
-
-
-def test_a_large_vocabulary_has_no_bigram_table(client: WarmClient, user: Trainee) -> None:
-    user.text.write_text("".join(chr(0x4E00 + number % 600) for number in range(6000)))
-    assert client.train(user, "--max_steps", "2").code == 0
-    checkpoint = load_checkpoint(user.model)
-    assert checkpoint.config["bigram"] is False and "bigram.weight" not in checkpoint.model_state_dict
-
-
-@pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="../shared/data/tinyshakespeare.txt is not here")
-def test_tiny_shakespeare_is_read_whole(client: WarmClient, user: Trainee) -> None:
-    done = client.train(user, "--max_steps", "3", "--data_path", str(TINY_SHAKESPEARE))
-    assert done.code == 0, done.log
-    assert "1,115,394 characters, 65 distinct; 1,003,854 to train on, 111,540 to validate on" in done.log
-    assert done.report["characters"] == 111_540
+    assert "weight decay 3, seed" in client.train(user, "--max_steps", "60", "--weight_decay", "3").log
+    decayed, learnt = (load_checkpoint(path).model_state_dict for path in (user.model, trainee.model))
+    queries = [name for name in learnt if name.endswith("query.weight")]
+    assert sum(float(decayed[n].norm()) for n in queries) < 0.5 * sum(float(learnt[n].norm()) for n in queries)
 
 
 # --- evaluate and generate
@@ -160,7 +138,7 @@ def test_evaluate_scores_the_validation_split_or_another_text(learned: Learned, 
 
 def test_generate_writes_any_length_after_any_prompt(learned: Learned, client: WarmClient) -> None:
     trainee, _ = learned
-    known = CharVocabulary.from_text(tiny_text())
+    known = CharVocabulary(sorted(set(tiny_text())))
     long_prompt = "ALL:\nWe sail, we sail! " * 10
     (trainee.home / "prompt.txt").write_text(long_prompt)
     for arguments, prompt, length in (
@@ -187,16 +165,12 @@ def test_generate_computes_with_one_thread_unless_asked_for_more(learned: Learne
     trainee, _ = learned
     program = (
         "import sys, threadpoolctl, torch, train_transformer\n"
-        "train_transformer.main(['--mode', 'generate', *sys.argv[1:]])\n"
-        "blas = [pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas']\n"
-        "print(torch.get_num_threads(), *blas, file=sys.stderr)"
+        "for more in ([], ['--num_threads', '2']):\n"
+        "    train_transformer.main(['--mode', 'generate', '--num_chars', '5', *more])\n"
+        "    blas = [pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas']\n"
+        "    print(*{torch.get_num_threads(), *blas}, file=sys.stderr)"
     )
-
-    def threads(*arguments: str) -> set[int]:
-        environment = trainee.environment(OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", PYTHONPATH=str(ROOT))
-        command = [sys.executable, "-c", program, "--num_chars", "5", *arguments]
-        done = subprocess.run(command, cwd=trainee.home, env=environment, capture_output=True, text=True, check=True)
-        return {int(number) for number in done.stderr.split()}
-
-    assert threads() == {1}
-    assert threads("--num_threads", "2") == {2}
+    environment = trainee.environment(OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=trainee.home, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["1", "2"]

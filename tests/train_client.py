@@ -23,7 +23,6 @@ from charseq2seq.training.text_defaults import with_text_defaults
 from charseq2seq.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 
 TINY_SIZES = {"d_model": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "d_ff": 32}
 TINY_SIZES |= {"source_length": 8, "target_length": 16, "batch_size": 4}

@@ -35,7 +35,7 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
 
 # Not the Hub's client, which reads its settings at import, but what it imports.
 _PREPARED = (
-    "numpy torch torch._dynamo filelock tqdm yaml jinja2 httpx2 hf_xet fsspec matplotlib.figure safetensors.torch "
+    "numpy torch torch._dynamo tqdm yaml jinja2 httpx2 hf_xet fsspec matplotlib.figure safetensors.torch "
     "matplotlib.backends.backend_agg charseq2seq.training.run charseq2seq.publishing.publish charseq2seq.generation "
     "data.prepare"
 )

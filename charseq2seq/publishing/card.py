@@ -48,8 +48,8 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
     from huggingface_hub import ModelCard
 
     backticks = re.findall("`+", "\n".join(samples.values()))
-    sha256 = str(checkpoint.corpus.get("sha256", "unknown"))
-    parts: Counter[str] = Counter()  # of the model, and how many parameters they have
+    corpus, parts = checkpoint.corpus, Counter[str]()  # parts of the model, and how many parameters they have
+    sha256 = str(corpus.get("sha256", "unknown"))
     for name, tensor in checkpoint.model_state_dict.items():
         parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
@@ -57,12 +57,12 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        is_shakespeare=is_shakespeare(checkpoint.corpus),
+        is_shakespeare=is_shakespeare(corpus),
         alphabet_size=checkpoint.config["vocab_size"] - 1,
-        corpus_name=checkpoint.corpus.get("name", "unknown"),
+        corpus_name=corpus.get("name", "unknown"),
         sha256=sha256,
         dataset=_DATASETS.get(sha256),
-        corpus=_finite_numbers(checkpoint.corpus),
+        corpus=_finite_numbers(corpus),
         metrics=_finite_numbers(checkpoint.metrics),
         checkpoint=checkpoint,
         parts=dict(parts),
@@ -82,6 +82,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus
+    known, dataset = is_shakespeare(corpus), _DATASETS.get(str(corpus.get("sha256")))
     results = [
         EvalResult(
             task_type="text-generation",
@@ -97,8 +98,6 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
         for kind, name in _RESULTS.items()
         if kind in metrics
     ]
-    known = is_shakespeare(corpus)
-    dataset = _DATASETS.get(str(corpus.get("sha256")))
     return ModelCardData(
         language="en" if known else None,
         license="apache-2.0" if known else None,

@@ -19,8 +19,6 @@ from charseq2seq.publishing.training_curve import draw_training_curve
 
 if TYPE_CHECKING:
     from charseq2seq.checkpoint import Checkpoint
-    from charseq2seq.vocabulary import CharVocabulary
-    from encoder_decoder_transformer import Transformer
 
 MADE_BY = "charseq2seq"
 CURVE = "training_curve.png"
@@ -48,12 +46,14 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     import torch
     from safetensors.torch import save
 
+    from charseq2seq.generation import Sampling, TextGenerator
     from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
+    model = checkpoint.build_model()
     vocabulary = checkpoint.vocabulary()
-    texts = {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
-    texts |= {"config.json": _json(checkpoint.config), **vocabulary_files(vocabulary)}
+    texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
+    texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     curve = draw_training_curve(checkpoint.metrics)
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
@@ -71,23 +71,16 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
         "environment": checkpoint.environment,
     }
     texts[RECORD] = _json(record)
-    samples = _generate_samples(checkpoint.build_model(), vocabulary, sample_prompt(checkpoint))
+    generator, prompt = TextGenerator(model, vocabulary), sample_prompt(checkpoint)
+    with one_thread():  # always with the same seed
+        samples = {
+            temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
+            for temperature in (0.5, 0.9)
+        }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return record
-
-
-def _generate_samples(model: Transformer, vocabulary: CharVocabulary, prompt: str) -> dict[float, str]:
-    """Let the model continue a prompt at two temperatures, always with the same seed."""
-    from charseq2seq.generation import Sampling, TextGenerator
-
-    generator = TextGenerator(model, vocabulary)
-    with one_thread():
-        return {
-            temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
-            for temperature in (0.5, 0.9)
-        }
 
 
 def parse_record(text: str) -> dict[str, Any] | None:

@@ -38,7 +38,6 @@ def run_alone(folder: Path, *command: str) -> None:
         check=False,
     )
     if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise PublishError("proof", last_line)
+        raise PublishError("proof", (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     if not done.stdout.strip():
         raise PublishError("proof", "usage_example.py generated no text")

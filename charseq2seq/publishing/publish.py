@@ -95,7 +95,8 @@ def publish(request: PushOptions) -> Outcome:
     with user_errors(found.token), contextlib.ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory
         path = request.output_dir or Path(stack.enter_context(temporary(prefix=f"{request.repo_name}-")))
-        record = build_folder(load_checkpoint(request.model_path), path, found.repo_id)
+        checkpoint = load_checkpoint(request.model_path)
+        record = build_folder(checkpoint, path, found.repo_id)
         log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
         refuse_secrets(path, record["files"], found.token)
         push = Push(request, found, path, record)

@@ -1,4 +1,4 @@
-"""The picture of a training run: loss over steps, as PNG, the same bytes for the same history."""
+"""The picture of a training run: loss over steps, the same bytes for the same history."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ _TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
 
 
 def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
-    """Draw the losses of a run, and where the published model stands.
+    """Draw the losses of a run, and where the published model stands, as PNG; None for fewer than two points.
 
     Args:
-        metrics: of a checkpoint: `history`, points {"step", "train_nats_per_char", "nats_per_char"}, where a missing
-            loss leaves a gap; `step` and `nats_per_char` of the model itself.
-
-    Returns:
-        A PNG file, or None where there are fewer than two points to join.
+        metrics: of a checkpoint; in its `history` a missing loss leaves a gap.
     """
     history = metrics.get("history") or []
     if len(history) < 2:
@@ -30,17 +26,17 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
         from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     steps = [point["step"] for point in history]
+    training, validation = (
+        [math.nan if point.get(name) is None else point[name] for point in history]
+        for name in ("train_nats_per_char", "nats_per_char")
+    )
+    step, loss = metrics.get("step"), metrics.get("nats_per_char")
+    picture = io.BytesIO()
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere
         figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
         axes = figure.subplots()
-        training, validation = (
-            [math.nan if point.get(name) is None else point[name] for point in history]
-            for name in ("train_nats_per_char", "nats_per_char")
-        )
         axes.plot(steps, training, color=_TRAINING, lw=2, label="training text, running mean")
-        label = "validation text, a part of it"
-        axes.plot(steps, validation, "o-", color=_VALIDATION, lw=2, ms=3.5, label=label)
-        step, loss = metrics.get("step"), metrics.get("nats_per_char")
+        axes.plot(steps, validation, "o-", color=_VALIDATION, lw=2, ms=3.5, label="validation text, a part of it")
         if step is not None and loss is not None:
             label = f"the published model, all of it: {loss:.4f}"
             axes.plot([step], [loss], "*", color=_VALIDATION, ms=15, mec="white", label=label)
@@ -50,6 +46,5 @@ def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        picture = io.BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()

@@ -30,7 +30,8 @@ def train(settings: Settings) -> Outcome:
         SuiteError: see `load_corpus`, `run_lock`, `find_resume_state` and `Trainer.train`; or the loss diverged twice.
     """
     with process_group(settings.device) as group, contextlib.ExitStack() as held:
-        group.from_rank_0(lambda: held.enter_context(run_lock(settings.model_path)))
+        if warning := group.from_rank_0(lambda: held.enter_context(run_lock(settings.model_path))):
+            log(warning)
         corpus = load_corpus(settings.data_path, settings.source_length + settings.target_length)
         settings = with_text_defaults(settings, corpus)
         settings, saved = group.from_rank_0(lambda: find_resume_state(settings, corpus.sha256))

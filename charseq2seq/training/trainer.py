@@ -191,7 +191,7 @@ class Trainer:
         half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
         progress = self.spent_fraction() + half_a_step
         set_learning_rates(self.optimizers, progress, state.learning_rate_scale)
-        if settings.model["dropout"]:  # by seed, step and rank: a resumed run drops the same features
+        if settings.dropout:  # by seed, step and rank: a resumed run drops the same features
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * group.size + group.rank)
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":

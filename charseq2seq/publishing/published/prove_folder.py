@@ -15,31 +15,21 @@ from pathlib import Path
 
 
 def main(folder: Path) -> None:
-    """Prove the folder."""
+    """Load both weight files, compare what they make of the same input, and run the example."""
     example = str(folder / "usage_example.py")
     sys.path[0], sys.argv = str(folder), [example]  # this file's own folder is none of a stranger's
-    compare_weights(folder)
-    del sys.modules["encoder_decoder_transformer"]  # the example has to find it by itself
-    runpy.run_path(example, run_name="__main__")
-
-
-def compare_weights(folder: Path) -> None:
-    """Load both weight files and compare what they make of the same input."""
     import torch
     from safetensors.torch import load_file
 
     from encoder_decoder_transformer import Transformer
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    both = [
-        torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)["model_state_dict"],
-        load_file(folder / "model.safetensors"),
-    ]
+    saved = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     generator = torch.Generator().manual_seed(0)
-    source = torch.randint(config["vocab_size"], (2, config["source_length"]), generator=generator)
-    target = torch.randint(config["vocab_size"], (2, config["target_length"]), generator=generator)
+    lengths = [config["source_length"], config["target_length"]]
+    source, target = (torch.randint(config["vocab_size"], (2, one), generator=generator) for one in lengths)
     logits = []
-    for weights in both:
+    for weights in (saved["model_state_dict"], load_file(folder / "model.safetensors")):
         model = Transformer(**config)
         model.load_state_dict(weights, strict=True)
         model.eval()
@@ -49,6 +39,8 @@ def compare_weights(folder: Path) -> None:
         sys.exit("the model's logits are not finite")
     if not torch.equal(*logits):
         sys.exit("pytorch_model.bin and model.safetensors do not hold the same weights")
+    del sys.modules["encoder_decoder_transformer"]  # the example has to find it by itself
+    runpy.run_path(example, run_name="__main__")
 
 
 if __name__ == "__main__":
