@@ -36,6 +36,12 @@ SEEN = {
     "tag_taken": ("Push failed: the tag exists", ExitCode.CONFLICT, "choose another --tag"),
     "moved": ("Push failed: somebody else is pushing (HTTP 409 Conflict)", ExitCode.LOCKED, "push again"),
     "invalid_name": ("Push failed: invalid repository name", ExitCode.USAGE, "choose another --repo_name"),
+    "bad_ref": (
+        "Push failed: impossible name of a branch or tag",
+        ExitCode.USAGE,
+        "choose another --revision or --tag",
+    ),
+    "card": ("Push failed: the published README.md cannot be kept", ExitCode.BAD_DATA, "correct it on the Hub"),
     "not_found": ("Push failed: not found (HTTP 404 Not Found)", ExitCode.NO_INPUT, "check --username"),
     "too_large": ("File too large", ExitCode.TOO_LARGE, "Git LFS"),
     "rate_limit": ("Push failed: HTTP 429 Too Many Requests", ExitCode.LOCKED, "wait a few minutes"),
@@ -143,6 +149,8 @@ BEFORE_ANYTHING_SLOW = {
     "invalid name": Row("invalid_name", arguments=(*CHECK, "--repo_name", "a--b")),
     "owner in the name": Row("invalid_name", arguments=(*CHECK, "--repo_name", "alice/m")),
     "not the Hub": Row("not_found", failing("GET", "whoami", status=404)),
+    "a tag with a space": Row("bad_ref", arguments=(*CHECK, "--tag", "v1 beta"), said="'v1 beta'"),
+    "a card in Latin-1": Row("card", with_repo({"README.md": b"f\xfcr"}), said="not UTF-8"),
     "host not found": Row("unreachable", environment={"HF_ENDPOINT": "http://nowhere.invalid"}),
     "dead proxy": Row(
         "unreachable",
