@@ -92,14 +92,19 @@ def evaluate(
 
 
 def evaluate_file(
-    checkpoint: Checkpoint, path: Path, device: str, precision: str, unknown: Literal["error", "skip"]
+    checkpoint: Checkpoint,
+    path: Path,
+    device: str,
+    precision: str,
+    unknown: Literal["error", "skip"],
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Score a text file: the validation split of the text that the model was trained on, all of any other.
 
     Args:
         checkpoint: the model.
-        path: a UTF-8 text.
-        device, precision: see `Settings`.
+        path: a text.
+        device, precision, encoding: see `Settings`.
         unknown: "skip" leaves characters out that the vocabulary lacks, and counts them.
 
     Returns:
@@ -108,7 +113,7 @@ def evaluate_file(
     Raises:
         SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
     """
-    text, vocabulary = read_text(path), checkpoint.vocabulary()
+    text, vocabulary = read_text(path, encoding), checkpoint.vocabulary()
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(
