@@ -93,7 +93,7 @@ def _advice(sample: bytes) -> str:
     # Western texts look like Central European ones to it: both are shown, where they differ.
     found = [one for match in matches for one in ("cp1252", match.encoding) if one in match.could_be_from_charset]
     likely = dict.fromkeys([*found[:1], *(name for name in found if name == "cp1252")])
-    if not likely or ("utf_8" in likely and b"\0" in sample):
+    if not likely or (b"\0" in sample and not found[0].startswith(("utf_16", "utf_32"))):
         return "it is binary, or in a rare encoding: give plain text (UTF-8), or name its encoding with --encoding."
     shown = " or ".join(f"{name}, where it reads {_excerpt(sample.decode(name, errors='replace'))}" for name in likely)
     return f"most likely it is {shown}; give {' or '.join(f'--encoding {name}' for name in likely)}."

@@ -52,7 +52,7 @@ UNUSABLE_TEXTS: dict[str, tuple[Content, str]] = {
     "nothing but a byte order mark": (b"\xef\xbb\xbf", r"text\.txt is empty; give"),
     "Latin-1": ("Où ça?".encode("latin-1"), r"not UTF-8: byte 0xF9 at offset 1; .* --encoding"),
     "UTF-16 without a mark": (tiny_text().encode("utf-16-le"), r"NUL byte at offset 1; most likely it is utf_16_le"),
-    "NUL bytes": (tiny_text() + "\0" + tiny_text(), r"has a NUL byte at offset 4,\d{3}: .*; give plain"),
+    "NUL bytes": (tiny_text() + "\0" + tiny_text(), r"has a NUL byte at offset 4,\d{3}; .* give plain"),
     "cut within a character": (tiny_text().encode() + b"\xe2\x82", r"not UTF-8: .* at offset 4,\d{3};"),
     "surrogates in UTF-8": (b"a\xed\xa0\x80b" * 999, r"not UTF-8: byte 0xED at offset 1; "),
     "a Word document": (b"PK\3\4\x14\0\6\0", r"is a zip archive \(\.docx, .*; save its text as plain text"),
