@@ -31,6 +31,7 @@ from charseq2seq.command_line import (
 from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
+from charseq2seq.text_encoding import known_encoding
 
 _SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
 # Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers. The
@@ -89,6 +90,9 @@ class Settings(Options):
         "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
         "plays, prepared on first use). evaluate scores the validation split of the model's text, all of any other",
         modes=("train", "evaluate"),
+    )
+    encoding: str | None = _what(
+        Kind("NAME", known_encoding), "of --data_path and --prompt_file, such as gb18030 (default: UTF-8)", **_RESULT
     )
     device: str = _what(
         one_of("auto", "cpu", "cuda", "mps"),
