@@ -151,6 +151,7 @@ def test_a_long_history_or_a_large_alphabet_does_not_lock_its_model_up(path: Pat
     assert len(load_checkpoint(path).vocabulary()) == 20_001
 
 
+@pytest.mark.slow
 def test_loading_needs_no_second_of_imports(path: Path) -> None:
     script = "import sys; sys.path.insert(0, sys.argv[1]); from charseq2seq.checkpoint import *\n"
     script += "load_checkpoint(Path(sys.argv[2])).build_model(); print(*{'torch._dynamo', 'sympy'} & {*sys.modules})"
@@ -179,17 +180,15 @@ def test_a_file_that_may_not_be_read(path: Path) -> None:
     path.parent.chmod(0o755)
     script = (
         "import os, sys; os.chdir(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
-        "from charseq2seq.checkpoint import *\n"
-        "path = Path('transformer_model.pth'); load_checkpoint(path); os.setuid(65534)\n"  # from root to nobody
-        "try: print(load_checkpoint(path).config['d_model'])\n"
+        "from charseq2seq.checkpoint import *; import torch; os.setuid(65534)\n"  # from root to nobody
+        "try: load_checkpoint(Path('transformer_model.pth'))\n"
         "except SuiteError as error: print(int(error.exit_code), error)"
     )
+    path.chmod(0)
+    command = [sys.executable, "-c", script, str(path.parent), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = "66 transformer_model.pth cannot be read (Permission denied); check the path and its permissions."
-    for mode, expected in ((0o644, "16"), (0, said)):
-        path.chmod(mode)
-        command = [sys.executable, "-c", script, str(path.parent), str(ROOT)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout == expected + "\n"
+    assert done.stdout == said + "\n"
 
 
 # --- damage
@@ -205,7 +204,7 @@ def test_a_file_cut_short_anywhere_is_refused(path: Path) -> None:
 def test_a_flipped_bit_is_found_or_does_not_matter(path: Path) -> None:
     whole, expected = path.read_bytes(), load_checkpoint(path)
     chance, harmless = random.Random(0), 0
-    for _ in range(400):
+    for _ in range(200):
         damaged = bytearray(whole)
         damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
@@ -216,7 +215,7 @@ def test_a_flipped_bit_is_found_or_does_not_matter(path: Path) -> None:
         else:
             harmless += 1
             assert_same(dataclasses.asdict(loaded), dataclasses.asdict(expected))
-    assert harmless < 200, "padding and time stamps"
+    assert harmless < 100, "padding and time stamps"
 
 
 # --- files made by somebody else, or to do harm
@@ -263,9 +262,7 @@ def test_other_calls_are_not_made_either(path: Path) -> None:
     "foreign",
     [
         torch.nn.Linear(2, 2).state_dict(),
-        {"model_state_dict": {}, "config": {}, "vocab": {}},
         {"format": "charseq2seq"},
-        torch.ones(3),
         None,
     ],
 )
@@ -325,54 +322,36 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
         "it lacks model_state_dict, vocab",
     ),
     # the vocabulary
-    "a character too few": (lambda content: content["vocab"].popitem(), "differ in size"),
     "a character too many": (lambda content: content["vocab"].update({"🎭": len(content["vocab"])}), "differ in size"),
     "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
     "an empty vocabulary": (lambda content: content["vocab"].clear(), "empty"),
     # the weights
     "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
     "a weight missing": (lambda content: content["model_state_dict"].popitem(), "do not fit this version of the model"),
-    "a weight too many": (having("model_state_dict", extra=torch.ones(1)), "do not fit this version of the model"),
     "a weight transposed": (with_weight(lambda weight: weight.T), "do not fit this version of the model"),
     "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
-    "a weight that is a list": (with_weight(lambda weight: weight.tolist()), "is not a float32 tensor"),
     # the config
     "an unknown argument": (having("config", extra=1), "do not fit this version of the model .*'extra'"),
     "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
     "a broken size": (having("config", source_length=8.0), "its config has 8.0 for source_length"),
-    "no size": (having("config", d_model=None), "its config has None for d_model"),
-    "a tensor for a size": (having("config", d_model=torch.tensor(16)), "config"),
-    "a number for a truth": (having("config", bigram=1), "its config has 1 for bigram"),
-    "dropout that is no number": (having("config", dropout=math.nan), "dropout must be at least 0"),
     "a negative length": (having("config", source_length=-1), "source_length must be at least 1"),
-    "a start that is no token": (having("config", start_id=10**6), "start_id must be"),
     "no heads": (having("config", num_heads=0), "num_heads must be at least 1"),
-    "heads that do not divide": (having("config", num_heads=5), "d_model / num_heads"),
-    "another size": (having("config", d_ff=64), "do not fit this version of the model"),
     "another vocabulary size": (having("config", vocab_size=10), "differ in size"),
-    "another number of layers": (having("config", num_decoder_layers=2), "do not fit this version of the model"),
     "layers without end": (having("config", num_encoder_layers=10**6), "more memory than its weights"),
     "a gigantic block": (having("config", d_ff=10**13), "more memory than its weights"),
-    "a size beyond all": (having("config", d_ff=10**100), "more memory than its weights"),
     "a gigantic target": (having("config", target_length=10**100), "more memory than its weights"),
     # the facts
     "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
     "a loss that is true": (having("metrics", nats_per_char=True), "its metrics lack a loss"),
     "a loss that is no number": (having("metrics", nats_per_char=math.nan), "its metrics lack a loss"),
-    "a loss beyond all": (having("metrics", nats_per_char=10**400), "its metrics lack a loss"),
     "bits in words": (having("metrics", bits_per_char="x"), "are not numbers"),
-    "infinite seconds": (having("metrics", seconds=math.inf), "are not numbers"),
     "a history that is none": (having("metrics", history="x"), "its history"),
-    "a history of numbers": (having("metrics", history=[1, 2]), "its history"),
     "a history without steps": (having("metrics", history=[{"nats_per_char": 1.0}]), "its history"),
-    "a history of words": (having("metrics", history=[{"step": 1, "nats_per_char": "x"}]), "its history"),
     "a metric without a name": (lambda content: content["metrics"].update({1: 2}), "its metrics are not what JSON"),
     "no text": (lambda content: content["corpus"].clear(), "its corpus lacks"),
     "a text without a hash": (having("corpus", sha256=7), "its corpus lacks"),
-    "characters in words": (having("corpus", characters="many"), "its corpus lacks"),
     "a negative split": (having("corpus", train_characters=-1), "its corpus lacks"),
     "a tuple among the arguments": (having("training_args", betas=(1, 2)), "its training_args are not what JSON"),
-    "names that are none": (lambda content: content["environment"].update({"a": {2: 1}}), "its environment are not"),
 }
 
 

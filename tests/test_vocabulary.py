@@ -94,13 +94,6 @@ def test_a_character_is_described_so_that_it_can_be_looked_up(character: str, de
     assert describe_character(character) == description
 
 
-def test_the_largest_alphabet_there_is() -> None:
-    everything = "".join(map(chr, range(0x110000)))
-    vocabulary = CharVocabulary(sorted(set(everything)))
-    assert len(vocabulary) == 0x110001
-    assert (vocabulary.encode(everything[::-1]) == range(0x110000, 0, -1)).all()
-
-
 @pytest.mark.parametrize("characters", [[], ["b", "a"], ["a", "a"], ["ab"], [""], [1], [None], ["a", 2]])
 def test_what_is_no_alphabet_is_refused(characters: list[Any]) -> None:
     with pytest.raises(SuiteError) as refusal:
@@ -136,22 +129,3 @@ def test_a_damaged_table_is_refused(table: Any) -> None:
     with pytest.raises(SuiteError) as refusal:
         CharVocabulary.from_index_of_token(table)
     assert refusal.value.exit_code == ExitCode.BAD_DATA
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 6) | st.floats() | st.sampled_from([START_TOKEN, "a", "b", "c", "ab"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("abc") | st.text(), inner, max_size=5),
-    max_leaves=8,
-)
-
-
-@given(
-    JSON | st.dictionaries(st.sampled_from([START_TOKEN, "a", "b", "c"]), st.integers(0, 4) | st.booleans(), max_size=4)
-)
-@settings(max_examples=300, deadline=None)
-def test_any_json_is_a_vocabulary_or_refused(parsed: Any) -> None:
-    try:
-        vocabulary = CharVocabulary.from_index_of_token(parsed)
-    except SuiteError:
-        return
-    assert json.dumps(parsed, sort_keys=True) == json.dumps(vocabulary.index_of_token(), sort_keys=True)
