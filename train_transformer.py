@@ -34,7 +34,6 @@ from charseq2seq.training.processes import is_rank_0
 if TYPE_CHECKING:
     from charseq2seq.training.trainer import Outcome
 
-SAMPLE_PROMPT = "ROMEO:"
 LATE_ENOUGH = 0.8  # fraction of a run: if the best weights are older, the run was too long
 
 
@@ -86,7 +85,7 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
         if outcome.stopped_by is None:  # whoever stopped it does not wait for more
-            generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, unknown="skip"))
+            generate(Settings(model_path=args.model_path, prompt=outcome.beginning))
         log(
             f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
             f"best of {outcome.steps:,} steps at {outcome.best_step:,}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_encoding import decode
 from charseq2seq.vocabulary import CharVocabulary, describe_characters
@@ -58,11 +59,14 @@ def read_prompt(path: Path, encoding: str | None = None) -> str:
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
-    """The prompt, without the characters that the vocabulary lacks.
+    """The prompt, in the vocabulary's normal form and without the characters that the vocabulary lacks.
 
     Raises:
         SuiteError: there are such characters and `unknown` is "error".
     """
+    (prompt,), form = vocabulary.in_known_form([prompt])
+    if form:
+        log(f"note: the prompt is read in the normal form {form} of Unicode, as the model's text was.")
     missing = vocabulary.unknown_characters(prompt)
     if missing and unknown == "error":
         problem = f"the prompt has {describe_characters(missing, 'that the model never saw')}"
