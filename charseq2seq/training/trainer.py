@@ -43,13 +43,13 @@ from charseq2seq.training.text_defaults import check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
-# Progress is measured on the first half of the validation split, and on no more than this many characters; the final
-# figure on all of it. So choosing the best weights biases it little, and evaluating stays cheap.
+# During a run the loss is measured on the first half of the validation split, and on no more than so many characters;
+# the final loss on all of it. That is cheap, and the final loss gains little from the choice of the best weights.
 _SELECTION_CHARACTERS = 32_768
 
 _TRIAL_CHARACTERS = 12_288  # before training, on a CPU
-_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
-_EVALUATIONS_PER_MINUTE = 4  # and no more than these
+_EVALUATIONS = 20  # a run, unless --eval_interval is given
+_EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
 _MEASURED_STEPS = 100  # after so many the run says how long it takes
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
@@ -118,7 +118,7 @@ class Trainer:
         )
         self.stop = StopRequest()
         self.unread_losses: list[Tensor] = []
-        # Reading a loss waits for a GPU: done only as often as it is shown.
+        # Whoever reads a loss waits for the GPU, so losses are read only as often as they are shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
         self.saved_at = state.seconds
@@ -137,7 +137,7 @@ class Trainer:
         self._score(self.corpus.num_train, min(len(self.corpus.ids), self.corpus.num_train + characters))
         evaluation, complete, diverged = None, False, None
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
-            # In a group every process would be overdue at another place, and the others would wait for it.
+            # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
             progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
             stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
@@ -147,7 +147,7 @@ class Trainer:
                 complete = self.is_complete()
             except _DivergedError as error:
                 diverged = str(error)
-                # All processes see the same losses, but a signal may have come to one.
+                # All processes see the same losses, but a signal may have reached only one of them.
                 self.stop.signal, _ = self.group.synchronize(self.stop.signal)
         return Outcome(
             evaluation=evaluation,
@@ -177,7 +177,7 @@ class Trainer:
     def _run(self, stopwatch: Stopwatch, progress: Progress) -> None:
         try:
             self._loop(stopwatch, progress)
-        except OverdueError:  # the step or evaluation is given up, nothing has changed yet
+        except OverdueError:  # the step or evaluation is given up; weights and files are as before it
             if not self.saved or self.saved_at < self.state.seconds:
                 self.save_resume(finished=False)
             raise
@@ -234,7 +234,7 @@ class Trainer:
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":
             starts = starts.pin_memory()
-        if settings.device != "cpu":  # where a step runs on after it was started, all of it or nothing
+        if settings.device != "cpu":  # a step that was started there runs to its end
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
@@ -284,7 +284,7 @@ class Trainer:
         return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
-        """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
+        """Measure the loss (see `_SELECTION_CHARACTERS`), and keep the weights if they are the best so far."""
         state = self.state
         if state.history and state.history[-1]["step"] == state.step:
             return  # the run was killed between its last evaluation and its end, and resumed
@@ -366,7 +366,7 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is older than they are
+        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is of before the last step
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
@@ -381,14 +381,14 @@ class Trainer:
     def _restore(self) -> None:
         state = self.state
         try:
-            if state.best_weights:  # they have to fit too
+            if state.best_weights:  # loaded only to see whether they fit
                 self.master.load_state_dict(state.best_weights)
                 state.best_weights = weights_of(self.master)
             self._use(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
                 check_state(optimizer)
-            if state.scaler:  # there is none of a run in another precision
+            if state.scaler:  # empty after a run in another precision
                 self.working.scaler.load_state_dict(state.scaler)
             self.sampler.restore(state.epoch, state.position)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
