@@ -28,7 +28,7 @@ from charseq2seq.command_line import (
     read_options,
     whole,
 )
-from charseq2seq.device import choose_device, choose_precision
+from charseq2seq.device import choose_device, choose_precision, choose_threads
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 from charseq2seq.text_encoding import known_encoding
@@ -178,8 +178,8 @@ class Settings(Options):
     hf_token_file: Path | None = _publishing(FILE, "file that holds the token")
     hf_private: bool = _publishing(SWITCH, "create a private repository")
 
-    prompt: str = _text(_TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
-    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
+    prompt: str = _text(_TEXT, "text to continue", "", excludes="prompt_file")
+    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue; - is stdin")
     num_chars: int = _text(whole(0), "characters to write", 500)
     num_samples: int = _text(whole(1), "texts to write", 1)
     temperature: float = _text(_NOT_NEGATIVE, "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
@@ -236,25 +236,30 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
     return [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
 
 
-def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Settings:
     """Fill in what the device decides, and the text to train on.
+
+    Args:
+        asked: what the command line says.
+        data_path: the text.
+        waiting: how threads wait for one another, for the user.
 
     Raises:
         SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
             fit together; all of it at once.
     """
-    import torch
-
     problems: list[str] = []
     device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
     precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
+    num_threads, threads_reason = choose_threads(asked.num_threads)
+    threads_reason += f"; {waiting}" if waiting else ""
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
     size, size_reason = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
     if asked.size:
         size, size_reason = asked.size, "asked for"
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
-    defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
+    defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": num_threads}
     if asked.num_heads:  # the default has to fit what was asked for
         defaults["num_kv_heads"] = math.gcd(asked.num_heads, defaults["num_kv_heads"])
     if undecided >= LIMITS:  # a limit of steps or epochs replaces that of time
@@ -266,7 +271,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         device=device,
         precision=precision,
         hf_token=None,  # not needed for training, and nothing that is not there can leak
-        reasons=(device_reason, precision_reason, f"size {size}: {size_reason}"),
+        reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
     if problems := [*problems, *_size_problems(settings)]:

@@ -70,6 +70,7 @@ class Outcome:
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
         saved: whether a resume state was written in this session.
+        beginning: of the text.
     """
 
     evaluation: Evaluation | None
@@ -80,6 +81,7 @@ class Outcome:
     stopped_by: ExitCode | None
     diverged: str | None = None
     saved: bool = False
+    beginning: str = ""
 
 
 class Trainer:
@@ -158,6 +160,7 @@ class Trainer:
             stopped_by=self.stop.exit_code,
             diverged=diverged,
             saved=self.saved,
+            beginning=self.corpus.beginning,
         )
 
     def spent_fraction(self) -> float:
