@@ -75,8 +75,8 @@ _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the tok
 class Settings(Options):
     """The options of train_transformer.py, a field each.
 
-    An option that was not given is None at first, if its default depends on the device or the text. `resolve_settings`
-    and then `with_text_defaults` fill it in; until then the types of the fields promise too much.
+    An option that was not given is None if its default depends on the device or the text, whatever its type here is.
+    `resolve_settings` and then `with_text_defaults` fill it in.
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
@@ -152,7 +152,7 @@ class Settings(Options):
     )
     learning_rate: float = _run(_RATE, "highest learning rate of Muon, the optimizer of the hidden weights", 0.04)
     weight_decay: float | None = _run(
-        _NOT_NEGATIVE, "times the learning rate, per step (default: hidden weights shrink to a quarter in an epoch)"
+        _NOT_NEGATIVE, "times the learning rate, at every step (default: hidden weights shrink to a quarter an epoch)"
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(
@@ -270,8 +270,13 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         data_path=data_path,
         device=device,
         precision=precision,
+<<<<<<< HEAD
+        hf_token=None,  # training needs no token, and what it does not have it cannot leak
+        reasons=(device_reason, precision_reason, f"size {size}: {size_reason}"),
+=======
         hf_token=None,  # not needed for training, and nothing that is not there can leak
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
+>>>>>>> house
         undecided=undecided,
     )
     if problems := [*problems, *_size_problems(settings)]:

@@ -67,7 +67,7 @@ class Hub:
     """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
     Attributes:
-        api: huggingface_hub's client, for what is a single request; call it by `retrying`.
+        api: huggingface_hub's client. Callers use it for single requests, each within `retrying`.
     """
 
     def __init__(self, token: str, timeout: float) -> None:

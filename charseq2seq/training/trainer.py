@@ -85,7 +85,7 @@ class Outcome:
 
 
 class Trainer:
-    """One training run from a state on; in a group every process has its own."""
+    """One training run, begun or continued from a state; in a group every process has a trainer of its own."""
 
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
@@ -237,7 +237,7 @@ class Trainer:
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":
             starts = starts.pin_memory()
-        if settings.device != "cpu":  # a step that was started there runs to its end
+        if settings.device != "cpu":  # a GPU cannot be interrupted in a step that it has begun
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
@@ -369,7 +369,7 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is of before the last step
+        self._check_finite("size of the weights", float(norms.sum()))  # no loss of these weights is known yet
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
