@@ -18,8 +18,8 @@ arXiv:1706.03762) with later improvements, each for a measured reason (benchmark
 - dropout of a feature at all positions of a sequence at once (Gal and Ghahramani, 2016, arXiv:1512.05287; T5 drops
   in this way too), which needs far fewer random numbers than dropout at every position;
 - output projections that start at zero, so that every block starts as the identity;
-- a short causal convolution over the embeddings: a letter alone says little, and so no layer has to learn first
-  which letters precede it (Primer, see above, has one inside attention);
+- a short causal convolution over the embeddings: every position begins with the three letters before it, which a
+  layer would otherwise have to learn to look up (Primer, see above, has one inside attention);
 - a bigram table: logits of the next token given the last one alone, so that the layers learn only the rest.
 
 Shapes are written in comments as `(batch, length, d_model)`. Token ids are int64 tensors.
@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Up to this length two matrix products and a softmax beat scaled_dot_product_attention on a CPU: its backward pass
+# Up to this length two matrix products and a softmax beat scaled_dot_product_attention on a CPU, whose backward pass
 # would be the largest single cost of a step (benchmarks/LOG.md).
 _LONGEST_EXPLICIT_ATTENTION = 512
 
@@ -65,7 +65,8 @@ def normalize(x: Tensor) -> Tensor:
 def rotary_table(length: int, head_size: int) -> Tensor:
     """Cosines and signed sines of the rotary angles, (2, length, head_size).
 
-    Features i and i + head_size / 2 are a pair, rotated by one angle; the first one's sine is negated.
+    Features i and i + head_size / 2 are rotated together, like the two coordinates of a point. The first half of the
+    sines is negative, as `_rotate` needs it.
     """
     frequencies = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
@@ -74,7 +75,7 @@ def rotary_table(length: int, head_size: int) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotation with a hand-written backward pass: the gradient is the inverse rotation, half of autograd's work."""
+    """Rotation with a hand-written backward pass: the gradient is rotated back, which is half of autograd's work."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
@@ -105,8 +106,8 @@ def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     """down(relu(up(x)) ** 2) with a hand-written backward pass.
 
-    The wide tensors in the middle cost as much as the products. Autograd would keep three of them, (rows, d_ff) each;
-    here it is two, and one is changed in place.
+    Reading and writing the wide tensors, (rows, d_ff), takes as long as the matrix products. Autograd would keep three
+    of them; here it is two.
     """
 
     @staticmethod
@@ -173,7 +174,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Query heads that share a key/value head are just more queries of it: they become rows."""
+    """Two matrix products: the queries of all heads that share a key/value head are rows of one matrix."""
     batch, length, heads, size = query.shape
     kv_heads = key.shape[2]
     rows = query.view(batch, length, kv_heads, -1, size).transpose(1, 2).reshape(batch * kv_heads, -1, size)
@@ -194,7 +195,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.kernels = Kernels()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))  # of the convolution; the last row: the token itself
+        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))  # convolution; the last row: the token itself
 
     def tables(self) -> tuple[Tensor, ...]:
         """What each token adds to the positions 3, 2, 1 and 0 after it, (vocab_size, d_model) each."""
@@ -218,7 +219,7 @@ class Attention(nn.Module):
         self.kernels = Kernels()
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         kv_size = d_model // num_heads * num_kv_heads
-        # Separate matrices, not one: Muon orthogonalises each on its own.
+        # Separate matrices, not one, because the optimizer Muon orthogonalises each matrix as a whole.
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, kv_size, bias=False)
         self.value = nn.Linear(d_model, kv_size, bias=False)
@@ -252,7 +253,7 @@ class FeedForward(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Drop this fraction of the features in training, each at all positions; scale the others up, as the sum was."""
+    """In training, drop a fraction of the features, each at all positions, and scale the others up to keep the sum."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -316,7 +317,7 @@ class Transformer(nn.Module):
         d_ff: features inside a feed-forward block.
         dropout: fraction of each layer's output features that is dropped in training (see `Dropout`).
         source_length: most tokens the encoder reads.
-        target_length: most tokens the decoder generates before the end of the text is the next source.
+        target_length: most tokens that the decoder generates from one source; then the end of the text is the next one.
         start_id: the token that the decoder starts from when the source is empty.
         bigram: whether there is a bigram table, `vocab_size` squared weights.
         num_kv_heads: key/value heads, a divisor of `num_heads`: each serves a group of query heads.
@@ -374,7 +375,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: what is added to the residual stream or the logits starts at zero."""
+        """Set the first weights; a matrix whose output is added to the residual stream or the logits starts at zero."""
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.embedding.shares[:-1])
         nn.init.ones_(self.embedding.shares[-1])
@@ -411,7 +412,7 @@ class Transformer(nn.Module):
         return normalize(x)
 
     def decode(self, memory: Tensor, text: Tensor) -> Tensor:
-        """Score the token after each one of a text, from its last source token on.
+        """Score every target token, given the source and the target tokens before it.
 
         Args:
             memory: the result of `encode`, (batch, source_length, d_model).
@@ -442,7 +443,7 @@ class Transformer(nn.Module):
         return logits if self.bigram is None else logits + self.bigram(decoder_input).float()
 
     def set_precision(self, dtype: torch.dtype) -> Transformer:
-        """Compute in this type, except the logits: rounding those costs more than it saves."""
+        """Compute in this type; only the logits stay in float32, because rounding them costs loss."""
         for part in (self.embedding, self.encoder, self.decoder):
             part.to(dtype)
         self.rotary = self.rotary.to(dtype)
@@ -458,7 +459,7 @@ class Transformer(nn.Module):
     def decoder_context(self, source: Tensor, target: Tensor) -> Tensor:
         """The source, or the start token if it is empty, and the target without its last token.
 
-        The last `target_length` of them are the decoder's input: the predecessor of every target token.
+        Its last `target_length` tokens are the decoder's input: the token before each target token.
         """
         before = source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
         return torch.cat([before, target[:, :-1]], dim=1)
@@ -498,8 +499,8 @@ class Transformer(nn.Module):
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the fewest tokens that together have this probability (after temperature).
-            generator: the source of randomness, on any device; or one for each row, whose text then does not depend
-                on the other rows.
+            generator: where random numbers come from, on any device; or one generator for each row, so that no row's
+                text depends on the other rows.
 
         Yields:
             The next token of every row, (batch,).
@@ -545,15 +546,15 @@ class _CachedLayer:
         layer: its weights must not change as long as this is in use.
 
     Attributes:
-        keys, values: (batch, kv_heads, positions, head_size); on a GPU of full size and never moved; on a CPU
-            they grow.
+        keys, values: (batch, kv_heads, positions, head_size). On a GPU they have room for all positions from the
+            start, because a CUDA graph needs fixed addresses; on a CPU they grow.
     """
 
     def __init__(self, layer: DecoderLayer) -> None:
         attention, feed_forward = layer.attention, layer.feed_forward
         self.attention = attention
         self.head_size = len(attention.query.weight) // attention.num_heads
-        # Two products instead of six: a single position is too little work to be worth the calls.
+        # Two products instead of six: with a single position, starting a product takes longer than computing it.
         self.inward = torch.cat(
             [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
         )
@@ -562,7 +563,7 @@ class _CachedLayer:
         self.keys = self.values = self.inward.new_empty(0)
 
     def begin(self, memory: Tensor, table: Tensor, capacity: int) -> None:
-        """Cache the encoder's output, (batch, source_length, d_model), in place of all else."""
+        """Cache the keys and values of the encoder's output, (batch, source_length, d_model), and forget all others."""
         keys, values = (x.transpose(1, 2) for x in self.attention.keys_and_values(memory, table))
         if not self.on_gpu:
             self.keys, self.values = keys, values
@@ -582,13 +583,14 @@ class _CachedLayer:
         """
         batch, heads, kv_heads = len(x), self.attention.num_heads, self.attention.num_kv_heads
         if not self.on_gpu and int(position) == self.keys.shape[2]:
-            # Attention reads the whole buffers: slices would be copied, and oneDNN would compile every length.
+            # Attention always reads the whole cache: a slice would be copied, and oneDNN would compile a kernel for
+            # every length.
             more = min(_CACHE_GROWTH, hidden.shape[1] - self.keys.shape[2])
             self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
         inward = self._product(self.inward, normalize(x))
         narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size], dim=1)
         rows = narrow.reshape(batch, 1, -1, self.head_size)
-        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # values too; unused
+        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # of the values too, which is not used
         self.keys.index_copy_(2, position, rotated[:, heads : heads + kv_heads].unsqueeze(2))
         self.values.index_copy_(2, position, rows[:, 0, heads + kv_heads :].unsqueeze(2))
         queries = rotated[:, :heads].reshape(batch * kv_heads, -1, self.head_size)
@@ -599,15 +601,15 @@ class _CachedLayer:
         return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
-        """x (batch, features) times the transposed weight, which stands left on a CPU: oneDNN packs the right one."""
+        """`F.linear(x, weight)`; on a CPU the weight is the left factor: oneDNN copies the right one each time."""
         return F.linear(x, weight) if self.on_gpu else torch.mm(weight, x.t()).t()
 
 
 class CachedDecoder:
     """Generates a batch of texts, one token after the other; every layer caches its keys and values.
 
-    On a GPU starting some hundred small kernels takes longer than running them: there a step is captured once as a
-    CUDA graph over caches of full size, and replayed for every token.
+    On a GPU, starting some hundred small kernels takes longer than running them. So a step is captured there once, as
+    a CUDA graph, and replayed for every token.
 
     Args:
         model: must not change as long as this is in use.
@@ -690,7 +692,7 @@ def sample(
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
     if temperature != 1:
-        # Minus the largest, so that a tiny temperature cannot overflow; a huge one must not become infinite.
+        # The largest logit is subtracted, so that a tiny temperature cannot overflow; a huge one has to stay finite.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(temperature, 1e30)
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
@@ -698,8 +700,8 @@ def sample(
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         beyond[:, 0] = False  # the likeliest token always stays, however small top_p
         probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), 0.0)
-    # The token in whose interval of the cumulative sum the random number falls. GPUs add in parallel: rounding may
-    # change their sum even at a probability of 0, so there the sum before it is taken.
+    # The token in whose interval of the cumulative sum the random number falls. A GPU adds in parallel, so its rounded
+    # sum may rise even at a token of probability 0; such a token gets the sum before it, and is never sampled.
     running = (probabilities.cumsum(dim=-1) * (probabilities > 0)).cummax(dim=-1).values
     token = torch.searchsorted(running, random[:, None] * running[:, -1:], right=True).squeeze(1)
     return token.remainder(logits.shape[-1])  # token 0 where the logits are NaN

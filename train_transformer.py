@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from charseq2seq.console import log, log_errors_only, log_to_file, run_with_report, write_result
 from charseq2seq.device import choose_device, choose_precision, use_threads
 from charseq2seq.errors import SuiteError
+from charseq2seq.files import resume_path
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
 
@@ -85,7 +86,8 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
     if outcome.evaluation is not None:
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
-        generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, unknown="skip"))
+        if outcome.stopped_by is None:  # whoever stopped it does not wait for more
+            generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, unknown="skip"))
         log(
             f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
             f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
@@ -107,7 +109,12 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
     """How to go on after a stop, in words."""
     if not outcome.complete:
         with_resume = "" if args.resume == "auto" else ", with --resume auto,"
-        return f"the same command{with_resume} continues this run"
+        left = f"the same command{with_resume} continues this run"
+        if outcome.evaluation is None and outcome.steps:
+            state, model = resume_path(args.model_path), args.model_path.with_stem(args.model_path.stem + "_stopped")
+            now = f"--resume {state} --max_steps {outcome.steps} --model_path {model}"
+            left += f"; to use what it has learnt so far, the same command with {now} writes a model of it"
+        return left
     if not args.push_to_hf:
         return "the run itself was complete"
     words = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
@@ -136,8 +143,7 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
 def evaluate(args: Settings) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
     from charseq2seq.checkpoint import load_checkpoint
-    from charseq2seq.training.evaluation import evaluate_file
-    from data.prepare import prepare
+    from charseq2seq.training.evaluation import evaluate_file, find_own_text
 
     use_threads(args.num_threads)
     checkpoint = load_checkpoint(args.model_path)
@@ -145,7 +151,7 @@ def evaluate(args: Settings) -> int:
     # auto: fp32 if trained so, else what the device is fast in.
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
-    path = args.data_path or prepare()
+    path = args.data_path or find_own_text(checkpoint.corpus, args.model_path.parent)
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip")
     log(
         f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits, perplexity "

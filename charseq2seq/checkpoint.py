@@ -239,6 +239,13 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     # A damaged or hostile file may raise anything; all of it means the same to the user.
     except Exception as error:
         raise _unusable(path, f"it cannot be read (damaged? {type(error).__name__})") from error
+    if isinstance(content, dict) and (kind, content.get("format")) == (_MODEL, _RESUME):
+        steps = content.get("step")
+        raise SuiteError(
+            f"{path} is the state of a run, not a model; the run's own command with --resume {path} --max_steps "
+            f"{steps!s:.20} --model_path NEW.pth writes the model of what it has learnt so far.",
+            ExitCode.BAD_DATA,
+        )
     if not isinstance(content, dict) or content.get("format") != kind:
         raise _unusable(path, f"it is not a {kind} file")
     version = content.get("format_version")

@@ -23,6 +23,11 @@ from charseq2seq.files import write_error
 if TYPE_CHECKING:
     import logging
 
+# What asks a program to end; `nohup` has it ignore the last one.
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)
+
 
 class _Output:  # the only state of this module
     log_file: logging.Handler | None = None
@@ -117,7 +122,8 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
     """
     started = time.monotonic()
     _prepare_streams()
-    signal.signal(signal.SIGTERM, _terminate)  # temporaries are removed and locks released on the way out
+    for number in STOP_SIGNALS[1:]:
+        signal.signal(number, _terminate)  # temporaries are removed and locks released on the way out
     report: dict[str, Any] = {}
     try:
         code, facts = _attempt(lambda: main(None, report))

@@ -24,7 +24,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 # With these it is the path that has to change; with any other, the disk is to blame.
-_PATH_ERRORS = ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"]
+_PATH_ERRORS = ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"]
 
 
 def write_error(path: Path, error: OSError) -> SuiteError:
@@ -103,6 +103,23 @@ def _flush_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """The temporary files that killed writers of a file left in a folder; `name` may be a pattern."""
+    return list(folder.glob(f"{name}.{'[0-9a-f]' * 8}.tmp"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they survive a power cut.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
+
+
 def resume_path(model_path: Path) -> Path:
     """The resume state of a model: transformer_model.pth -> transformer_model.resume.pth."""
     return model_path.with_suffix(".resume" + (model_path.suffix or ".pth"))
@@ -142,7 +159,7 @@ def run_lock(model_path: Path) -> Iterator[str]:
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
             for written in map(_target, (model_path, resume_path(model_path))):
-                for temporary in written.parent.glob(f"{glob.escape(written.name)}.{'[0-9a-f]' * 8}.tmp"):
+                for temporary in leftovers(written.parent, glob.escape(written.name)):
                     temporary.unlink()
         yield ""
 

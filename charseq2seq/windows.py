@@ -33,9 +33,9 @@ def source_lengths(longest: int) -> list[int]:
 
 
 def ids_on_device(ids: Ids, device: torch.device | str) -> Tensor:
-    """A text's ids as a tensor, (characters,), in a signed type of the same size, which is what PyTorch can index.
+    """A text's ids as a tensor, (characters,).
 
-    Read them by `gather` only.
+    PyTorch can index signed types only, so ids above 32,767 look negative: read them by `gather`, which undoes that.
     """
     import torch
 
@@ -47,7 +47,7 @@ def gather(ids: Tensor, starts: Tensor, source_length: int, target_length: int) 
     """Slice windows out of a text, on the text's device: source (batch, source_length), target (batch, target_length).
 
     Args:
-        ids: of `ids_on_device`, (characters,).
+        ids: what `ids_on_device` returned, (characters,).
         starts: where the targets begin, int64, (batch,).
     """
     import torch

@@ -13,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charseq2seq.checkpoint import Checkpoint
+from charseq2seq.checkpoint import Checkpoint, load_checkpoint
 from charseq2seq.corpus import Ids, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.evaluation import evaluate, evaluate_file
 from encoder_decoder_transformer import Transformer
 from tests.push_client import TEXT, tiny_checkpoint
+from tests.train_client import Trainee, see, tiny_text
+from tests.warm_client import WarmClient
 
 VOCABULARY = 9
 
@@ -148,7 +150,48 @@ def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(tmp_pa
     assert (facts["split"], facts["characters"], facts["skipped_characters"]) == ("all", len(losses), 2)
     with pytest.raises(SuiteError, match=r"U\+1F3AD"):
         evaluate_file(checkpoint, other, "cpu", "fp32", "error")
-    other.write_text("莎莎莎")
-    with pytest.raises(SuiteError, match="no character that this model knows") as refusal:
-        evaluate_file(checkpoint, other, "cpu", "fp32", "skip")
+
+
+@pytest.mark.parametrize("text", ["莎莎莎", "莎士比亚全集 ROMEO"])
+def test_a_text_of_which_most_is_unknown_is_no_measure(text: str, tmp_path: Path) -> None:
+    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    own.write_text(TEXT * 20)
+    other.write_text(text)
+    with pytest.raises(SuiteError, match=r"never saw .* most of .*other\.txt .* no measure; .* text\.txt") as refusal:
+        evaluate_file(checkpoint_of(own), other, "cpu", "fp32", "skip")
     assert refusal.value.exit_code == ExitCode.BAD_DATA
+
+
+def test_of_a_text_that_begins_with_the_training_text_the_rest_is_scored(
+    client: WarmClient, user: Trainee, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert client.train(user, "--max_steps", "4").code == 0
+    checkpoint, text = load_checkpoint(user.model), user.text.read_text()
+    trained = checkpoint.corpus["train_characters"]
+    for name, changed, split, scored in (
+        ("one more line.txt", text + "ALL:\n", "after the training part", len(text) + 5 - trained),
+        ("only the beginning.txt", text[: trained - 100], "training", trained - 100),
+        ("another beginning.txt", "ALL" + text, "all", len(text) + 3),
+    ):
+        other = user.home / name
+        other.write_text(changed)
+        facts = evaluate_file(checkpoint, other, "cpu", "fp32", "error")
+        assert (facts["split"], facts["characters"]) == (split, scored)
+        said = f"note: {name} begins as the text that the model was trained on"
+        assert (said in capfd.readouterr().err) == (split != "all")
+
+
+def test_without_a_name_the_text_of_the_model_is_scored_or_asked_for(client: WarmClient, user: Trainee) -> None:
+    assert client.train(user, "--max_steps", "4").code == 0
+    own = client.run(user.home, "--mode", "evaluate")
+    assert own.code == 0 and '"text": "text.txt"' in own.out and '"split": "validation"' in own.out, own.log
+    user.text.write_text("another text of this name\n" * 99)
+    see(
+        client.run(user.home, "--mode", "evaluate"),
+        ExitCode.NO_INPUT,
+        r"trained on text\.txt .*; name it with --data_path",
+    )
+    elsewhere = user.home / "elsewhere"
+    elsewhere.mkdir()
+    user.text.write_text(tiny_text())
+    assert client.run(elsewhere, "--mode", "evaluate", "--model_path", str(user.model)).out == own.out

@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads from it, and how it lives with what people write."""
+"""The model card: what the Hub reads from it, and what a reader finds in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from charseq2seq.publishing.card import is_our_card, merge_cards, render_card
+from charseq2seq.publishing.card import render_card
 from charseq2seq.publishing.folder import build_folder
 from charseq2seq.vocabulary import CharVocabulary
 from data import SHA256
@@ -117,62 +117,3 @@ def test_the_program_of_the_card_runs_where_no_character_of_its_prompt_is_known(
     here = program.replace('hf_hub_download("alice/m", ', "str(").replace("from huggingface_hub import", "#")
     done = subprocess.run([sys.executable, "-c", here], cwd=folder, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0 and len(done.stdout) == 301, done.stderr
-
-
-def test_what_people_write_outside_the_marks_survives_every_push() -> None:
-    old, new = card(1.5), card(1.4)
-    edited = old.replace("\n<!-- charseq2seq begins", "\n# My own words\n\n<!-- charseq2seq begins") + "\n## Thanks\n"
-    edited = edited.replace("1.5000 nats", "9.9999 nats")  # inside the marks: ours, made anew
-    merged = merge_cards(new, edited)
-    assert "# My own words" in merged and merged.endswith("\n## Thanks\n")
-    assert "1.4000 nats" in merged and "9.9999" not in merged and "1.5000" not in merged
-    assert merge_cards(new, merged) == merged
-    assert merge_cards(new, new) == new
-
-
-def test_metadata_that_people_set_survives() -> None:
-    front = (
-        "license: cc-by-4.0  # my choice\nlanguage: [en, fr]\ntags: [mine, pytorch]\nthumbnail: https://x.example/t.png\n"
-        "model-index:\n- name: other\n  results: []\n"
-    )
-    merged = merge_cards(card(), f"---\n{front}---\n{card().split('---', 2)[2]}")
-    data = yaml.safe_load(merged.split("---")[1])
-    assert (data["license"], data["language"], data["thumbnail"]) == (
-        "cc-by-4.0",
-        ["en", "fr"],
-        "https://x.example/t.png",
-    )
-    assert data["tags"][:2] == ["mine", "pytorch"] and data["tags"].count("pytorch") == 1
-    assert [model["name"] for model in data["model-index"]] == ["m", "other"]
-    assert merge_cards(card(), merged) == merged
-
-
-def test_unchanged_metadata_stays_letter_for_letter() -> None:
-    commented = card().replace("language: en\n", "language: en  # Early Modern\n")
-    assert merge_cards(card(), commented) == commented
-
-
-@pytest.mark.parametrize(
-    "theirs",
-    ["---\nlicense: mit\n---\n# My model\n\nSoon more.\n", "# My model\n\nSoon more.", "---\n---\n\nSoon more.\n"],
-    ids=["website", "no metadata", "empty metadata"],
-)
-def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
-    merged = merge_cards(card(), theirs)
-    assert "Soon more." in merged and is_our_card(merged)
-    if "mit" in theirs:
-        assert metadata(merged).license == "mit"
-    assert merge_cards(card(), merged) == merged
-
-
-@pytest.mark.parametrize("theirs", ["", "---\n: [\n---\ntext", "---\n- a\n- list\n---\ntext", "\n\n---\na: 1\n---"])
-def test_odd_cards_become_valid_ones(theirs: str) -> None:
-    merged = merge_cards(card(), theirs)
-    assert metadata(merged).eval_results and ("text" not in theirs or merged.endswith("text\n"))
-    assert merge_cards(card(), merged) == merged
-
-
-def test_windows_line_ends_of_an_edited_card_are_no_reason_to_lose_it() -> None:
-    edited = card().replace("\n", "\r\n") + "\r\nMine.\r\n"
-    merged = merge_cards(card(1.4), edited)
-    assert "Mine." in merged and "1.4000 nats" in merged and "1.5000" not in merged

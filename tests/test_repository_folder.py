@@ -141,6 +141,20 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert set(contents(tmp_path)) == {"thesis.txt"}
 
 
+def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_folder(tiny_checkpoint(), tmp_path, "alice/m")
+    whole = contents(tmp_path)
+    (tmp_path / "README.md.0123abcd.tmp").write_bytes(b"of a run that was killed")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_: 1 / 0)
+        build_folder(tiny_checkpoint(), tmp_path, "alice/m")
+    assert json.loads((tmp_path / "training_args.json").read_text())["files"] == []
+    build_folder(tiny_checkpoint(), tmp_path, "alice/m")
+    assert contents(tmp_path) == whole
+
+
 @pytest.mark.parametrize("record", [b'{"lr": 1}', b"\xff", b"{"])
 def test_a_folder_with_a_record_of_another_tool_is_left_alone(record: bytes, tmp_path: Path) -> None:
     theirs = {"training_args.json": record, "README.md": b"a year's work", "config.json": b"{}"}

@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +16,14 @@ import pytest
 import torch
 
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.options import read_settings, resolve_settings
+from charseq2seq.options import SIZES, read_settings, resolve_settings
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.processes import Group
 from charseq2seq.training.resume import new_state
 from charseq2seq.training.run import train
 from charseq2seq.training.trainer import Outcome, Trainer
 from charseq2seq.windows import WindowSampler
-from tests.train_client import TINY, Done, Trainee, assert_same, contents, strike_at, tiny_trainer
+from tests.train_client import TINY, Done, Trainee, assert_same, contents, see, strike_at, tiny_trainer
 from tests.warm_client import WarmClient
 from train_transformer import main, what_is_left
 
@@ -46,7 +48,9 @@ class InProcess:
     def __init__(self, user: Trainee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._user, self._monkeypatch, self._capsys = user, monkeypatch, capsys
 
-    def train(self, *flags: str, stop_at: int = 0, number: signal.Signals = signal.SIGTERM) -> Done:
+    def train(
+        self, *flags: str, sizes: Sequence[str] = TINY, stop_at: int = 0, number: signal.Signals = signal.SIGTERM
+    ) -> Done:
         """Train on text.txt; its last line of output is the report."""
         ordinary, report = Trainer.train_step, {}  # type: ignore[var-annotated]
 
@@ -58,7 +62,7 @@ class InProcess:
         with self._monkeypatch.context() as patched:
             patched.chdir(self._user.home)
             patched.setattr(Trainer, "train_step", step)
-            code = main(["--mode", "train", "--data_path", "text.txt", *TINY, *flags], report)
+            code = main(["--mode", "train", "--data_path", "text.txt", *sizes, *flags], report)
         return Done(code, json.dumps(report), self._capsys.readouterr().err)
 
 
@@ -124,6 +128,63 @@ def test_an_unfinished_run_that_differs_is_set_aside_and_kept(here: InProcess, u
     assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
     assert (user.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
+
+
+def flags_in(log: str) -> list[str]:
+    """The flags that a line of the log advises."""
+    return re.findall(r"[^\s,]+", log.split("continue it with ")[1].split("\n", maxsplit=1)[0].rstrip("."))
+
+
+def test_what_is_advised_for_a_run_that_was_set_aside_continues_it(here: InProcess, user: Trainee) -> None:
+    assert here.train(*RUN, "--seed", "7", "--batch_size", "8", stop_at=12).code == 143
+    advised = flags_in(here.train(*SHORT).log)
+    assert {"--seed", "--batch_size", "--dropout", "--max_steps", "--resume"} <= set(advised)
+    done = here.train(*SHORT, *advised)
+    assert done.code == 0 and done.report["steps"] == 60, done.log
+    assert "continuing the unfinished run at step 12" in done.log
+
+
+def test_of_the_states_that_were_set_aside_the_newest_stay(here: InProcess, user: Trainee) -> None:
+    mine = user.home / "transformer_model.resume.earlier-mine.pth"
+    mine.write_text("a file of the user's own")
+    for seed in range(5):
+        log = here.train(*RUN, "--seed", str(seed), stop_at=seed + 1).log
+    kept = sorted(contents(path)["step"] for path in user.home.glob("*.earlier*.pth") if path != mine)
+    assert kept == [2, 3, 4] and mine.exists()
+    assert "is removed: of such states the newest 3 stay" in log
+
+
+def test_a_run_moves_to_another_machine(here: InProcess, user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had by default it keeps; the precision is that of the machine."""
+    command = ["--max_epochs", "1", "--eval_interval", "4", "--source_length", "8", "--target_length", "16"]
+    machines = (((32, 2, 2, 1, 1, 48), "fp32"), ((16, 2, 1, 1, 1, 32), "bf16"))
+    for stop_at, (sizes, precision) in zip((6, 9), machines, strict=True):
+        monkeypatch.setitem(SIZES, "tiny", dict(zip(SIZES["tiny"], sizes, strict=True)))
+        monkeypatch.setattr("charseq2seq.options.choose_precision", lambda *_, of=precision: (of, "as here"))
+        stopped = here.train(*command, sizes=(), stop_at=stop_at)
+        assert stopped.code == 143, stopped.log
+    assert "continuing the unfinished run at step 6" in stopped.log, stopped.log
+    assert "kept from the run to continue: d_ff 48, d_model 32, num_kv_heads 2" in stopped.log
+    assert "the run to continue had precision fp32; rounding differs from now on" in stopped.log
+    assert contents(user.resume)["step"] == 9 and contents(user.model)["config"]["d_model"] == 32
+    other = here.train(*command, "--d_model", "64", sizes=())
+    assert other.code == 0 and "d_model was 32, is 64" in other.log, "what is asked for is not taken from elsewhere"
+
+
+def test_what_a_stopped_run_has_learnt_becomes_a_model_on_demand(
+    here: InProcess, client: WarmClient, user: Trainee
+) -> None:
+    assert here.train(*SHORT).code == 0
+    finished = user.model.read_bytes()
+    stopped = here.train(*RUN, stop_at=12)
+    assert "replaced when the run ends: the model of text.txt in transformer_model.pth (" in stopped.log
+    flags = stopped.log.split("the same command with ")[1].split(" writes a model")[0].split()
+    assert here.train(*RUN, *flags).code == 0
+    assert contents(user.home / "transformer_model_stopped.pth")["metrics"]["steps"] == 12
+    assert user.model.read_bytes() == finished
+    refused = client.run(user.home, "--mode", "generate", "--model_path", user.resume.name)
+    see(refused, ExitCode.BAD_DATA, r"state of a run, not a model; .* --max_steps 12 --model_path NEW\.pth")
+    assert "continuing the unfinished run at step 12" in here.train(*RUN).log
 
 
 def test_a_run_continued_from_a_file_loses_nothing(here: InProcess, user: Trainee) -> None:

@@ -234,6 +234,7 @@ class SlowSaving:
     def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, cost: float, per_step: float) -> None:
         self.now, self.spent, self.saves = 0.0, 0.0, []  # type: ignore[var-annotated]
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("charseq2seq.training.progress._LONGEST_TICK", math.inf)
 
         def save(path: Path, state: dict[str, Any]) -> None:
             self.saves.append(state["step"])

@@ -1,7 +1,7 @@
 """The README.md of a repository: metadata for the Hub's search, and a text that a reader finishes.
 
 Its sentences stand in published/model_card.md.jinja, its figures come from the checkpoint. The suite's text is between
-two marks and is made anew at each push; what a person writes outside of them stays, and so does their metadata.
+two marks and is made anew at each push; merge.py keeps what people write.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.options import training_command
+from charseq2seq.publishing.merge import seal
 from data import SHA256
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
         fence="`" * max(3, 1 + max(map(len, backticks), default=0)),  # longer than any in the samples
         curve=curve,
     )
-    return f"{card}\n"
+    return seal(f"{card}\n")
 
 
 def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
@@ -102,7 +103,6 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
         language="en" if known else None,
         license="apache-2.0" if known else None,
         datasets=[dataset] if dataset else None,
-        library_name="pytorch",
         pipeline_tag="text-generation",
         tags=TAGS + ["shakespeare"] * known,
         model_name=repo_id.partition("/")[2],
@@ -122,66 +122,3 @@ def _command(checkpoint: Checkpoint) -> str:
 def _finite_numbers(facts: Mapping[str, Any]) -> dict[str, float]:
     """Those of the facts that the card can show as numbers."""
     return {name: value for name, value in facts.items() if isinstance(value, (int, float)) and math.isfinite(value)}
-
-
-# --- how the card lives with what people write on the Hub
-
-_BLOCK = re.compile(r"<!-- charseq2seq begins: \S* [^\n]*-->.*?<!-- charseq2seq ends -->", re.DOTALL)
-_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_PROPOSED = ("license", "language", "library_name", "pipeline_tag")  # a person may choose others on the website
-
-
-def is_our_card(text: str) -> bool:
-    """Whether a README.md bears the marks of this suite."""
-    return _BLOCK.search(text) is not None
-
-
-def merge_cards(ours: str, theirs: str) -> str:
-    """Our new card, with everything that people wrote into the published one.
-
-    Text outside the marks stays as it is. Of the metadata, keys that we do not write stay; where a person chose
-    another licence, language, library or pipeline, theirs stays; tags are united; results are ours, except for
-    other models' ones. A card without marks (made on the website) keeps its text, below ours.
-    """
-    import yaml
-    from huggingface_hub.utils import yaml_dump
-
-    our_front, our_text = _split(ours)
-    their_front, their_text = _split(theirs)
-    block = _BLOCK.search(our_text)
-    assert block is not None, "our card has its marks"
-    if is_our_card(their_text):
-        text = _BLOCK.sub(lambda _: block[0], their_text, count=1)
-    else:
-        text = f"\n{block[0]}\n\n{their_text.strip()}\n" if their_text.strip() else our_text
-    try:
-        their_data = yaml.safe_load(their_front) or {}
-    except yaml.YAMLError:
-        their_data = None
-    if not isinstance(their_data, dict):  # not metadata: nothing that could be kept
-        return f"---\n{our_front}\n---\n{text}"
-    merged = _merge_metadata(yaml.safe_load(our_front) or {}, their_data)
-    # Unchanged metadata stays letter for letter, so that comments survive and nothing looks changed.
-    front = their_front if merged == their_data else yaml_dump(merged, sort_keys=False).rstrip("\n")
-    return f"---\n{front}\n---\n{text}"
-
-
-def _merge_metadata(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    merged = {**theirs, **ours}
-    merged.update({key: theirs[key] for key in _PROPOSED if theirs.get(key)})
-    their_tags = theirs.get("tags") or []
-    their_tags = their_tags if isinstance(their_tags, list) else [their_tags]
-    merged["tags"] = their_tags + [tag for tag in ours.get("tags", []) if tag not in their_tags]
-    our_results = ours.get("model-index", [])
-    our_names = [model["name"] for model in our_results]
-    their_results = theirs.get("model-index")
-    if isinstance(their_results, list):
-        others = [one for one in their_results if isinstance(one, dict) and one.get("name") not in our_names]
-        merged["model-index"] = our_results + others
-    return merged
-
-
-def _split(card: str) -> tuple[str, str]:
-    """The YAML and the text of a card; no YAML is an empty one."""
-    found = _FRONT_MATTER.match(card)
-    return (found["yaml"], card[found.end() :]) if found else ("", card)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from charseq2seq.device import one_thread
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text
+from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text, leftovers, make_folder, write_error
 from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
 from charseq2seq.publishing.training_curve import draw_training_curve
@@ -70,7 +70,6 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
         "corpus": checkpoint.corpus,
         "environment": checkpoint.environment,
     }
-    texts[RECORD] = _json(record)
     generator, prompt = TextGenerator(model, vocabulary), sample_prompt(checkpoint)
     with one_thread():  # always with the same seed
         samples = {
@@ -78,6 +77,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
             for temperature in (0.5, 0.9)
         }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
+    texts[RECORD] = _json(record)  # the last one
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return record
@@ -100,16 +100,20 @@ def parse_record(text: str) -> dict[str, Any] | None:
 def _claim(folder: Path) -> None:
     """Make the folder, and refuse one that holds anything else than an earlier one of ours."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(entry.name for entry in folder.iterdir())
+        make_folder(folder)
+        left = leftovers(folder)
+        found = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in left})
         # By its content: other tools, too, write a file of the record's name.
         record = (folder / RECORD).read_text(encoding="utf-8", errors="replace") if RECORD in found else ""
     except OSError as error:
-        problem = f"cannot make the folder {folder}: {error.strerror or error}; choose another --output_dir."
-        raise SuiteError(problem, ExitCode.CANNOT_CREATE) from error
+        raise write_error(folder, error) from error
     if found and parse_record(record) is None:
         problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
         raise SuiteError(problem, ExitCode.CANNOT_CREATE)
+    # A record without files, until all others are written: the folder is ours, and not whole.
+    atomic_write_text(folder / RECORD, _json({"made_by": MADE_BY, "files": [], "metrics": {}}))
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def _json(content: Any) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import PushOptions
-from charseq2seq.publishing.card import is_our_card
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
+from charseq2seq.publishing.merge import is_our_card
 from charseq2seq.publishing.secrets import find_token, other_sources
 from charseq2seq.publishing.surroundings import check_surroundings
 

@@ -19,10 +19,10 @@ from charseq2seq import __version__
 from charseq2seq.console import log
 from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions
-from charseq2seq.publishing.card import merge_cards
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
 from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying
+from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
     check_remote,
@@ -156,7 +156,10 @@ class Push:
         self.remote = remote
         published = remote.files if remote else {}
         if remote is not None and CARD in remote.texts:
-            self.files[CARD] = CommitOperationAdd(CARD, merge_cards(self._card, remote.texts[CARD]).encode("utf-8"))
+            card, lost = merge_cards(self._card, remote.texts[CARD])
+            self.files[CARD] = CommitOperationAdd(CARD, card.encode("utf-8"))
+            for what in lost:
+                log(f"note: {CARD} on the Hub: {what}. Commit {remote.head[:8]} keeps what was there.")
         record = published_record(remote)
         gone = set(record["files"]) & set(published) - set(self.files) if record else set()
         self.changes = (

@@ -7,15 +7,18 @@ only at the beginning of a text). The last window may be short. Nothing is sampl
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import Ids, encode, read_text
+from charseq2seq.corpus import Ids, Text, encode, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from encoder_decoder_transformer import Transformer
 
+LONGEST_BEGINNING = 1_000  # characters by which a text is known again that was continued or changed
 _LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more memory than training
 
 
@@ -102,11 +106,13 @@ def evaluate_file(
         device, precision: see `Settings`.
         unknown: "skip" leaves characters out that the vocabulary lacks, and counts them.
 
+    A text that begins with the training text is scored from the end of its training part on.
+
     Returns:
         `Evaluation.facts()`, with the text's name and sha256, the split, and the number of skipped characters.
 
     Raises:
-        SuiteError: the text cannot be read or has nothing to score, or has unknown characters under "error".
+        SuiteError: the text cannot be read, has unknown characters under "error", or most of it is unknown.
     """
     text, vocabulary = read_text(path), checkpoint.vocabulary()
     missing = vocabulary.unknown_characters(text.alphabet)
@@ -118,15 +124,71 @@ def evaluate_file(
     if unknown == "error":
         vocabulary.encode(text.alphabet)  # lists them
     ids = encode(text, vocabulary)
-    own = text.sha256 == checkpoint.corpus.get("sha256")
-    first = int(checkpoint.corpus["train_characters"]) if own else 0
-    if not first < len(ids):
-        raise SuiteError(f"{path} has no character that this model knows; give another text.", ExitCode.BAD_DATA)
+    skipped = text.characters - len(ids)
+    if skipped >= len(ids):
+        raise SuiteError(
+            f"the model never saw the characters of most of {path} ({skipped:,} of {text.characters:,}), so a loss on "
+            f"the others is no measure; give a text like the one it was trained on, {checkpoint.corpus['name']}.",
+            ExitCode.BAD_DATA,
+        )
+    first, split = _unseen_part(text, len(ids), checkpoint.corpus)
     model = checkpoint.build_model().set_precision(torch_dtype(precision)).to(device)
     return {
         **evaluate(model, ids, first).facts(),
         "text": text.name,
         "sha256": text.sha256,
-        "split": "validation" if own else "all",
-        "skipped_characters": text.characters - len(ids),
+        "split": split,
+        "skipped_characters": skipped,
     }
+
+
+def _unseen_part(text: Text, characters: int, trained_on: Mapping[str, Any]) -> tuple[int, str]:
+    """Where the part of a text begins that the model was not trained on, and the name of this split."""
+    trained = trained_on["train_characters"]
+    if text.sha256 == trained_on["sha256"]:
+        return trained, "validation"
+    if sha256_of_beginning(text.pieces, trained) != trained_on.get("beginning_sha256"):
+        return 0, "all"
+    begins = f"note: {text.name} begins as the text that the model was trained on"
+    if characters > trained:
+        log(f"{begins}; only what comes after the {trained:,} characters of its training part is scored.")
+        return trained, "after the training part"
+    log(f"{begins}, and is no longer than its training part: this loss says nothing about other texts.")
+    return 0, "training"
+
+
+def sha256_of_beginning(pieces: Iterable[str], train_characters: int) -> str:
+    """The sha256 of a text's first thousand characters in UTF-8, or of its training part if that is shorter."""
+    count, beginning = min(LONGEST_BEGINNING, train_characters), ""
+    for piece in pieces:
+        beginning += piece
+        if len(beginning) >= count:
+            break
+    return hashlib.sha256(beginning[:count].encode()).hexdigest()
+
+
+def find_own_text(trained_on: Mapping[str, Any], folder: Path) -> Path:
+    """The text that a model was trained on: the default text, or a file of its name here or in the model's folder.
+
+    Args:
+        trained_on: the corpus of its checkpoint.
+        folder: of the model.
+
+    Raises:
+        SuiteError: it is not there, or the default text cannot be prepared.
+    """
+    from data import SHA256
+    from data.prepare import prepare
+
+    name, sha256 = trained_on["name"], trained_on["sha256"]
+    if sha256 == SHA256["shakespeare"]:
+        return prepare()
+    for path in (Path(name), folder / name):
+        with contextlib.suppress(SuiteError):  # another file of that name
+            if path.name == name and path.exists() and read_text(path).sha256 == sha256:
+                return path
+    raise SuiteError(
+        f"the model was trained on {name} (sha256 {sha256[:12]}...), which is neither here nor beside it; name it with "
+        "--data_path, or another text.",
+        ExitCode.NO_INPUT,
+    )

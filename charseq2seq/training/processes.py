@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from charseq2seq.console import STOP_SIGNALS
 from charseq2seq.errors import ExitCode, SuiteError
 
 if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 def started_by_torchrun() -> bool:
@@ -78,9 +79,9 @@ class Group:
         """
         if self.size == 1:
             return stopped_by, list(figures)
-        mine = [float(stopped_by == number) for number in STOP_SIGNALS]
+        mine = [float(stopped_by == number) for number in _SIGNALS]
         summed = self.sum(*mine, *(figure * (self.rank == 0) for figure in figures))
-        return next((n for n, count in zip(STOP_SIGNALS, summed, strict=False) if count), None), summed[len(mine) :]
+        return next((n for n, count in zip(_SIGNALS, summed, strict=False) if count), None), summed[len(mine) :]
 
     def check(self, batch_size: int, accumulation_steps: int, text: str, sha256: str) -> None:
         """Refuse what these processes cannot do together.

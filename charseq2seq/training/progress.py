@@ -1,15 +1,23 @@
-"""What a run tells and hears: a bar on a terminal or plain lines; Ctrl-C and SIGTERM."""
+"""What a run tells and hears: a bar on a terminal or plain lines; signals that ask it to stop; how long it has run."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
-from charseq2seq.console import is_terminal, log
+from charseq2seq.console import STOP_SIGNALS, is_terminal, log
 from charseq2seq.errors import ExitCode
+
+# Seconds that a step or an evaluation may still take after a signal. Then it is given up: nobody waits for ten.
+PATIENCE = 5.0 if hasattr(signal, "setitimer") else None
+
+# A thread notes the time so often; where it could not for so long, the process was stopped or the machine asleep.
+_TICK, _LONGEST_TICK = 0.5, 2.0
 
 
 def format_duration(seconds: float) -> str:
@@ -36,8 +44,9 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.close()
 
     def show(self, step: int, loss: float, speed: float, spent: float, fraction: float) -> None:
         """Show how far the run is: steps, loss (NaN: not known yet), speed, seconds and the fraction of the budget."""
@@ -47,49 +56,114 @@ class Progress:
         figures = f"loss {loss:.4f} nats/char, " * (not math.isnan(loss)) + f"{speed:,.0f} chars/s"
         if self._bar is None:
             log(f"step {step:,} ({fraction:.0%}): {figures}, {format_duration(spent)} spent, {left} left")
-        else:
-            self._bar.n = min(100.0, 100 * fraction)
-            self._bar.set_description_str(f"step {step:,}", refresh=False)
-            self._bar.set_postfix_str(f"{figures}, {left} left", refresh=False)
+            return
+        self._bar.n = min(100.0, 100 * fraction)
+        self._bar.set_description_str(f"step {step:,}", refresh=False)
+        self._bar.set_postfix_str(f"{figures}, {left} left", refresh=False)
+        with contextlib.suppress(OSError):  # the terminal was closed: the run has to save yet
             self._bar.refresh()
 
     def write(self, message: str) -> None:
         """A line of the log that does not break the bar."""
-        if self._bar is not None:
-            self._bar.clear()
-        log(message)
-        if self._bar is not None:
-            self._bar.refresh()
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.clear()
+            log(message)
+            if self._bar is not None:
+                self._bar.refresh()
+
+
+class OverdueError(BaseException):
+    """Somebody asked the run to stop, and what it was doing took too long. No `except Exception` may swallow this."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop, and how."""
+    """Whether somebody asked the run to stop, and how.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds until `OverdueError` is raised wherever the run is; None: never.
+    """
+
+    def __init__(self, patience: float | None = None) -> None:
         self.signal: signal.Signals | None = None  # that asked
+        self._patience = patience
+        self._overdue = self._held = False
 
     @property
     def exit_code(self) -> ExitCode | None:
         """The status to end with after saving; None where nobody asked."""
         if self.signal is None:
             return None
-        return ExitCode.TERMINATED if self.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+        return ExitCode.INTERRUPTED if self.signal == signal.SIGINT else ExitCode.TERMINATED
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signal is None and self._patience:
+            signal.setitimer(signal.ITIMER_REAL, self._patience)
         self.signal = signal.Signals(number)
         log(f"{self.signal.name}: finishing this step and saving; Ctrl-C again leaves at once.")
 
+    def handle_alarm(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the timer."""
+        self._overdue = True
+        if not self._held:
+            self.release()
+
+    def hold(self) -> None:
+        """From now on weights or files change: not to be interrupted until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """The end of what `hold` began.
+
+        Raises:
+            OverdueError: the time is over; it is raised once.
+        """
+        self._held = False
+        if self._overdue:
+            self._overdue = False
+            raise OverdueError
+
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop sees, until the block ends."""
-    request = StopRequest()
-    earlier = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def stop_signals(patience: float | None) -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGHUP into a request that the loop sees, until the block ends."""
+    request = StopRequest(patience)
+    handlers = dict.fromkeys(STOP_SIGNALS, request.handle)
+    if patience:
+        handlers[signal.SIGALRM] = request.handle_alarm
+    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield request
     finally:
+        if patience:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+class Stopwatch:
+    """Seconds of training, without those in which the process was stopped (Ctrl-Z, `docker pause`) or asleep."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._noted = seconds, time.perf_counter()
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._keep_noting, daemon=True).start()
+
+    def _keep_noting(self) -> None:
+        while not self._closed.wait(_TICK):
+            self.seconds()
+
+    def seconds(self) -> float:
+        """How long the run has taken by now."""
+        with self._lock:
+            now = time.perf_counter()
+            passed, self._noted = now - self._noted, now
+            self._seconds += passed if passed < _LONGEST_TICK else 0.0
+            return self._seconds
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()

@@ -1,14 +1,17 @@
 """Continuing a run exactly where it stood.
 
 The resume state lies beside the model. `--resume auto` continues an unfinished run of the same text, architecture and
-arguments; one that differs is moved to another name, never overwritten; after a finished run a new one starts.
+arguments; one that differs is moved to another name, never overwritten; after a finished run a new one starts. A run
+may be continued on another machine: what it had by default it keeps, and device and precision may change.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +20,16 @@ from charseq2seq.checkpoint import history_problem, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import resume_path, write_error
-from charseq2seq.options import Settings
+from charseq2seq.options import LIMITS, OPTIONS, SIZES, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # What may differ when a finished run is extended by --resume PATH.
 _BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")
+# What may differ always: a machine's own, and which options were not asked for.
+_MACHINE = ("device", "precision", "defaults")
+_KEPT = 3  # resume states that were moved away
 
 
 @dataclass
@@ -95,20 +101,24 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
         log("resume: the last run here finished; starting a new one.")
         return settings, None
     adapted = _with_its_defaults(settings, state)
-    different = _differences(_identity(state), run_identity(adapted, sha256), _BUDGET if named else ())
+    identity = run_identity(adapted, sha256)
+    different = _differences(state, identity, _BUDGET if named else ())
+    lines = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in different.items())
     if different and named:
+        problem = f"{path} belongs to a different run: {lines}"
         raise SuiteError(
-            f"{path} belongs to a different run: {different}. Give the same text and arguments, or start anew with "
-            "--resume never.",
+            f"{problem}. Continue it with {_command(path, different)}, or start anew with --resume never.",
             ExitCode.USAGE,
         )
     if different:
-        _move_away(own, f"the unfinished run here is a different one: {different}. Starting a new run.")
+        _move_away(own, f"the unfinished run here is a different one: {lines}. Starting a new run.", different)
         return settings, None
     if named and own.exists() and not own.samefile(path):
         theirs = _read(own)
-        if isinstance(theirs, SuiteError) or not theirs.get("finished"):  # damaged, but not ours to throw away
-            _move_away(own, "an unfinished run lies where this one goes.")
+        if isinstance(theirs, SuiteError):  # damaged, but not ours to throw away
+            _move_away(own, "a damaged file lies where this run goes.")
+        elif not theirs.get("finished"):
+            _move_away(own, "an unfinished run lies where this one goes.", _differences(theirs, identity))
     return adapted, state
 
 
@@ -121,11 +131,33 @@ def _read(path: Path) -> dict[str, Any] | SuiteError:
 
 
 def _with_its_defaults(settings: Settings, state: dict[str, Any]) -> Settings:
-    """The settings, with the dropout of a run to continue: its default depends on the budget, which may be another."""
-    dropout = _identity(state).get("dropout")
-    if "dropout" in settings.undecided and type(dropout) is float and 0 <= dropout < 1:
-        return replace(settings, dropout=dropout)
-    return settings
+    """The settings, with what the run to continue had by default: here the default may be another."""
+    earlier = _identity(state)
+    defaults = earlier.get("defaults", ["dropout"])  # older states do not tell
+    names = [name for name in _defaults_of(settings) if isinstance(defaults, list) and name in defaults]
+    kept: dict[str, Any] = {name: earlier.get(name) for name in names if earlier.get(name) != getattr(settings, name)}
+    for name, value in kept.items():
+        try:
+            if OPTIONS[name].kind.convert(str(value)) != value:
+                return settings
+        except ValueError:  # nothing that a run has left
+            return settings
+    reasons = [reason for reason in settings.reasons if not (kept.keys() & SIZES["tiny"] and reason.startswith("size"))]
+    reasons += [f"kept from the run to continue: {', '.join(f'{n} {v}' for n, v in kept.items())}"] * bool(kept)
+    for name in ("device", "precision"):
+        if earlier.get(name) not in (None, getattr(settings, name)):
+            reasons.append(f"the run to continue had {name} {earlier[name]}; rounding differs from now on")
+    return replace(settings, **kept, reasons=tuple(reasons))
+
+
+def _defaults_of(settings: Settings) -> list[str]:
+    """The options that were not asked for and whose default depends on device or text."""
+    names = settings.undecided & settings.identity().keys()
+    if "size" not in settings.undecided:
+        names -= SIZES["tiny"].keys()
+    if not settings.undecided >= LIMITS:  # a limit that was asked for replaces all default ones
+        names -= LIMITS
+    return sorted(names)
 
 
 def _check_figures(state: State, types: dict[str, type]) -> None:
@@ -161,8 +193,8 @@ def does_not_fit(error: Exception) -> SuiteError:
 
 
 def run_identity(settings: Settings, sha256: str) -> dict[str, Any]:
-    """Text, architecture and the arguments that decide the weights of a run."""
-    return {"corpus_sha256": sha256, **settings.identity()}
+    """Text, architecture and the arguments that decide the weights of a run; and which of them are defaults."""
+    return {"corpus_sha256": sha256, **settings.identity(), "defaults": _defaults_of(settings)}
 
 
 def _identity(state: dict[str, Any]) -> dict[str, Any]:
@@ -170,15 +202,29 @@ def _identity(state: dict[str, Any]) -> dict[str, Any]:
     return identity if isinstance(identity, dict) else {}
 
 
-def _differences(earlier: dict[str, Any], now: dict[str, Any], but: tuple[str, ...]) -> str:
-    """What two identities differ in, in words, without what may differ: `batch_size was 16, is 32`."""
-    names = [name for name in sorted(earlier.keys() | now.keys()) if name not in but]
-    different = [name for name in names if earlier.get(name) != now.get(name)]
-    return "; ".join(f"{name} was {earlier.get(name)}, is {now.get(name)}" for name in different)
+def _differences(state: dict[str, Any], now: dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """What a state's run and one of another identity have of each option in which they differ, but for what may."""
+    earlier = _identity(state)
+    names = sorted((earlier.keys() | now.keys()) - {*but, *_MACHINE})
+    return {name: (earlier.get(name), now.get(name)) for name in names if earlier.get(name) != now.get(name)}
 
 
-def _move_away(path: Path, reason: str) -> None:
-    """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on."""
+def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
+    """What makes of a command line the one that continues a state."""
+    flags = [f"--{name} {was}" for name, (was, _) in different.items() if was is not None and name != "corpus_sha256"]
+    too_many = [f"without --{name}" for name, (was, _) in different.items() if was is None]
+    own_text = ["with its own text as --data_path"] * ("corpus_sha256" in different)
+    return ", ".join([" ".join([*flags, f"--resume {path}"]), *own_text, *too_many])
+
+
+def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None = None) -> None:
+    """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on.
+
+    Args:
+        path: its place.
+        reason: why it cannot stay there.
+        different: in what its run differs from this one; None if it cannot be continued.
+    """
     numbers = itertools.chain([""], itertools.count(2))
     names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in numbers)
     kept = next(name for name in names if not name.exists())
@@ -186,4 +232,11 @@ def _move_away(path: Path, reason: str) -> None:
         path.replace(kept)
     except OSError as error:
         raise write_error(kept, error) from error
-    log(f"resume: {reason} What lay there is kept as {kept}; continue it with --resume {kept}.")
+    advice = "" if different is None else f"; continue it with {_command(kept, different)}"
+    log(f"resume: {reason} What lay there is kept as {kept}{advice}.")
+    pattern = re.compile(re.escape(path.stem) + r"\.earlier\d*" + re.escape(path.suffix))
+    others = [other for other in path.parent.iterdir() if pattern.fullmatch(other.name) and other != kept]
+    for old in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+            log(f"resume: {old} is removed: of such states the newest {_KEPT} stay.")

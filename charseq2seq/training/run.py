@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter
+from pathlib import Path
 
-from charseq2seq.checkpoint import load_resume_state
+from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
@@ -89,9 +90,22 @@ def announce(trainer: Trainer) -> None:
         f"learning rate {settings.learning_rate:g}, weight decay {settings.weight_decay:g}, seed {settings.seed}",
         f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
     ]
+    if not trainer.is_first_model and group.rank == 0:
+        replaced = describe_model(settings.model_path)
+        lines.append(f"replaced when the run ends: {replaced}; to keep it, give another --model_path")
     if group.size > 1 or settings.accumulation_steps > 1:
         lines.append(f"batches: divided among {group.size} processes, {settings.accumulation_steps} parts each")
     if state.step:
         kind = "finished" if state.finished else "unfinished"
         lines.append(f"resume: continuing the {kind} run at step {state.step:,}")
     log("\n".join(lines))
+
+
+def describe_model(path: Path) -> str:
+    """What lies where a model will be written, in words."""
+    try:
+        model = load_checkpoint(path)
+    except SuiteError as error:
+        return f"{path}, which is no model ({error})"
+    loss, steps = model.metrics["nats_per_char"], model.metrics.get("steps", 0)
+    return f"the model of {model.corpus['name']} in {path} ({loss:.4f} nats per character, {steps:,} steps)"

@@ -25,22 +25,30 @@ from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import captured_where_possible
-from charseq2seq.training.evaluation import Evaluation, batch_size, evaluate
+from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, batch_size, evaluate, sha256_of_beginning
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
-from charseq2seq.training.progress import Progress, StopRequest, format_duration, stop_signals
+from charseq2seq.training.progress import (
+    PATIENCE,
+    OverdueError,
+    Progress,
+    StopRequest,
+    Stopwatch,
+    format_duration,
+    stop_signals,
+)
 from charseq2seq.training.resume import State, does_not_fit
 from charseq2seq.training.text_defaults import check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
-# Progress is measured on the first half of the validation split, and on no more than this many characters; the final
-# figure on all of it. So choosing the best weights biases it little, and evaluating stays cheap.
+# During a run the loss is measured on the first half of the validation split, and on no more than so many characters;
+# the final loss on all of it. That is cheap, and the final loss gains little from the choice of the best weights.
 _SELECTION_CHARACTERS = 32_768
 
-_EVALUATIONS = 20  # a run, unless --eval_interval says otherwise,
-_EVALUATIONS_PER_MINUTE = 4  # and no more than these
+_EVALUATIONS = 20  # a run, unless --eval_interval is given
+_EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
 _MEASURED_STEPS = 100  # after so many the run says how long it takes
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
@@ -82,7 +90,10 @@ class Trainer:
         allow_tf32()
         tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
-        check_memory(self.config)
+        try:
+            check_memory(self.config)
+        except ValueError as error:  # sizes that only a damaged resume state can have
+            raise does_not_fit(error) from error
         self.max_steps = step_budget(settings, corpus.num_train)
         self.master = Transformer(**self.config).to(settings.device)
         self.master.checkpoint_activations = settings.gradient_checkpointing
@@ -104,8 +115,9 @@ class Trainer:
             checkpointing=settings.gradient_checkpointing,
             processes=group.size,
         )
+        self.stop = StopRequest()
         self.unread_losses: list[Tensor] = []
-        # Reading a loss waits for a GPU: done only as often as it is shown.
+        # Whoever reads a loss waits for the GPU, so losses are read only as often as they are shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
         self.saved_at = state.seconds
@@ -122,21 +134,28 @@ class Trainer:
         # A few validation windows before training: what would fail later fails now (the idea is litgpt's).
         first = self.corpus.num_train
         self._score(first, min(len(self.corpus.ids), first + 2 * batch_size(self.master) * self.master.target_length))
-        with stop_signals() as stop, contextlib.closing(Progress(self.settings.log_interval)) as progress:
+        with contextlib.ExitStack() as open_now:
+            # Not in a group: each process would give up at another place, and the others would wait for it for ever.
+            self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
+            progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
+            stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
             try:
-                self._run(stop, progress)
-                return self._finish(stop, progress)
+                self._run(stopwatch, progress)
+                return self._finish(progress)
             except _DivergedError as error:
-                # All processes see the same losses, but a signal may have come to one.
-                known_to_all = StopRequest()
-                known_to_all.signal, _ = self.group.synchronize(stop.signal)
-                return self._outcome(known_to_all, None, diverged=str(error))
+                # All processes see the same losses, but a signal may have reached only one of them.
+                self.stop.signal, _ = self.group.synchronize(self.stop.signal)
+                return self._outcome(None, complete=False, diverged=str(error))
+            except OverdueError:
+                return self._outcome(None, complete=False)
 
     def spent_fraction(self) -> float:
         """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""
-        steps, minutes = self.max_steps, self.settings.max_minutes
-        of_steps = self.state.step / steps if steps else 0.0
-        of_minutes = self.state.seconds / (60 * minutes) if minutes else 0.0
+        return self._fraction(self.state.step, self.state.seconds)
+
+    def _fraction(self, step: float, seconds: float) -> float:
+        of_steps = step / self.max_steps if self.max_steps else 0.0
+        of_minutes = seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
         return min(1.0, max(of_steps, of_minutes))
 
     def is_complete(self) -> bool:
@@ -144,16 +163,24 @@ class Trainer:
         patience = self.settings.patience
         return self.spent_fraction() >= 1 or (patience is not None and self.state.stale_evaluations >= patience)
 
-    def _run(self, stop: StopRequest, progress: Progress) -> None:
+    def _run(self, stopwatch: Stopwatch, progress: Progress) -> None:
+        try:
+            self._loop(stopwatch, progress)
+        except OverdueError:  # the step or evaluation is given up; weights and files are as before it
+            if not self.saved or self.saved_at < self.state.seconds:
+                self.save_resume(finished=False)
+            raise
+
+    def _loop(self, stopwatch: Stopwatch, progress: Progress) -> None:
         state, first = self.state, self.state.step
-        started = time.perf_counter() - state.seconds
-        evaluated = self._evaluations_due()
+        last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
+        evaluated = self._evaluations_due(last["step"], last["seconds"])
         while True:
             # Only a signal that all processes know of ends the run: one may come to one of them at any time.
             stopped, (state.seconds, self.save_cost) = self.group.synchronize(
-                stop.signal, time.perf_counter() - started, self.save_cost
+                self.stop.signal, stopwatch.seconds(), self.save_cost
             )
-            due, budget_spent = self._evaluations_due(), self.spent_fraction() >= 1
+            due, budget_spent = self._evaluations_due(state.step, state.seconds), self.spent_fraction() >= 1
             if due > evaluated or budget_spent:
                 self._evaluate(progress)
             ends = stopped is not None or self.is_complete()
@@ -161,22 +188,22 @@ class Trainer:
             if ends or since >= _SAVE_SECONDS or (due > evaluated and since * _SAVE_COST >= self.save_cost):
                 self.save_resume(finished=False)
             if ends:
-                stop.signal = stop.signal or stopped
+                self.stop.signal = self.stop.signal or stopped
                 return
             evaluated = due
             self.train_step()
-            spent = time.perf_counter() - started
+            spent = stopwatch.seconds()
             if state.step == first + _MEASURED_STEPS:
                 whole = format_duration(spent / self.spent_fraction())
                 progress.write(f"this device: {self._speed(spent):,.0f} characters/s, so the run takes about {whole}")
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
-    def _evaluations_due(self) -> int:
-        """How many evaluations there should have been by now."""
+    def _evaluations_due(self, step: float, seconds: float) -> int:
+        """How many evaluations there should have been by then."""
         if self.settings.eval_interval:
-            return self.state.step // self.settings.eval_interval
+            return int(step) // self.settings.eval_interval
         evaluations = min(_EVALUATIONS, _EVALUATIONS_PER_MINUTE * (self.settings.max_minutes or math.inf))
-        return int(self.spent_fraction() * evaluations)
+        return int(self._fraction(step, seconds) * evaluations)
 
     def _speed(self, seconds: float) -> float:
         """Target characters per second."""
@@ -196,11 +223,14 @@ class Trainer:
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":
             starts = starts.pin_memory()
+        if settings.device != "cpu":  # a step that was started there runs to its end
+            self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
         state.epoch, state.position = self.sampler.epoch, self.sampler.position
         if state.step % self.reading_interval == 0:
             self._read_losses()
+        self.stop.release()
 
     def _compute(self, starts: Tensor, source_length: int) -> Tensor:
         """Everything that a step does on the device; returns this process's part of the batch's mean loss."""
@@ -217,6 +247,7 @@ class Trainer:
                 loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
                 self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
             losses.append(loss.detach())
+        self.stop.hold()
         self.working.step(self.optimizers)
         return torch.stack(losses).sum()
 
@@ -242,15 +273,16 @@ class Trainer:
         return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
-        """Measure on the selection part of the validation split, and keep the weights if they are the best so far."""
+        """Measure the loss (see `_SELECTION_CHARACTERS`), and keep the weights if they are the best so far."""
         state = self.state
         if state.history and state.history[-1]["step"] == state.step:
             return  # the run was killed between its last evaluation and its end, and resumed
-        self._read_losses()
         first = self.corpus.num_train
         half = max(1, (len(self.corpus.ids) - first) // 2)
         loss = self._score(first, first + min(half, _SELECTION_CHARACTERS)).nats_per_char
         self._check_finite("validation loss", loss)
+        self.stop.hold()
+        self._read_losses()
         point = {"step": state.step, "seconds": state.seconds, "train_nats_per_char": state.train_loss}
         state.history.append(point | {"nats_per_char": loss})
         if len(state.history) > _LONGEST_HISTORY:
@@ -259,6 +291,7 @@ class Trainer:
         state.stale_evaluations = 0 if best else state.stale_evaluations + 1
         if best:
             state.best_loss, state.best_step, state.best_weights = loss, state.step, weights_of(self.master)
+        self.stop.release()
         progress.write(
             f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(state.seconds)} spent"
@@ -266,7 +299,7 @@ class Trainer:
 
     # ----- ending and saving ------------------------------------------------------------------------------------------
 
-    def _finish(self, stop: StopRequest, progress: Progress) -> Outcome:
+    def _finish(self, progress: Progress) -> Outcome:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
         complete = self.is_complete()
         evaluation = None
@@ -278,20 +311,21 @@ class Trainer:
             evaluation = self._score(self.corpus.num_train)
             self._use(last)
             self._check_finite("validation loss", evaluation.nats_per_char)
+            self.stop.hold()
             if self.group.rank == 0:
                 save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
         if complete:
             self.save_resume(finished=True)
-        return self._outcome(stop, evaluation)
+        return self._outcome(evaluation, complete=complete)
 
-    def _outcome(self, stop: StopRequest, evaluation: Evaluation | None, diverged: str | None = None) -> Outcome:
+    def _outcome(self, evaluation: Evaluation | None, *, complete: bool, diverged: str | None = None) -> Outcome:
         return Outcome(
             evaluation=evaluation,
             best_step=self.state.best_step,
             steps=self.state.step,
             seconds=self.state.seconds,
-            complete=diverged is None and self.is_complete(),
-            stopped_by=stop.exit_code,
+            complete=complete,
+            stopped_by=self.stop.exit_code,
             diverged=diverged,
             saved=self.saved,
         )
@@ -302,6 +336,7 @@ class Trainer:
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
         state = self.state
+        beginning = self.corpus.vocabulary.decode(self.corpus.ids[:LONGEST_BEGINNING].tolist())
         return Checkpoint(
             model_state_dict=state.best_weights,
             config=self.config,
@@ -316,7 +351,7 @@ class Trainer:
                 "train_nats_per_char": state.train_loss,
                 "history": state.history,
             },
-            corpus=self.corpus.facts(),
+            corpus={**self.corpus.facts(), "beginning_sha256": sha256_of_beginning([beginning], self.corpus.num_train)},
             environment={**library_versions(), "hardware": describe_hardware(self.settings.device)},
         )
 
@@ -327,11 +362,12 @@ class Trainer:
             SuiteError: it cannot be written; an earlier state is untouched.
         """
         started = time.perf_counter()
+        self.stop.hold()
         self._read_losses()
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is older than they are
+        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is of before the last step
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
@@ -340,18 +376,21 @@ class Trainer:
         state.weights = {}
         self.saved, self.saved_at = True, state.seconds
         self.save_cost = time.perf_counter() - started
+        if not finished:
+            self.stop.release()
 
     def _restore(self) -> None:
         state = self.state
         try:
-            if state.best_weights:  # they have to fit too
+            if state.best_weights:  # loaded only to see whether they fit
                 self.master.load_state_dict(state.best_weights)
                 state.best_weights = weights_of(self.master)
             self._use(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
                 check_state(optimizer)
-            self.working.scaler.load_state_dict(state.scaler)
+            if state.scaler:  # empty after a run in another precision
+                self.working.scaler.load_state_dict(state.scaler)
             self.sampler.restore(state.epoch, state.position)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
