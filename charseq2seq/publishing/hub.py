@@ -70,14 +70,14 @@ class Hub:
     """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
     Attributes:
-        api: the client, for what is one request (see `retrying`).
+        api: huggingface_hub's client. Callers use it for single requests, each within `retrying`.
     """
 
     def __init__(self, token: str, timeout: float) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
-        # Its warnings tell signed addresses, and nothing that we do not tell.
+        # The library's warnings show signed addresses; what else they say, the suite says itself.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         _limit_client(token, timeout)
         if not is_terminal():
@@ -189,7 +189,7 @@ class Hub:
 
 
 def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:
-    """Do what may be done more than once, again where it fails in passing; before each further try do `between`."""
+    """Call `work`; after a failure that may pass, call `between` and `work` again, up to three times."""
     for pause in PAUSES:
         begin = time.monotonic()
         try:

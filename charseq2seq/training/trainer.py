@@ -69,6 +69,7 @@ class Outcome:
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
         saved: whether a resume state was written in this session.
+        beginning: of the text.
     """
 
     evaluation: Evaluation | None
@@ -79,10 +80,11 @@ class Outcome:
     stopped_by: ExitCode | None
     diverged: str | None = None
     saved: bool = False
+    beginning: str = ""
 
 
 class Trainer:
-    """One training run from a state on; in a group every process has its own."""
+    """One training run, begun or continued from a state; in a group every process has a trainer of its own."""
 
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
@@ -223,7 +225,7 @@ class Trainer:
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":
             starts = starts.pin_memory()
-        if settings.device != "cpu":  # a step that was started there runs to its end
+        if settings.device != "cpu":  # a GPU cannot be interrupted in a step that it has begun
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
@@ -328,6 +330,7 @@ class Trainer:
             stopped_by=self.stop.exit_code,
             diverged=diverged,
             saved=self.saved,
+            beginning=self.corpus.beginning,
         )
 
     def _use(self, weights: dict[str, Tensor]) -> None:
@@ -367,7 +370,7 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is of before the last step
+        self._check_finite("size of the weights", float(norms.sum()))  # no loss of these weights is known yet
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
