@@ -271,13 +271,8 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         data_path=data_path,
         device=device,
         precision=precision,
-<<<<<<< HEAD
         hf_token=None,  # training needs no token, and what it does not have it cannot leak
-        reasons=(device_reason, precision_reason, f"size {size}: {size_reason}"),
-=======
-        hf_token=None,  # not needed for training, and nothing that is not there can leak
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
->>>>>>> house
         undecided=undecided,
     )
     if problems := [*problems, *_size_problems(settings)]:
