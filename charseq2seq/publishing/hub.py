@@ -326,11 +326,9 @@ def _check_answer(response: Any) -> None:
     status, asked = response.status_code, _seconds_asked(response.headers)
     response.headers.pop("RateLimit", None)
     if status in (429, 503) and asked > LONGEST_PAUSE:
-        failure = PublishError(
-            "rate_limit" if status == 429 else "server",
-            f"it asks to come back in {-(-asked // 60):.0f} minutes, which is not waited for",
-            status=status,
-        )
+        when = f"{asked / 60:.0f} minutes" if asked < 7200 else f"{asked / 3600:.0f} hours"
+        kind = "rate_limit" if status == 429 else "server"
+        failure = PublishError(kind, f"it asks to come back in {when}, which is too long to wait", status=status)
         failure.passing = False
         raise failure
     if asked:
