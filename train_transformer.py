@@ -148,7 +148,7 @@ def evaluate(args: Settings) -> int:
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
     path = args.data_path or find_own_text(checkpoint.corpus, args.model_path.parent)
-    facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip")
+    facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip", args.encoding)
     log(
         f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits, perplexity "
         f"{facts['perplexity']:.3f}) on {facts['characters']:,} characters of {path.name} ({facts['split']})"
@@ -163,7 +163,7 @@ def generate(args: Settings) -> int:
     from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(args.num_threads or 1)  # a token is too little work to split: a second thread only waits (LOG.md)
-    prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
+    prompt = read_prompt(args.prompt_file, args.encoding) if args.prompt_file else args.prompt
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()

@@ -26,15 +26,16 @@ from charseq2seq.vocabulary import CharVocabulary
 if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
-FORMAT_VERSION = 4  # 1: multi-head attention; 2: no convolution over embeddings; 3: blocks one after the other
-LARGEST_TABLE = 1 << 23  # positions times head size: the rotary table is not in the file but computed from the config
+FORMAT_VERSION = 4  # 1 had multi-head attention, 2 no convolution over embeddings, 3 blocks one after the other
+LARGEST_TABLE = 1 << 23  # positions times head size: a small file must not ask for a huge rotary table
 
 _MODEL = "charseq2seq model"
 _RESUME = "charseq2seq resume state"
 
-_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300  # facts: values + characters of text
+# Limits of what is not a weight: values and characters of text together, levels of nesting, size of a number.
+_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300
 
-# The rest of the suite computes with these: counts of a corpus, numbers among the metrics.
+# The rest of the suite computes with these numbers, of the corpus and among the metrics.
 _COUNTS = ("characters", "distinct_characters", "train_characters", "validation_characters")
 _FIGURES = (
     *("nats_per_char", "bits_per_char", "perplexity", "train_nats_per_char", "characters", "max_context"),
@@ -104,7 +105,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _facts_problem(checkpoint: Checkpoint) -> str | None:
-    """What the rest of the suite could not show or compute with."""
+    """What is wrong with all that is not a weight, as part of a sentence; None where nothing is."""
     for name in ("config", "vocab", "training_args", "metrics", "corpus", "environment"):
         if not _is_json(getattr(checkpoint, name)):
             return f"its {name} are not what JSON can hold"
@@ -138,14 +139,14 @@ def _weights_problem(weights: Mapping[str, Any], path: Path) -> str | None:
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
             return f"its weight {name!r:.80} is not a float32 tensor"
-    if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:  # views of the same few bytes
+    if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:  # tensors that share their bytes
         return "its weights are larger than the file"
     infinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     return f"its weight {infinite[0]!r:.80} holds numbers that are not finite" if infinite else None
 
 
 def _config_problem(checkpoint: Checkpoint) -> str | None:
-    """Why the model cannot take the config, or the config not fit the weights."""
+    """Why the config makes no model, or one that the weights do not fit; None where all is well."""
     from encoder_decoder_transformer import Transformer
 
     arguments = inspect.signature(Transformer).parameters
@@ -197,7 +198,7 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Read what `save_resume_state` wrote; refused as by `load_checkpoint`; only some fields are checked here."""
+    """Read what `save_resume_state` wrote, as safely as `load_checkpoint`; the trainer checks whether its parts fit."""
     content = _load(path, _RESUME)
     if not _is_json(dict.fromkeys(content) | {name: content.get(name) for name in ("identity", "finished")}):
         raise _unusable(path, "the run's identity is not what JSON can hold")
@@ -229,7 +230,7 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
         raise _unusable(path, "it is no checkpoint archive (damaged?)")
     try:
         _check_archive(path)
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols: one sentence is enough
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; the refusal says enough
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SuiteError:
         raise

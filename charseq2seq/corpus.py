@@ -9,11 +9,9 @@ The last 10 % of the characters, but at most a million, are the validation split
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.text_encoding import decode
 from charseq2seq.vocabulary import CharVocabulary
 
 TRAIN_FRACTION = 0.9
@@ -83,25 +82,27 @@ class Corpus:
         }
 
 
-def load_corpus(path: Path, window: int) -> Corpus:
+def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
     """Read a text and turn it into ids.
 
     Args:
-        path: a UTF-8 text, see `read_text`.
+        path, encoding: see `read_text`.
         window: the length of a training window in characters; the training split must hold two of them.
 
     Raises:
         SuiteError: the text cannot be read, is too short, or is one character repeated.
     """
-    text, what = read_text(path), f"the text {path}"
+    text = read_text(path, encoding)
     vocabulary = CharVocabulary(text.alphabet)
     num_train = max(int(text.characters * TRAIN_FRACTION), text.characters - LONGEST_VALIDATION)
     if num_train < 2 * window:
         needed = int(2 * window / TRAIN_FRACTION) + 2
         problem = f"has {text.characters:,} characters, training with these windows needs at least {needed:,}"
-        raise _not_text(what, f"{problem}; give a longer text or a smaller --source_length and --target_length.")
+        problem += "; give a longer text or a smaller --source_length and --target_length."
+        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
     if len(vocabulary.characters) < 2:
-        raise _not_text(what, "consists of one character repeated; there is nothing to learn.")
+        problem = "consists of one character repeated; there is nothing to learn."
+        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
     return Corpus(text.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
 
 
@@ -110,15 +111,15 @@ def encode(text: Text, vocabulary: CharVocabulary) -> Ids:
     return np.concatenate([vocabulary.encode_known(piece) for piece in text.pieces])
 
 
-def read_text(path: Path) -> Text:
+def read_text(path: Path, encoding: str | None = None) -> Text:
     """Read a text.
 
     Args:
         path: a file, a folder (every *.txt in it and below, compressed ones too) or a glob pattern.
+        encoding: of its files, see `decode`.
 
     Raises:
-        SuiteError: missing, not a file, unreadable, empty, damaged, not UTF-8 (with the offset of the first wrong
-            byte), or with NUL bytes.
+        SuiteError: missing, not a file, unreadable, empty, damaged, or not in this encoding.
     """
     digest = hashlib.sha256()
     pieces: list[str] = []
@@ -126,7 +127,7 @@ def read_text(path: Path) -> Text:
         if pieces and not pieces[-1].endswith("\n"):
             pieces.append("\n")
             digest.update(b"\n")
-        pieces += filter(None, decode(_bytes_of(file, digest), f"the text {file}"))
+        pieces += filter(None, decode(_bytes_of(file, digest), f"the text {file}", encoding))
     alphabet: set[str] = set()
     ascii_so_far = b""  # deleting known ASCII characters from a piece is much faster than a set of all its characters
     for piece in pieces:
@@ -134,7 +135,8 @@ def read_text(path: Path) -> Text:
             alphabet.update(new.decode())
             ascii_so_far = "".join(filter(str.isascii, alphabet)).encode()
     if not alphabet:
-        raise _not_text(f"the text {path}", "is empty; give one with some thousands of characters.")
+        problem = "is empty; give one with some thousands of characters."
+        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
     return Text(path, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
 
 
@@ -166,35 +168,6 @@ def find_files(path: Path) -> list[Path]:
     return files
 
 
-def decode(pieces: Iterable[bytes], what: str) -> Iterator[str]:
-    """The characters of a file, every line with LF at its end.
-
-    Args:
-        pieces: its bytes; an empty piece ends them.
-        what: what a refusal calls it.
-
-    Raises:
-        SuiteError: it is not UTF-8 (with the offset of the first wrong byte), or has NUL bytes.
-    """
-    in_utf8 = codecs.getincrementaldecoder("utf-8")()
-    decoder = io.IncrementalNewlineDecoder(in_utf8, translate=True)
-    offset = 0
-    for raw in pieces:
-        if not offset and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise _not_text(what, "is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8).")
-        split = len(in_utf8.getstate()[0])  # bytes of a character that began in the last piece
-        try:
-            piece = decoder.decode(raw, final=not raw)
-        except UnicodeDecodeError as error:
-            where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
-            raise _not_text(what, f"is not UTF-8: {where}; convert it (iconv -f LATIN1 -t UTF-8, say).") from error
-        if (nul := raw.find(b"\0")) >= 0:
-            where = f"has a NUL byte at offset {offset + nul:,}"
-            raise _not_text(what, f"{where}: it is binary or UTF-16; give plain UTF-8.")
-        yield piece if offset else piece.removeprefix("\ufeff")
-        offset += len(raw)
-
-
 def _bytes_of(path: Path, digest: Any) -> Iterator[bytes]:
     """The bytes of one file, decompressed, which also go into the digest; an empty piece ends them."""
     import bz2
@@ -211,12 +184,9 @@ def _bytes_of(path: Path, digest: Any) -> Iterator[bytes]:
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # gzip and bz2 report damage without a number
             raise _unreadable(path, error) from error
-        raise _not_text(f"the text {path}", f"is damaged or not what its name says ({error}); get it again.") from error
+        problem = f"is damaged or not what its name says ({error}); get it again."
+        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA) from error
     yield b""
-
-
-def _not_text(what: str, problem: str) -> SuiteError:  # or one that cannot be learned from
-    return SuiteError(f"{what} {problem}", ExitCode.BAD_DATA)
 
 
 def _unreadable(path: Path, error: OSError) -> SuiteError:

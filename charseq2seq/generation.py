@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from charseq2seq.corpus import decode
 from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.text_encoding import decode
 from charseq2seq.vocabulary import CharVocabulary, describe_characters
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Sampling:
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
-def read_prompt(path: Path) -> str:
+def read_prompt(path: Path, encoding: str | None = None) -> str:
     """A prompt from a file, which may be empty; see `decode`.
 
     Raises:
@@ -48,7 +48,7 @@ def read_prompt(path: Path) -> str:
         if len(content) > _LARGEST_PROMPT:
             problem = f"has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
             raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA)
-        return "".join(decode([content, b""], f"the prompt {path}"))
+        return "".join(decode([content, b""], f"the prompt {path}", encoding))
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}; check --prompt_file."
         raise SuiteError(f"the prompt {path} {problem}", ExitCode.NO_INPUT) from error

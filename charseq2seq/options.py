@@ -1,7 +1,7 @@
 """The options of both programs, a row each: flag, range, default, help, and what else depends on them.
 
-A row gives the parser, `--help`, what a checkpoint records of its run, the identity of a run to resume, and the
-command on the model card. A new option is one row here and its use.
+A row gives the parser, `--help`, what a checkpoint records of its run, whether an unfinished run may be continued with
+another value, and the command on the model card. A new option is one row here, and the lines that use it.
 """
 
 # ruff: noqa: RUF009 (a row is a dataclass field, made by a function)
@@ -31,6 +31,7 @@ from charseq2seq.command_line import (
 from charseq2seq.device import choose_device, choose_precision
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
+from charseq2seq.text_encoding import known_encoding
 
 _SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
 # Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers. The
@@ -42,7 +43,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large": dict(zip(_SIZED, (1024, 16, 16, 4, 16, 4096), strict=True)),
 }
 
-# The bigram table has vocabulary size squared entries: exact and nearly free for an alphabet, absurd for CJK.
+# The bigram table has vocabulary size squared weights: few for an alphabet, far too many for Chinese.
 LARGEST_BIGRAM_VOCABULARY = 512
 
 MODEL = "model (train; defaults depend on the device and are printed)"
@@ -74,8 +75,8 @@ _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the tok
 class Settings(Options):
     """The options of train_transformer.py, a field each.
 
-    An option not given is None if its default depends on the device or text, until `resolve_settings` and
-    `with_text_defaults` decide it; the types hold from then on.
+    An option that was not given is None at first, if its default depends on the device or the text. `resolve_settings`
+    and then `with_text_defaults` fill it in; until then the types of the fields promise too much.
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
@@ -90,9 +91,12 @@ class Settings(Options):
         "plays, prepared on first use). evaluate scores the validation split of the model's text, all of any other",
         modes=("train", "evaluate"),
     )
+    encoding: str | None = _what(
+        Kind("NAME", known_encoding), "of --data_path and --prompt_file, such as gb18030 (default: UTF-8)", **_RESULT
+    )
     device: str = _what(
         one_of("auto", "cpu", "cuda", "mps"),
-        "where to compute (default: auto, a GPU if there is one; but size tiny generates faster on the CPU)",
+        "where to compute (default: auto, a GPU if there is one; but the CPU to write one text with size tiny)",
         "auto",
         **_RESULT,
     )
@@ -136,22 +140,24 @@ class Settings(Options):
     # The run; the first limit reached ends it.
     max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
     max_epochs: float | None = _run(
-        _POSITIVE, "end after so many epochs, passes over the text (default: by its length, none with another limit)"
+        _POSITIVE, "end after so many epochs, passes over the text (default: by its length; none with another limit)"
     )
     max_minutes: float | None = _run(
-        _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU, none with another limit)"
+        _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU; none with another limit)"
     )
     patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
     batch_size: int = _run(
         whole(1, 1_048_576),
-        "windows per step, of all processes (default: 16 on a CPU; 32 on a GPU, 128 for over 10 million characters)",
+        "windows per step in all (default: 16 on a CPU; 32 on a GPU, 128 for over 10 million characters)",
     )
-    learning_rate: float = _run(_RATE, "of Muon, at its highest", 0.04)
+    learning_rate: float = _run(_RATE, "highest learning rate of Muon, the optimizer of the hidden weights", 0.04)
     weight_decay: float | None = _run(
-        _NOT_NEGATIVE, "per unit of learning rate (default: what leaves a quarter of a hidden weight after an epoch)"
+        _NOT_NEGATIVE, "times the learning rate, per step (default: hidden weights shrink to a quarter in an epoch)"
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
-    log_interval: int = _course(whole(1), "steps between lines of a log that is not a terminal", 100, recorded=True)
+    log_interval: int = _course(
+        whole(1), "steps between lines of progress where there is no terminal", 100, recorded=True
+    )
     resume: str = _course(
         Kind("auto|never|FILE", expand_home),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
@@ -159,7 +165,7 @@ class Settings(Options):
     )
 
     accumulation_steps: int = _memory(
-        whole(1, 1_048_576), "parts in which a process computes its portion of a batch, to save memory", 1
+        whole(1, 1_048_576), "compute each batch in so many parts, one after the other, to save memory", 1
     )
     gradient_checkpointing: bool = _memory(
         SWITCH, "compute activations again instead of keeping them: a third more time, far less memory"
@@ -195,7 +201,7 @@ class Settings(Options):
         return {"data": self.data_path.name} | {n: getattr(self, n) for n, row in OPTIONS.items() if row.recorded}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights of a run, besides its text; another run has another identity."""
+        """The options that decide a run's weights; `--resume auto` continues a run only if all of them are the same."""
         return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
 
     def contradictions(self) -> Iterator[str]:
@@ -219,7 +225,8 @@ read_settings = partial(read_options, Settings)
 def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
     """The flags that train a model like a given one, for its card; options that this version lacks are left out.
 
-    Steps are asked for even if the time limit ended the run: another machine makes fewer or more in the same time.
+    They ask for the steps that the run made, even if a time limit ended it: another machine makes more or fewer in
+    that time.
     """
     told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.changes_weights}
     told |= {"device": None, "max_minutes": None}
@@ -270,7 +277,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
 def _collect_problem(
     problems: list[str], instead: str, choose: Callable[..., tuple[str, str]], *asked: str
 ) -> tuple[str, str]:
-    """What `choose` returns; where it refuses, its reason goes to the problems and `instead` is returned."""
+    """Return what `choose` returns; if it refuses, add its reason to `problems` and return `instead`."""
     try:
         return choose(*asked)
     except SuiteError as error:
@@ -307,10 +314,10 @@ class PushOptions(Options):
     """The options of push_to_huggingface.py, a field each."""
 
     model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
-    output_dir: Path | None = _what(Kind("DIR", FILE.convert), "build the repository folder here and leave it")
+    output_dir: Path | None = _what(Kind("DIR", FILE.convert), "build the repository folder here and keep it")
     only_if_better: float | None = _what(
         Kind("MARGIN", _NOT_NEGATIVE.convert),
-        "push only if the loss is lower than the published one, by more than MARGIN nats per character (0)",
+        "push only if the loss is lower than the published one, by more than MARGIN nats per character (default: 0)",
         without_value=0.0,
     )
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)

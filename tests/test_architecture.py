@@ -23,7 +23,7 @@ TESTS, BENCHMARKS = (sorted((ROOT / folder).rglob("*.py")) for folder in ("tests
 # Each floor may import from those below it, and its files from one another.
 FLOORS = [
     {"encoder_decoder_transformer", "errors", "command_line", "__init__"},
-    {"files", "gpu_kernels"},
+    {"files", "gpu_kernels", "text_encoding"},
     {"vocabulary", "console", "device"},
     {"corpus", "checkpoint", "data", "options"},
     {"windows", "numpy_decoder", "generation"},

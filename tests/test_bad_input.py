@@ -50,12 +50,12 @@ MISSING_TEXTS: dict[str, tuple[Content, str]] = {
 UNUSABLE_TEXTS: dict[str, tuple[Content, str]] = {
     "empty": ("", r"the text text\.txt is empty; give one with some thousands of characters\."),
     "nothing but a byte order mark": (b"\xef\xbb\xbf", r"text\.txt is empty; give"),
-    "Latin-1": ("Où ça?".encode("latin-1"), r"not UTF-8: byte 0xF9 at offset 1; convert it \(iconv"),
-    "UTF-16": (tiny_text().encode("utf-16"), r"is UTF-16, not UTF-8; convert it \(iconv -f UTF-16"),
-    "UTF-16 without a mark": (tiny_text().encode("utf-16-le"), r"has a NUL byte at offset 1: it is binary or UTF-16;"),
-    "NUL bytes": (tiny_text() + "\0" + tiny_text(), r"has a NUL byte at offset 4,\d{3}: .*; give plain"),
+    "Latin-1": ("Où ça?".encode("latin-1"), r"not UTF-8: byte 0xF9 at offset 1; .* --encoding"),
+    "UTF-16 without a mark": (tiny_text().encode("utf-16-le"), r"NUL byte at offset 1; most likely it is utf_16_le"),
+    "NUL bytes": (tiny_text() + "\0" + tiny_text(), r"has a NUL byte at offset 4,\d{3}; .* give plain"),
     "cut within a character": (tiny_text().encode() + b"\xe2\x82", r"not UTF-8: .* at offset 4,\d{3};"),
-    "surrogates in UTF-8": (b"a\xed\xa0\x80b" * 999, r"not UTF-8: byte 0xED at offset 1; convert it"),
+    "surrogates in UTF-8": (b"a\xed\xa0\x80b" * 999, r"not UTF-8: byte 0xED at offset 1; "),
+    "a Word document": (b"PK\3\4\x14\0\6\0", r"is a zip archive \(\.docx, .*; save its text as plain text"),
 }
 TOO_LITTLE_TO_LEARN: dict[str, tuple[Content, str]] = {
     "one character": ("a", r"has 1 characters?, training with these windows needs at least 55; give"),
@@ -65,6 +65,7 @@ TOO_LITTLE_TO_LEARN: dict[str, tuple[Content, str]] = {
 BAD_TEXTS = MISSING_TEXTS | UNUSABLE_TEXTS | TOO_LITTLE_TO_LEARN
 UNUSUAL_TEXTS: dict[str, tuple[Content, str]] = {
     "a byte order mark": (b"\xef\xbb\xbf" + tiny_text().encode(), r"text: text\.txt, 4,310 characters, 39 distinct"),
+    "UTF-16": (tiny_text().encode("utf-16"), r"text: text\.txt, 4,310 characters, 39 distinct"),
     "CRLF": (tiny_text().replace("\n", "\r\n"), r"text: text\.txt, 4,310 characters, 39 distinct"),
     "a lone surrogate in JSON": (json.dumps([tiny_text(), "\ud800"]), r"text: text\.txt, 4,\d{3} characters"),
     "beyond the basic plane": ("👍🏽 𝔸𝔹 😀\n" * 100, r"text: text\.txt, 800 characters, 7 distinct"),
@@ -253,7 +254,7 @@ GENERATIONS = r"""
 --prompt ALL: --num_chars 0 -> 4
 --prompt_file absent.txt -> NO_INPUT absent\.txt cannot be read: No such file.*; check --prompt_file
 --prompt_file . -> NO_INPUT cannot be read: Is a directory; check
---prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8: byte 0xF9 at offset 1; convert it
+--prompt_file latin.txt -> BAD_DATA latin\.txt is not UTF-8: byte 0xF9 at offset 1;
 --prompt_file /dev/zero -> BAD_DATA /dev/zero has more than 100,000,000 bytes; the model reads only
 --temperature -1 -> USAGE --temperature must be a finite number at least 0, not '-1'
 """.strip().splitlines()

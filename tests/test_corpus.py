@@ -41,6 +41,9 @@ def saved(folder: Path, content: bytes | str) -> Path:
         PLAY.replace("\n", "\r\n").encode(),
         PLAY.replace("\n", "\r").encode(),
         codecs.BOM_UTF8 + PLAY.replace("\n", "\r\n").encode(),
+        PLAY.encode("utf-16"),
+        codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"),
+        PLAY.encode("utf-32"),
     ],
 )
 def test_a_text_is_read_whatever_wrote_it(content: bytes, tmp_path: Path) -> None:
@@ -48,6 +51,29 @@ def test_a_text_is_read_whatever_wrote_it(content: bytes, tmp_path: Path) -> Non
     assert "".join(text.pieces) == PLAY
     assert (text.characters, text.alphabet) == (len(PLAY), "".join(sorted(set(PLAY))))
     assert text.sha256 == hashlib.sha256(content).hexdigest(), "the file's, as sha256sum prints it"
+
+
+NOVELS = {
+    "gb18030": "他说：今天天气很好，我们去公园散步吧。\n她笑了，一句话也没有说。\n",
+    "big5": "所有人生而自由，在尊嚴和權利上一律平等。\n他們賦有理性和良心。\n",
+    "cp932": "吾輩は猫である。名前はまだ無い。\nどこで生れたかとんと見当がつかぬ。\n",
+    "cp1251": "Все счастливые семьи похожи друг на друга.\nВсё смешалось в доме Облонских.\n",
+    "cp1252": "Voilà une œuvre où l'été était déjà passé.\nLe garçon mangeait à la forêt.\n",
+}
+
+
+@pytest.mark.parametrize("encoding", NOVELS)
+def test_the_likely_encoding_is_named_and_a_named_one_is_read(encoding: str, tmp_path: Path) -> None:
+    content = (PLAY[:20] * 50 + NOVELS[encoding] * 3000).encode(encoding)
+    path = saved(tmp_path, content)
+    with pytest.raises(SuiteError, match=rf"is not UTF-8: byte .*; most likely .*--encoding {encoding}") as refusal:
+        read_text(path)
+    assert NOVELS[encoding][:8] in str(refusal.value), "what it reads like"
+    text = read_text(path, encoding)
+    assert "".join(text.pieces) == content.decode(encoding)
+    assert text.sha256 == hashlib.sha256(content).hexdigest()
+    with pytest.raises(SuiteError, match="is not ASCII: byte"):
+        read_text(path, "ascii")
 
 
 def test_only_line_ends_are_changed(tmp_path: Path) -> None:
@@ -63,15 +89,20 @@ LATIN = b"Ay me, caf\xe9 Juliet\n"
     [
         (b"", "is empty"),
         (codecs.BOM_UTF8, "is empty"),
-        (PLAY.encode("utf-16"), "UTF-16"),
-        (codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"), "UTF-16"),
-        ("ab".encode("utf-16-le"), "NUL byte at offset 1"),
-        (LATIN, "byte 0xE9 at offset 10"),
+        ((PLAY[:30] * 9).encode("utf-16-le"), "NUL byte at offset 1; most likely it is utf_16_le"),
+        (
+            LATIN,
+            "byte 0xE9 at offset 10; most likely it is cp1252, where it reads 'Ay me, café Juliet'",
+        ),
+        ("Où ça?\n".encode() * 9 + LATIN, "byte 0xE9 at offset 91; the rest is UTF-8, so it is damaged"),
         (codecs.BOM_UTF8 + b"a" * 1_234_564 + b"\xff", "byte 0xFF at offset 1,234,567"),
         (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
         ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xED at offset 0"),
         (codecs.BOM_UTF8 + b"a\0", "NUL byte at offset 4"),
-        (bytes(range(256)), "byte 0x80 at offset 128"),
+        (bytes(range(256)), "byte 0x80 at offset 128; it is binary"),
+        (b"PK\3\4\x14\0", "is a zip archive .*docx"),
+        (b"%PDF-1.4\n", "is a PDF file"),
+        (gzip.compress(b"ROMEO"), "is compressed by gzip, which its name must say"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tmp_path: Path) -> None:

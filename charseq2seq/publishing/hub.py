@@ -67,14 +67,14 @@ class Hub:
     """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
     Attributes:
-        api: the client, for what is one request (see `retrying`).
+        api: huggingface_hub's client, for what is a single request; call it by `retrying`.
     """
 
     def __init__(self, token: str, timeout: float) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
-        # Its warnings tell signed addresses, and nothing that we do not tell.
+        # The library's warnings show signed addresses; what else they say, the suite says itself.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         _limit_client(token, timeout)
         if not is_terminal():
@@ -176,7 +176,7 @@ class Hub:
 
 
 def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:
-    """Do what may be done more than once, again where it fails in passing; before each further try do `between`."""
+    """Call `work`; after a failure that may pass, call `between` and `work` again, up to three times."""
     for pause in PAUSES:
         begin = time.monotonic()
         try:
@@ -234,7 +234,7 @@ def _limit_xet(timeout: float) -> None:
 
 
 def _limit_sleeps(response: Any) -> None:
-    """Shorten what a server asks the library to wait, which obeys without a limit.
+    """Shorten the pause that a server asks for, because the library would wait that long, however long it is.
 
     Raises:
         PublishError: the answer upon which the library would ask again for ever.

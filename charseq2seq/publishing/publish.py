@@ -1,4 +1,4 @@
-"""Preflight -> folder -> proof -> commit -> verify.
+"""A push, step by step: preflight (checks), folder, proof (a fresh process tries it), commit, verification.
 
 `preflight` checks what it can before anything slow, and is called before training; `publish` does it all. Both
 raise `PublishError`, a `SuiteError`, with the remedy in its message.
@@ -54,8 +54,8 @@ class Outcome:
     """How a push ended, and where.
 
     Attributes:
-        url: where the model lives, or will; of a proposal, the pull request.
-        commit: id of the new commit, else of the head; None if only tried.
+        url: address of the model, or of the pull request that proposes it.
+        commit: id of the new commit, or of the newest one if nothing was sent; None after `check` and `dry_run`.
     """
 
     state: Literal["pushed", "proposed", "up to date", "not better", "planned", "checked"]
@@ -65,7 +65,7 @@ class Outcome:
     changes: tuple[Change, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """What a program's JSON says of it."""
+        """The result for programs, printed as JSON."""
         files = {change.name: change.state for change in self.changes}
         facts = {"ok": True, "state": self.state, "url": self.url, "repo_id": self.repo_id}
         return {**facts, "commit": self.commit, "files": files}
@@ -79,7 +79,8 @@ def publish(request: PushOptions) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: not published, or "unconfirmed" or "visibility": see `Push.verify`.
+        PublishError, SuiteError: nothing was published; or, of the kinds "unconfirmed" and "visibility", see
+            `Push.verify`.
     """
     try:
         found = preflight(request)
@@ -133,8 +134,8 @@ class Push:
     Of the published files it removes only those that their record lists and the folder lacks.
 
     Attributes:
-        remote: what is published, and with it the rest of these, made anew whenever the Hub is read.
-        files: name -> the file as the client takes it, hashed once.
+        remote: what is published; this and the others here are made anew whenever the Hub is read.
+        files: name -> huggingface_hub's object for the file, which computes its hash once.
         changes: every file, compared with what is published.
         is_better: see the function.
     """
@@ -189,8 +190,8 @@ class Push:
     def commit(self) -> Outcome:
         """Make one commit on top of what is there; retried after a transient failure.
 
-        Before each retry the Hub is read again. So a lost answer does no harm, because the commit is found to be
-        there, and neither does somebody else's commit, because ours is made on top of it.
+        Before each retry the Hub is read again. If only the answer was lost, the commit is found there; if somebody
+        else committed meanwhile, ours goes on top of theirs.
         """
         try:
             return retrying(self._try_to_commit, self._look_again)
@@ -224,7 +225,7 @@ class Push:
         return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, self.changes)
 
     def _send(self, parent: str) -> tuple[str, str | None]:
-        """Make the commit; its id and a pull request's address."""
+        """Make the commit; return its id, and the address of its pull request if there is one."""
         message = f"{_loss(self.record):.4f} nats per character, step {self.record['metrics'].get('step', '?')}"
         self.has_sent = True
         try:

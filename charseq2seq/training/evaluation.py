@@ -96,14 +96,19 @@ def evaluate(
 
 
 def evaluate_file(
-    checkpoint: Checkpoint, path: Path, device: str, precision: str, unknown: Literal["error", "skip"]
+    checkpoint: Checkpoint,
+    path: Path,
+    device: str,
+    precision: str,
+    unknown: Literal["error", "skip"],
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Score a text file: the validation split of the text that the model was trained on, all of any other.
 
     Args:
         checkpoint: the model.
-        path: a UTF-8 text.
-        device, precision: see `Settings`.
+        path: a text.
+        device, precision, encoding: see `Settings`.
         unknown: "skip" leaves characters out that the vocabulary lacks, and counts them.
 
     A text that begins with the training text is scored from the end of its training part on.
@@ -114,7 +119,7 @@ def evaluate_file(
     Raises:
         SuiteError: the text cannot be read, has unknown characters under "error", or most of it is unknown.
     """
-    text, vocabulary = read_text(path), checkpoint.vocabulary()
+    text, vocabulary = read_text(path, encoding), checkpoint.vocabulary()
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(

@@ -33,7 +33,7 @@ def train(settings: Settings) -> Outcome:
     with process_group(settings.device) as group, contextlib.ExitStack() as held:
         if warning := group.from_rank_0(lambda: held.enter_context(run_lock(settings.model_path))):
             log(warning)
-        corpus = load_corpus(settings.data_path, settings.source_length + settings.target_length)
+        corpus = load_corpus(settings.data_path, settings.source_length + settings.target_length, settings.encoding)
         settings = with_text_defaults(settings, corpus)
         settings, saved = group.from_rank_0(lambda: find_resume_state(settings, corpus.sha256))
         identity, diverged, kept = run_identity(settings, corpus.sha256), "", ""

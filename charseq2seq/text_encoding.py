@@ -1,0 +1,109 @@
+"""The bytes of a text or prompt -> its characters; what is not plain UTF-8 is named, and what to do about it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterable, Iterator
+
+from charseq2seq.errors import ExitCode, SuiteError
+
+# Byte order marks; that of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+_KINDS = {
+    b"PK\3\4": "a zip archive (.docx, .odt and .epub are such archives too)",
+    b"%PDF-": "a PDF file",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"\x1f\x8b": "compressed by gzip, which its name must say (.gz)",
+    b"BZh": "compressed by bzip2, which its name must say (.bz2)",
+    b"\xfd7zXZ\0": "compressed by xz, which its name must say (.xz)",
+    b"(\xb5/\xfd": "compressed by zstd",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!\x1a": "a RAR archive",
+}
+
+
+def known_encoding(name: str) -> str:
+    """The name, if Python knows an encoding of texts by it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        b"".decode(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError) as error:
+        raise ValueError("an encoding that Python knows, such as gb18030 or cp1252") from error
+    return name
+
+
+def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> Iterator[str]:
+    """The characters of a file, every line with LF at its end.
+
+    Args:
+        pieces: its bytes; an empty piece ends them.
+        what: what a refusal calls it.
+        encoding: None: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
+
+    Raises:
+        SuiteError: it is in another encoding (with the offset of the first wrong byte and the likely one), or no text.
+    """
+    offset, last = 0, b""
+    for raw in pieces:
+        last = raw or last
+        if not offset:
+            if kind := next((kind for begin, kind in _KINDS.items() if raw.startswith(begin)), ""):
+                raise _not_text(what, f"is {kind}; save its text as plain text (UTF-8) and give that.")
+            mark = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
+            in_bytes = codecs.getincrementaldecoder(encoding or mark)()
+            decoder = io.IncrementalNewlineDecoder(in_bytes, translate=True)
+        split = len(in_bytes.getstate()[0])  # bytes of a character that began in the last piece
+        try:
+            piece = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
+            problem = f"is not {(encoding or mark).upper()}: {where}; {_advice(last)}"
+            raise _not_text(what, problem) from error
+        if "\0" in piece:
+            where = f"has a NUL byte at offset {offset + raw.find(0):,}"
+            raise _not_text(what, f"{where}; {_advice(last)}")
+        yield piece if offset else piece.removeprefix("\ufeff")
+        offset += len(raw)
+
+
+def _advice(sample: bytes) -> str:
+    """What bytes most likely are that are not UTF-8, and what to do."""
+    from charset_normalizer import from_bytes
+
+    read = sample.decode(errors="replace")
+    wrong = read.count("\ufffd")
+    if 0 < wrong < sum(not character.isascii() for character in read) - wrong:
+        return "the rest is UTF-8, so it is damaged; `iconv -c -f UTF-8 -t UTF-8` leaves out what is."
+    if b"\0" not in sample:  # whole lines that have other than ASCII
+        lines = sample.splitlines(keepends=True)
+        sample = b"".join(line for line in lines[:-1] or lines if not line.isascii()) or sample
+    matches = from_bytes(sample) or from_bytes(sample, threshold=0.5)
+    # Western texts look like Central European ones to it: both are shown, where they differ.
+    found = [one for match in matches for one in ("cp1252", match.encoding) if one in match.could_be_from_charset]
+    likely = dict.fromkeys([*found[:1], *(name for name in found if name == "cp1252")])
+    if not likely or (b"\0" in sample and not found[0].startswith(("utf_16", "utf_32"))):
+        return "it is binary, or in a rare encoding: give plain text (UTF-8), or name its encoding with --encoding."
+    shown = " or ".join(f"{name}, where it reads {_excerpt(sample.decode(name, errors='replace'))}" for name in likely)
+    return f"most likely it is {shown}; give {' or '.join(f'--encoding {name}' for name in likely)}."
+
+
+def _excerpt(text: str) -> str:
+    """Some words around the first character that is not ASCII."""
+    at = next((at for at, character in enumerate(text) if not character.isascii()), 0)
+    return repr(" ".join(text[max(0, at - 12) : at + 18].split()))
+
+
+def _not_text(what: str, problem: str) -> SuiteError:
+    return SuiteError(f"{what} {problem}", ExitCode.BAD_DATA)
