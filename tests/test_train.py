@@ -43,6 +43,7 @@ def test_a_run_says_first_what_it_is_going_to_do(learned: Learned) -> None:
         "parameters (embedding ",
         "device cuda" if gpu else "device cpu: no GPU found",
         "precision bf16" if gpu else choose_precision("auto", "cpu")[1],
+        "threads 1: OMP_NUM_THREADS",
         "run: 150 steps, batches of 4 x 16 characters",
         "files: transformer_model.pth when the run ends, transformer_model.resume.pth to continue it",
     ):

@@ -79,7 +79,7 @@ def publish(request: PushOptions) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: nothing was published; or, of the kinds "unconfirmed" and "visibility", see
+        PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made, see
             `Push.verify`.
     """
     try:
