@@ -103,11 +103,10 @@ def test_no_two_places_share_six_lines() -> None:
 
 # --- ceilings: raise one only with a reason in the same commit
 
-# 2026-11-27: 7,150 and 3,060 with the GPU's graphs, kernels and defaults; wanted without them are 6,200 and 2,700, and
-# 9,000 for the tests. The next deletion day lowers these.
-SUITE, ROUTE, FILE, ALL_TESTS = 7_150, 3_060, 450, 10_250
+# 2026-11-28: with what everyday machines and texts asked for. The next deletion day lowers these.
+SUITE, ROUTE, FILE, ALL_TESTS = 7_600, 3_050, 450, 10_500
 LONG_FILES = {
-    "encoder_decoder_transformer.py": 760,  # one file on purpose: it is published as it stands and needs no other
+    "encoder_decoder_transformer.py": 710,  # one file on purpose: it is published as it stands and needs no other
 }
 ROUTE_FILES = re.findall(r"^\| \[(\S+\.py)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 

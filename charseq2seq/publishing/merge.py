@@ -34,7 +34,8 @@ def seal(card: str) -> str:
 
 
 def _checksum(text: str) -> str:
-    return hashlib.sha256("\n".join(line.rstrip() for line in text.splitlines()).encode()).hexdigest()[:16]
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return hashlib.sha256(lines.encode(errors="replace")).hexdigest()[:16]
 
 
 def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
