@@ -65,9 +65,11 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     names = ("repo_name", "username", "token", "token_file", "private")
     request = PushOptions(args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
     if args.push_to_hf:  # what cannot be pushed is refused before training
+        from charseq2seq.publishing.failures import flags_of_training
         from charseq2seq.publishing.preflight import preflight
 
-        preflight(request)
+        with flags_of_training():
+            preflight(request)
     if args.data_path is None:
         prepare()
     outcome = train(settings)
@@ -124,11 +126,13 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
 
 def push(request: PushOptions, report: dict[str, Any]) -> None:
     """Publish the finished model; it stays where it is if that fails."""
+    from charseq2seq.publishing.failures import flags_of_training
     from charseq2seq.publishing.publish import publish
 
     report["outcome"] = "finished, not pushed"
     try:
-        pushed = publish(request)
+        with flags_of_training():
+            pushed = publish(request)
     except SuiteError:
         log(f"the model is safe in {request.model_path}; push it later with push_to_huggingface.py.")
         raise

@@ -22,6 +22,7 @@ from charseq2seq.command_line import (
     Kind,
     Options,
     expand_home,
+    filled,
     number,
     one_of,
     option,
@@ -66,7 +67,7 @@ _run = partial(_course, **_RESULT)
 _memory = partial(_train, group="memory and speed (train)", recorded=True)
 _publishing = partial(_train, group="publishing (train)", needs="push_to_hf")
 _text = partial(option, group="text (generate)", modes=("generate",))
-_NAME, _TEXT, _TOKEN, _PATH = Kind("NAME"), Kind("TEXT"), Kind("TOKEN"), Kind("PATH", FILE.convert)
+_NAME, _TEXT, _TOKEN, _PATH = filled("NAME"), Kind("TEXT"), filled("TOKEN"), Kind("PATH", FILE.convert)
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
@@ -328,9 +329,9 @@ class PushOptions(Options):
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
     username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")
-    revision: str = _where(Kind("BRANCH"), "branch to push to, made if needed", "main")
+    revision: str = _where(filled("BRANCH"), "branch to push to, made if needed", "main")
     create_pr: bool = _where(SWITCH, "propose the push as a pull request")
-    tag: str | None = _where(Kind("TAG"), "name the commit, e.g. v1.0")
+    tag: str | None = _where(filled("TAG"), "name the commit, e.g. v1.0")
     commit_message: str | None = _where(_TEXT, "commit message (default: loss, steps and version)")
     overwrite: bool = _where(SWITCH, "push over a repository that this suite did not make")
     token: str | None = _who(_TOKEN, _TOKEN_HELP, excludes="token_file")
