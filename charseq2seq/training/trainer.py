@@ -39,7 +39,7 @@ from charseq2seq.training.progress import (
     stop_signals,
 )
 from charseq2seq.training.resume import State, does_not_fit
-from charseq2seq.training.text_defaults import check_memory, step_budget
+from charseq2seq.training.text_defaults import advice, check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -69,6 +69,7 @@ class Outcome:
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
         saved: whether a resume state was written in this session.
+        advice: what its end says about its text and its limits, a sentence each.
     """
 
     evaluation: Evaluation | None
@@ -79,6 +80,7 @@ class Outcome:
     stopped_by: ExitCode | None
     diverged: str | None = None
     saved: bool = False
+    advice: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -328,7 +330,13 @@ class Trainer:
             stopped_by=self.stop.exit_code,
             diverged=diverged,
             saved=self.saved,
+            advice=self._advice(evaluation) if complete and evaluation else (),
         )
+
+    def _advice(self, evaluation: Evaluation) -> tuple[str, ...]:
+        time_is_over = self.settings.max_minutes and self.state.seconds >= 60 * self.settings.max_minutes
+        budget = self.max_steps if time_is_over else None
+        return advice(self.corpus, evaluation.nats_per_char, self.state.best_step, self.state.step, budget)
 
     def _use(self, weights: dict[str, Tensor]) -> None:
         self.master.load_state_dict(weights)
