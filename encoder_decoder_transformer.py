@@ -590,7 +590,7 @@ class _CachedLayer:
         inward = self._product(self.inward, normalize(x))
         narrow, wide = inward.tensor_split([(heads + 2 * kv_heads) * self.head_size], dim=1)
         rows = narrow.reshape(batch, 1, -1, self.head_size)
-        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # of the values too, which is not used
+        rotated = self.attention.kernels.normalize_and_rotate(rows, table)[:, 0]  # rotated values are not used
         self.keys.index_copy_(2, position, rotated[:, heads : heads + kv_heads].unsqueeze(2))
         self.values.index_copy_(2, position, rows[:, 0, heads + kv_heads :].unsqueeze(2))
         queries = rotated[:, :heads].reshape(batch * kv_heads, -1, self.head_size)

@@ -24,8 +24,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.console import log, log_errors_only, log_to_file, run_with_report, write_result
-from charseq2seq.device import choose_device, choose_precision, use_threads
+from charseq2seq.console import input_waits, log, log_errors_only, log_to_file, run_with_report, write_result
+from charseq2seq.device import choose_device, choose_precision, choose_threads, choose_waiting, use_threads
 from charseq2seq.errors import SuiteError
 from charseq2seq.files import resume_path
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
@@ -33,8 +33,6 @@ from charseq2seq.training.processes import is_rank_0
 
 if TYPE_CHECKING:
     from charseq2seq.training.trainer import Outcome
-
-SAMPLE_PROMPT = "ROMEO:"
 
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
@@ -54,19 +52,22 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
 
 def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     """Check everything, train, show what was learned, and publish it if asked to; returns the exit code."""
+    waiting = choose_waiting(args.num_threads)  # before anything imports torch
     from charseq2seq.training.run import train
     from data.prepare import DEFAULT_CORPUS, prepare
 
-    use_threads(args.num_threads)
-    settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
+    settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS, waiting)
+    use_threads(settings.num_threads)
     if not is_rank_0():
         return train(settings).stopped_by or 0
     names = ("repo_name", "username", "token", "token_file", "private")
     request = PushOptions(args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
     if args.push_to_hf:  # what cannot be pushed is refused before training
+        from charseq2seq.publishing.failures import flags_of_training
         from charseq2seq.publishing.preflight import preflight
 
-        preflight(request)
+        with flags_of_training():
+            preflight(request)
     if args.data_path is None:
         prepare()
     outcome = train(settings)
@@ -84,7 +85,7 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
         if outcome.stopped_by is None:  # whoever stopped it does not wait for more
-            generate(Settings(model_path=args.model_path, prompt=SAMPLE_PROMPT, unknown="skip"))
+            generate(Settings(model_path=args.model_path, prompt=outcome.beginning))
         log(
             f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
             f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
@@ -120,11 +121,13 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
 
 def push(request: PushOptions, report: dict[str, Any]) -> None:
     """Publish the finished model; it stays where it is if that fails."""
+    from charseq2seq.publishing.failures import flags_of_training
     from charseq2seq.publishing.publish import publish
 
     report["outcome"] = "finished, not pushed"
     try:
-        pushed = publish(request)
+        with flags_of_training():
+            pushed = publish(request)
     except SuiteError:
         log(f"the model is safe in {request.model_path}; push it later with push_to_huggingface.py.")
         raise
@@ -134,10 +137,11 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
 
 def evaluate(args: Settings) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
+    choose_waiting(args.num_threads)  # before anything imports torch
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.training.evaluation import evaluate_file, find_own_text
 
-    use_threads(args.num_threads)
+    use_threads(choose_threads(args.num_threads)[0])
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
     # auto: fp32 if trained so, else what the device is fast in.
@@ -160,6 +164,8 @@ def generate(args: Settings) -> int:
 
     use_threads(args.num_threads or 1)  # a token is too little work to split: a second thread only waits (LOG.md)
     prompt = read_prompt(args.prompt_file, args.encoding) if args.prompt_file else args.prompt
+    if not prompt and input_waits():
+        log("note: what comes on stdin is not read; --prompt_file - makes it the prompt.")
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()

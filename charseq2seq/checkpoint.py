@@ -201,7 +201,7 @@ def load_resume_state(path: Path) -> dict[str, Any]:
     """Read what `save_resume_state` wrote, as safely as `load_checkpoint`; the trainer checks whether its parts fit."""
     content = _load(path, _RESUME)
     if not _is_json(dict.fromkeys(content) | {name: content.get(name) for name in ("identity", "finished")}):
-        raise _unusable(path, "the run's identity is not what JSON can hold")
+        raise _unusable(path, "the options of its run are not what JSON can hold")
     return content
 
 

@@ -215,6 +215,17 @@ def _path(text: str) -> Path:
 FILE = Kind("FILE", _path)
 
 
+def _filled(text: str) -> str:
+    if not text.strip():  # as scripts pass a variable that is not set
+        raise ValueError("something, or the flag left out")
+    return text
+
+
+def filled(metavar: str) -> Kind:
+    """Text, but not an empty one."""
+    return Kind(metavar, _filled)
+
+
 def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
     """Whole numbers from `minimum` to `maximum`."""
 

@@ -63,6 +63,17 @@ def is_terminal() -> bool:
         return False
 
 
+def input_waits() -> bool:
+    """Whether there is something on stdin that nobody has read, from a pipe or a file."""
+    with contextlib.suppress(ImportError, OSError):  # on Windows; the null device
+        import fcntl
+        import termios
+
+        waiting = fcntl.ioctl(0, termios.FIONREAD, bytes(4))
+        return not os.isatty(0) and int.from_bytes(waiting, sys.byteorder) > 0
+    return False
+
+
 def log(message: str = "") -> None:
     """Write a message to the log, every line timed unless a person is reading."""
     if not _Output.errors_only:

@@ -1,12 +1,21 @@
-"""The device, its precision, and every setting that holds for the whole process: threads, allocator, denormals."""
+"""The device, its precision, and every setting that holds for the whole process: threads, allocator, denormals.
+
+How many CPUs and how much memory there are for this process is asked here too: a container or a scheduler may leave it
+a part of the machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
+import math
+import os
+import re
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charseq2seq.console import log
@@ -20,6 +29,13 @@ if TYPE_CHECKING:
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: the free memory that is kept, and the size from which on a
 # block has pages of its own, which go back when it is freed (at most 32 MiB).
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
+
+# Where other programs run, threads that wait go to sleep early instead of spinning. False: they always spin.
+SLEEP_WHERE_OTHERS_RUN = True
+_SPINS = "1000"  # of GNU's OpenMP, before a thread sleeps; without others 300,000 are faster (benchmarks/LOG.md)
+_SET_BY_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+_ROOT = Path("/")  # of /proc and /sys
 
 
 def choose_device(asked: str) -> tuple[str, str]:
@@ -86,14 +102,109 @@ def torch_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def use_threads(number: int | None) -> None:
-    """Compute with so many CPU threads, in PyTorch and in numpy; None: as many as they find."""
-    if number is not None:
-        import threadpoolctl  # type: ignore[import-untyped]
-        import torch
+def choose_threads(asked: int | None) -> tuple[int, str]:
+    """The number of CPU threads to compute with, and why: as many as there are CPUs for this process."""
+    import torch
 
-        torch.set_num_threads(number)
-        threadpoolctl.threadpool_limits(number, user_api="blas")  # numpy's, loaded together with torch
+    if asked is not None:
+        return asked, f"threads {asked}: asked for"
+    found = torch.get_num_threads()
+    if found == _threads_of_variable():
+        return found, f"threads {found}: OMP_NUM_THREADS"
+    cpus, reason = available_cpus()
+    if found < cpus:
+        return found, f"threads {found}: what PyTorch chooses here ({reason})"
+    return math.ceil(cpus), f"threads {math.ceil(cpus)}: {reason}"
+
+
+def available_cpus() -> tuple[float, str]:
+    """How many CPUs this process may use, and what says so: the affinity that it was started with, a cgroup's quota."""
+    machine = os.cpu_count() or 1
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    quotas = [quota / period for quota, period in _limits("cpu", "cpu.max", "cpu.cfs_quota_us cpu.cfs_period_us")]
+    if quotas and min(quotas) < ours:
+        return min(quotas), f"the limit of this container or job is {min(quotas):g} CPUs"
+    return ours, f"this process may use {ours} of {machine} CPUs" if ours < machine else f"{machine} CPUs"
+
+
+def available_memory() -> int | None:
+    """Bytes of memory for this process: the machine's, or the limit of its cgroup; None where nothing says it."""
+    limits = [int(limit) for (limit,) in _limits("memory", "memory.max", "memory.limit_in_bytes")]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not to be had on this system
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def _limits(controller: str, *files: str) -> Iterator[list[float]]:
+    """What the cgroups of this process say in files, which are named with a space between those that belong together.
+
+    A group also has the limits of all that it lies in. Version 2 has one tree of groups, version 1 one a controller; in
+    a container the path may be the one that the machine sees, then the tree's root is the container's own group.
+    """
+    groups: list[Path] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_ROOT / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                parts = Path(path).parts[1:]
+                for tree in [controllers, controller] if controllers else ["", "unified"]:
+                    top = _ROOT / "sys/fs/cgroup" / tree
+                    groups += [top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    for group in groups:
+        for names in files:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                numbers = [float(word) for name in names.split() for word in (group / name).read_text().split()]
+                if min(numbers) > 0:  # -1: no limit
+                    yield numbers
+
+
+def choose_waiting(asked: int | None) -> str:
+    """How threads wait for one another, in words; to be called before torch is imported.
+
+    Threads that spin are faster where nothing else runs. Elsewhere they take the CPU from the very thread for which
+    they wait. GNU's OpenMP reads the setting when it is loaded; one that the user has made stays.
+
+    Args:
+        asked: the number of threads that was asked for.
+    """
+    cpus, _ = available_cpus()
+    threads = asked or _threads_of_variable() or math.ceil(cpus)
+    if threads == 1:
+        return ""
+    if given := [name for name in _SET_BY_USERS if name in os.environ]:
+        return f"they wait as {given[0]} says"
+    others = _others_running()
+    if not SLEEP_WHERE_OTHERS_RUN or (threads <= cpus and others + threads <= (os.cpu_count() or 1)):
+        return "they spin while they wait"
+    os.environ["GOMP_SPINCOUNT"] = _SPINS
+    return f"they sleep while they wait, for there are not CPUs enough ({others:.1f} other threads run)"
+
+
+def _threads_of_variable() -> int | None:
+    """The number of threads that OMP_NUM_THREADS asks for; it may give one for each level, "4,2"."""
+    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(number) if number.isdecimal() and int(number) else None
+
+
+def _others_running(looks: int = 10, pause: float = 0.005) -> float:
+    """How many threads of other programs run or wait for a CPU, as the kernel says now; else the last minute's load."""
+    seen = []
+    with contextlib.suppress(OSError):
+        for _ in range(looks):
+            seen += re.findall(r"^procs_running (\d+)", (_ROOT / "proc/stat").read_text(), re.MULTILINE)
+            time.sleep(pause)
+    if seen:
+        return sum(map(int, seen)) / len(seen) - 1  # this thread runs while it looks
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def use_threads(number: int) -> None:
+    """Compute with so many CPU threads, in PyTorch and in numpy."""
+    import threadpoolctl  # type: ignore[import-untyped]
+    import torch
+
+    torch.set_num_threads(number)
+    threadpoolctl.threadpool_limits(number, user_api="blas")  # numpy's, loaded together with torch
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_encoding import decode
 from charseq2seq.vocabulary import CharVocabulary, describe_characters
@@ -37,29 +39,34 @@ class Sampling:
 
 
 def read_prompt(path: Path, encoding: str | None = None) -> str:
-    """A prompt from a file, which may be empty; see `decode`.
+    """A prompt from a file, which may be empty, or from stdin (`-`); see `decode`.
 
     Raises:
         SuiteError: it cannot be read, is no text, or is endless.
     """
+    name = "on stdin" if str(path) == "-" else str(path)
     try:
-        with path.open("rb") as file:  # also a pipe; /dev/zero must end
+        # Also a pipe; /dev/zero must end.
+        with os.fdopen(0, "rb", closefd=False) if name == "on stdin" else path.open("rb") as file:
             content = file.read(_LARGEST_PROMPT + 1)
         if len(content) > _LARGEST_PROMPT:
             problem = f"has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
-            raise SuiteError(f"the prompt {path} {problem}", ExitCode.BAD_DATA)
-        return "".join(decode([content, b""], f"the prompt {path}", encoding))
+            raise SuiteError(f"the prompt {name} {problem}", ExitCode.BAD_DATA)
+        return "".join(decode([content, b""], f"the prompt {name}", encoding))
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}; check --prompt_file."
-        raise SuiteError(f"the prompt {path} {problem}", ExitCode.NO_INPUT) from error
+        raise SuiteError(f"the prompt {name} {problem}", ExitCode.NO_INPUT) from error
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
-    """The prompt, without the characters that the vocabulary lacks.
+    """The prompt, in the vocabulary's normal form and without the characters that the vocabulary lacks.
 
     Raises:
         SuiteError: there are such characters and `unknown` is "error".
     """
+    (prompt,), form = vocabulary.in_known_form([prompt])
+    if form:
+        log(f"note: the prompt is read in the normal form {form} of Unicode, as the model's text was.")
     missing = vocabulary.unknown_characters(prompt)
     if missing and unknown == "error":
         problem = f"the prompt has {describe_characters(missing, 'that the model never saw')}"

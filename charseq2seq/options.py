@@ -22,13 +22,14 @@ from charseq2seq.command_line import (
     Kind,
     Options,
     expand_home,
+    filled,
     number,
     one_of,
     option,
     read_options,
     whole,
 )
-from charseq2seq.device import choose_device, choose_precision
+from charseq2seq.device import choose_device, choose_precision, choose_threads
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
 from charseq2seq.text_encoding import known_encoding
@@ -68,7 +69,7 @@ _run = partial(_course, **_RESULT)
 _memory = partial(_train, group="memory and speed (train)", recorded=True)
 _publishing = partial(_train, group="publishing (train)", needs="push_to_hf")
 _text = partial(option, group="text (generate)", modes=("generate",))
-_NAME, _TEXT, _TOKEN, _PATH = Kind("NAME"), Kind("TEXT"), Kind("TOKEN"), Kind("PATH", FILE.convert)
+_NAME, _TEXT, _TOKEN, _PATH = filled("NAME"), Kind("TEXT"), filled("TOKEN"), Kind("PATH", FILE.convert)
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
@@ -77,8 +78,8 @@ _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the tok
 class Settings(Options):
     """The options of train_transformer.py, a field each.
 
-    An option that was not given is None at first, if its default depends on the device or the text. `resolve_settings`
-    and then `with_text_defaults` fill it in; until then the types of the fields promise too much.
+    An option that was not given is None if its default depends on the device or the text, whatever its type here is.
+    `resolve_settings` and then `with_text_defaults` fill it in.
 
     Attributes:
         reasons: why device, precision and size are what they are, for the user; empty before they are decided.
@@ -122,7 +123,7 @@ class Settings(Options):
     # The model; --size decides its sizes where none is given.
     size: str = _train(
         one_of(*SIZES),
-        "nano (0.15 million parameters), micro (0.8), tiny (2), small (14), base (32) or large (252); training takes "
+        "nano (0.16 million parameters), micro (0.8), tiny (2), small (14), base (32) or large (252); training takes "
         "0.1, 0.4, 1 or 7 GiB from tiny on, and activations. The flags below change parts of it (default: by the "
         "text's length, at most tiny on a CPU, base on a GPU)",
         group=MODEL,
@@ -157,7 +158,7 @@ class Settings(Options):
     )
     learning_rate: float = _run(_RATE, "highest learning rate of Muon, the optimizer of the hidden weights", 0.04)
     weight_decay: float | None = _run(
-        _NOT_NEGATIVE, "times the learning rate, per step (default: hidden weights shrink to a quarter in an epoch)"
+        _NOT_NEGATIVE, "times the learning rate, at every step (default: hidden weights shrink to a quarter an epoch)"
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(
@@ -183,8 +184,8 @@ class Settings(Options):
     hf_token_file: Path | None = _publishing(FILE, "file that holds the token")
     hf_private: bool = _publishing(SWITCH, "create a private repository")
 
-    prompt: str = _text(_TEXT, "text to continue; --prompt=@... if it begins with @", "", excludes="prompt_file")
-    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue")
+    prompt: str = _text(_TEXT, "text to continue", "", excludes="prompt_file")
+    prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue; - is stdin")
     num_chars: int = _text(whole(0), "characters to write", 500)
     num_samples: int = _text(whole(1), "texts to write", 1)
     temperature: float = _text(_NOT_NEGATIVE, "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
@@ -241,25 +242,30 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
     return [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
 
 
-def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Settings:
     """Fill in what the device decides, and the text to train on.
+
+    Args:
+        asked: what the command line says.
+        data_path: the text.
+        waiting: how threads wait for one another, for the user.
 
     Raises:
         SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
             fit together; all of it at once.
     """
-    import torch
-
     problems: list[str] = []
     device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
     precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
+    num_threads, threads_reason = choose_threads(asked.num_threads)
+    threads_reason += f"; {waiting}" if waiting else ""
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
     size, size_reason = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
     if asked.size:
         size, size_reason = asked.size, "asked for"
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
-    defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": torch.get_num_threads()}
+    defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": num_threads}
     if asked.num_heads:  # the default has to fit what was asked for
         defaults["num_kv_heads"] = math.gcd(asked.num_heads, defaults["num_kv_heads"])
     if undecided >= LIMITS:  # a limit of steps or epochs replaces that of time
@@ -270,8 +276,8 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
         data_path=data_path,
         device=device,
         precision=precision,
-        hf_token=None,  # not needed for training, and nothing that is not there can leak
-        reasons=(device_reason, precision_reason, f"size {size}: {size_reason}"),
+        hf_token=None,  # training needs no token, and what it does not have it cannot leak
+        reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
     if problems := [*problems, *_size_problems(settings)]:
@@ -328,9 +334,9 @@ class PushOptions(Options):
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
     username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")
-    revision: str = _where(Kind("BRANCH"), "branch to push to, made if needed", "main")
+    revision: str = _where(filled("BRANCH"), "branch to push to, made if needed", "main")
     create_pr: bool = _where(SWITCH, "propose the push as a pull request")
-    tag: str | None = _where(Kind("TAG"), "name the commit, e.g. v1.0")
+    tag: str | None = _where(filled("TAG"), "name the commit, e.g. v1.0")
     commit_message: str | None = _where(_TEXT, "commit message (default: loss, steps and version)")
     overwrite: bool = _where(SWITCH, "push over a repository that this suite did not make")
     token: str | None = _who(_TOKEN, _TOKEN_HELP, excludes="token_file")

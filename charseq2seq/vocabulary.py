@@ -71,6 +71,18 @@ class CharVocabulary:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         return sorted(set(text).difference(self.characters))
 
+    def in_known_form(self, pieces: list[str]) -> tuple[list[str], str]:
+        """A text in the normal form of Unicode that leaves the fewest characters unknown, and the name of the form.
+
+        A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse. The name is
+        empty where the text stays as it is.
+        """
+        forms = {"": pieces}
+        if self.unknown_characters("".join(set().union(*pieces))):
+            forms |= {form: [unicodedata.normalize(form, piece) for piece in pieces] for form in ("NFC", "NFD")}
+        best = min(forms, key=lambda form: len(self.unknown_characters("".join(set().union(*forms[form])))))
+        return forms[best], best
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without start tokens."""
         return "".join(self.characters[i - 1] for i in ids if i != START_ID)

@@ -39,7 +39,7 @@ Content = str | bytes | Callable[[Path], object]
 CJK = "".join(chr(0x4E00 + (number * 17) % 5000) for number in range(6000))
 MISSING_TEXTS: dict[str, tuple[Content, str]] = {
     "missing": (lambda path: None, r"the text text\.txt does not exist; check --data_path\."),
-    "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another"),
+    "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another, or a pat"),
     "a pipe": (os.mkfifo, r"text\.txt is a pipe or device, not a text file; name a file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), r"text\.txt is a pipe or device, not a text file"),
     "unreadable": (
@@ -197,7 +197,7 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a resume state": (
         lambda path: path.write_bytes(path.with_name("transformer_model.resume.pth").read_bytes()),
-        r"is not a charseq2seq model file" + REMEDY,
+        r"is the state of a run, not a model; the run's own command with --resume transformer_model\.pth .* writes the",
     ),
     "a newer format": (change(format_version=lambda _: 99), r"version is 99, this suite reads \d; use the version"),
     "a wrong vocabulary size": (change(vocab=without_last), r"its vocabulary and its model differ in size" + REMEDY),
@@ -273,6 +273,18 @@ def test_any_wish_for_text_is_granted_or_refused(line: str, client: WarmClient, 
     code, says = answer.split(maxsplit=1)
     see(done, ExitCode[code], says)
     assert done.out == ""
+
+
+def test_stdin_is_the_prompt_where_that_is_asked_for(client: WarmClient, owner: Trainee) -> None:
+    for name, content in (("prompt.txt", b"ALL:\r\n"), ("latin.txt", b"O\xf9")):
+        (owner.home / name).write_bytes(content)
+    done = client.run(owner.home, *GENERATE, "--prompt_file", "-", stdin="prompt.txt")
+    assert done.code == OK and done.out.startswith("ALL:\n") and len(done.out) == 26 and done.log == ""
+    done = client.run(owner.home, *GENERATE, stdin="prompt.txt")
+    assert done.code == OK and len(done.out) == 21
+    assert done.log.endswith("note: what comes on stdin is not read; --prompt_file - makes it the prompt.\n")
+    done = client.run(owner.home, *GENERATE, "--prompt_file", "-", stdin="latin.txt")
+    see(done, BAD_DATA, r"the prompt on stdin is not UTF-8: byte 0xF9 at offset 1; most likely it is")
 
 
 def test_unknown_characters_of_a_prompt_are_named(client: WarmClient, owner: Trainee) -> None:

@@ -284,7 +284,7 @@ def test_model_and_resume_state_are_not_taken_for_each_other(path: Path) -> None
 )
 def test_a_resume_state_of_an_odd_run_is_refused(odd: Content, path: Path) -> None:
     save_resume_state(path, {"identity": {"seed": 1}, "finished": False} | odd)
-    with pytest.raises(SuiteError, match="the run's identity is not what JSON can hold"):
+    with pytest.raises(SuiteError, match="the options of its run are not what JSON can hold"):
         load_resume_state(path)
 
 

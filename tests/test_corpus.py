@@ -222,6 +222,19 @@ def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path
 # --- the split
 
 
+@pytest.mark.parametrize("change", [sorted, lambda lines: [*lines, *(line.upper() for line in lines[:900])]])
+def test_an_end_that_is_unlike_the_beginning_is_told(
+    change: Callable[[list[str]], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(1)
+    lines = ["".join(chance.choices("abcdefghij klmnop", k=chance.randrange(3, 30))) for _ in range(8000)]
+    load_corpus(saved(tmp_path, "\n".join(lines)), 100)
+    assert capsys.readouterr().err == ""
+    corpus = load_corpus(saved(tmp_path, "\n".join(change(lines))), 100)
+    assert "its end is unlike its beginning" in capsys.readouterr().err
+    assert corpus.beginning == change(lines)[0].strip(), "which the closing sample begins with"
+
+
 @given(length=st.integers(1, 400), window=st.integers(2, 30))
 @settings(max_examples=80, deadline=None)
 def test_the_first_nine_tenths_train(length: int, window: int, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(tmp_pa
     assert (facts["split"], facts["characters"], facts["skipped_characters"]) == ("all", len(losses), 2)
     with pytest.raises(SuiteError, match=r"U\+1F3AD"):
         evaluate_file(checkpoint, other, "cpu", "fp32", "error")
+
+
+def test_a_text_in_the_other_normal_form_is_scored_whole(tmp_path: Path) -> None:
+    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    own.write_text(TEXT * 20)
+    other.write_text(unicodedata.normalize("NFD", "ROMEO: é" * 9))
+    facts = evaluate_file(checkpoint_of(own), other, "cpu", "fp32", "error")
+    assert (facts["characters"], facts["skipped_characters"]) == (72, 0)
 
 
 @pytest.mark.parametrize("text", ["莎莎莎", "莎士比亚全集 ROMEO"])

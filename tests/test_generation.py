@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -84,6 +84,18 @@ def test_unknown_characters_are_named_or_skipped(prompt: str) -> None:
     assert refusal.value.exit_code == ExitCode.BAD_DATA
     for character in sorted(set(prompt) - set(known))[:10]:
         assert f"U+{ord(character):04X}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("unknown", ["error", "skip"])
+@pytest.mark.parametrize(("learned", "typed"), [("café", "cafe\u0301"), ("cafe\u0301", "café")])
+def test_a_prompt_in_the_other_normal_form_is_the_same_prompt(
+    learned: str, typed: str, unknown: Literal["error", "skip"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = CharVocabulary(sorted(set(learned)))
+    assert known_prompt(vocabulary, learned, unknown) == learned
+    assert capsys.readouterr().err == ""
+    assert known_prompt(vocabulary, typed, unknown) == learned
+    assert "normal form NF" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import httpx
 
+from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
 from tests.hub.server import LFS_ONLY, WRITE, HubServer
 from tests.push_client import REPO, Publisher
@@ -30,10 +31,18 @@ def test_a_servers_request_id_is_printed_and_an_echoed_token_is_not(hub: HubServ
     assert "token … is out" in done.log
 
 
-def test_a_library_that_waits_as_long_as_it_is_told_is_kept_from_it(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [({"Retry-After": "3600"}, "in 60 minutes"), ({"RateLimit": '"api";r=0;t=90000'}, "in 25 hours")],
+)
+def test_a_pause_that_is_too_long_ends_the_push_at_once(
+    asked: dict[str, str], says: str, hub: HubServer, tmp_path: Path
+) -> None:
     hub.add_repo(REPO)
-    hub.fail("POST", "preupload", status=429, headers={"RateLimit": '"api";r=0;t=90000'}, times=1)
-    assert Publisher(hub, tmp_path / "user").push("--check").code == 0
+    hub.fail("POST", "preupload", status=429, headers=asked)
+    done = Publisher(hub, tmp_path / "user").push("--check")
+    assert done.code == ExitCode.LOCKED and f"it asks to come back {says}" in done.log
+    assert len(hub.calls("POST", "preupload")) == 1
 
 
 def test_a_token_goes_to_the_endpoint_only(hub: HubServer, tmp_path: Path, folder: Path) -> None:

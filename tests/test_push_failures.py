@@ -26,6 +26,10 @@ from tests.push_client import REPO, Publisher, tiny_checkpoint
 
 # What the user must see of each kind: the beginning of the headline, the exit code, a part of the remedy.
 SEEN = {
+    "environment": ("Push failed: a variable of the environment cannot be used", ExitCode.UNAVAILABLE, "unset it"),
+    "not_the_hub": ("Push failed: this is not the Hub (HTTP 404 Not Found)", ExitCode.UNAVAILABLE, "login page"),
+    "keyless": ("Push failed: keyless sign-in failed", ExitCode.NO_PERMISSION, "id-token: write"),
+    "storage": ("Push failed: the storage refused a file (HTTP 403 Forbidden)", ExitCode.UNAVAILABLE, "clock"),
     "no_token": ("Push failed: no token", ExitCode.NO_PERMISSION, "HF_TOKEN"),
     "bad_token": ("Push failed: HTTP 401 Unauthorized", ExitCode.NO_PERMISSION, '"Write" permission'),
     "forbidden": ("Push failed: no right to write here", ExitCode.NO_PERMISSION, '"Write" permission'),
@@ -38,7 +42,7 @@ SEEN = {
     "invalid_name": ("Push failed: invalid repository name", ExitCode.USAGE, "choose another --repo_name"),
     "not_found": ("Push failed: not found (HTTP 404 Not Found)", ExitCode.NO_INPUT, "check --username"),
     "too_large": ("File too large", ExitCode.TOO_LARGE, "Git LFS"),
-    "rate_limit": ("Push failed: HTTP 429 Too Many Requests", ExitCode.LOCKED, "wait a few minutes"),
+    "rate_limit": ("Push failed: HTTP 429 Too Many Requests", ExitCode.LOCKED, "wait and push again"),
     "server": ("Push failed: HTTP 502 Bad Gateway", ExitCode.UNAVAILABLE, "status.huggingface.co"),
     "rejected": ("Push failed: rejected", ExitCode.BAD_DATA, "read what it says"),
     "timeout": ("Push failed: Connection timeout", ExitCode.UNAVAILABLE, "check the network, or try a proxy"),
@@ -142,7 +146,10 @@ BEFORE_ANYTHING_SLOW = {
     "public, not private": Row("visibility", with_repo(), (*CHECK, "--private")),
     "invalid name": Row("invalid_name", arguments=(*CHECK, "--repo_name", "a--b")),
     "owner in the name": Row("invalid_name", arguments=(*CHECK, "--repo_name", "alice/m")),
-    "not the Hub": Row("not_found", failing("GET", "whoami", status=404)),
+    "a mirror to read from": Row("not_the_hub", failing("GET", "whoami", status=404), said="HF_ENDPOINT=http"),
+    "a variable that is wrong": Row("environment", environment={"HF_ENDPOINT": "hf-mirror.com"}, said="=hf-mirror"),
+    "no token for this job": Row("keyless", token=None, environment={"HF_OIDC_RESOURCE": "alice/m"}, said="id token"),
+    "no such revision": Row("not_found", with_repo(status=404, message="Invalid rev id: main")),
     "host not found": Row("unreachable", environment={"HF_ENDPOINT": "http://nowhere.invalid"}),
     "dead proxy": Row(
         "unreachable",
@@ -157,7 +164,6 @@ BEFORE_ANYTHING_SLOW = {
 WITH_FILES_IN_HAND = {
     "413": Row("too_large", failing("POST", "/commit/", status=413), NEW),
     "storage says 413": Row("too_large", failing("PUT", "/lfs/", status=413), NEW, environment=LFS_ONLY),
-    "storage says 403": Row("forbidden", failing("PUT", "/lfs/", status=403), NEW, environment=LFS_ONLY),
     "quota": Row("quota", refused("/commit/", "Private repository storage limit reached, please upgrade"), NEW),
     "rejected card": Row(
         "rejected",
@@ -189,6 +195,8 @@ WITH_FILES_IN_HAND = {
 TRIED_AGAIN_IN_VAIN = {
     "rate limit": Row("rate_limit", failing("GET", "whoami", status=429, headers={"Retry-After": "2"})),
     "gateway": Row("server", failing("GET", "whoami", status=502, headers=HTML, body=b"<html>")),
+    "storage says 403": Row("storage", failing("PUT", "/lfs/", status=403), NEW, environment=LFS_ONLY),
+    "no longer allowed": Row("forbidden", failing("POST", "/commit/", status=403), NEW, said="allowed this token"),
     "silence": Row("timeout", failing("GET", "whoami", delay=math.inf), (*CHECK, "--timeout", "0.1")),
     "storage that is silent": Row(
         "timeout", failing("PUT", "/lfs/", delay=math.inf), (*NEW, "--timeout", "0.5"), environment=LFS_ONLY

@@ -64,13 +64,19 @@ class WarmClient:
         self._folder.cleanup()
 
     def run(
-        self, home: Path, *arguments: str, program: str = "train_transformer.py", memory: int = 0, **environment: str
+        self,
+        home: Path,
+        *arguments: str,
+        program: str = "train_transformer.py",
+        memory: int = 0,
+        stdin: str = os.devnull,
+        **environment: str,
     ) -> Done:
         """Run a command line in a folder to its end, with so much memory (bytes; 0: all); it shows no traceback."""
         with tempfile.TemporaryDirectory(dir=self._folder.name) as streams, socket.socket(socket.AF_UNIX) as connection:
             out, log = Path(streams) / "stdout", Path(streams) / "stderr"
             orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
-            orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment}
+            orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment, "stdin": stdin}
             connection.connect(self._address)
             connection.sendall(json.dumps(orders).encode() + b"\n")
             done = Done(int(connection.recv(9)), out.read_bytes().decode(), log.read_bytes().decode())
@@ -103,7 +109,7 @@ def _play(orders: dict[str, Any]) -> None:
     tempfile.tempdir = None  # an import has asked already
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    for stream, path, how in ((0, os.devnull, os.O_RDONLY), (1, orders["out"], flags), (2, orders["log"], flags)):
+    for stream, path, how in ((0, orders["stdin"], os.O_RDONLY), (1, orders["out"], flags), (2, orders["log"], flags)):
         opened = os.open(path, how, 0o600)
         os.dup2(opened, stream)
         os.close(opened)

@@ -6,9 +6,13 @@ a new exception class one of `_CLASS`. What `explain` does not know is a defect 
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import http.client
+import os
 import re
 import textwrap
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +20,10 @@ from typing import Any
 from charseq2seq.errors import ExitCode, SuiteError
 
 _TOKENS_PAGE = "huggingface.co/settings/tokens"
+_FLAG = re.compile(r"(?<![\w-])--(\w+)")
+_ALSO_OF_TRAINING = ("repo_name", "username", "token", "token_file", "private")  # as --hf_repo_name and so on
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_OF_THE_NETWORK = ("unreachable", "timeout", "dropped", "not_the_hub", "server")
 _REQUEST_IDS = ("X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id")
 
 
@@ -35,6 +43,18 @@ FAILURES = {
     "no_token": Failure("no token", ExitCode.NO_PERMISSION,
         "no token was given and none is stored on this machine",
         f"make one with Write permission at {_TOKENS_PAGE} and set HF_TOKEN, run `hf auth login`, or use --token_file"),
+    "environment": Failure("a variable of the environment cannot be used", ExitCode.UNAVAILABLE,
+        "the Hub's client cannot work with it",
+        "correct or unset it: HF_ENDPOINT is https://HOST, a proxy http://HOST:PORT or (`pip install socksio`) "
+        "socks5://HOST:PORT, SSL_CERT_FILE a file of certificates"),
+    "not_the_hub": Failure("this is not the Hub ({status})", ExitCode.UNAVAILABLE,
+        "what answers is a mirror that is only read from, or something between here and the Hub",
+        "check HF_ENDPOINT (unset it for huggingface.co) and the network: open the address in a browser, where a login "
+        "page of the network or a proxy shows itself"),
+    "keyless": Failure("keyless sign-in failed ({status})", ExitCode.NO_PERMISSION,
+        "HF_OIDC_RESOURCE is set, but this job gets no token for it",
+        "give the job `id-token: write`, make it a trusted publisher in the repository's settings on the Hub, or unset "
+        "HF_OIDC_RESOURCE to use a token"),
     "bad_token": Failure("{status}", ExitCode.NO_PERMISSION,
         "the Hub does not accept the token: it is mistyped, revoked or expired",
         f'check that the token is right and has "Write" permission ({_TOKENS_PAGE})'),
@@ -43,7 +63,7 @@ FAILURES = {
         f'check that the token has "Write" permission for this repository ({_TOKENS_PAGE}), and its account access'),
     "namespace": Failure("no right on this namespace ({status})", ExitCode.NO_PERMISSION,
         "the account that the token belongs to may not create models there",
-        "correct --username, or have an organisation's admin give you the write role"),
+        "correct --username, have an organisation's admin give you the write role, or propose with --create_pr"),
     "quota": Failure("storage limit reached ({status})", ExitCode.TOO_LARGE,
         "the account's storage is used up",
         "delete what is no longer needed (huggingface.co/settings/storage), publish without --private, or upgrade"),
@@ -71,10 +91,13 @@ FAILURES = {
         "store it with Git LFS (add its pattern to the repository's .gitattributes), or make the model smaller"),
     "rate_limit": Failure("{status}", ExitCode.LOCKED,
         "too many requests from this account or address",
-        "wait a few minutes and push again", passing=True),
+        "wait and push again", passing=True),
     "server": Failure("{status}", ExitCode.UNAVAILABLE,
         "the Hub has trouble of its own",
         "push again later; status.huggingface.co says what is going on", passing=True),
+    "storage": Failure("the storage refused a file ({status})", ExitCode.UNAVAILABLE,
+        "the Hub took the push, but its storage did not take what the Hub had signed",
+        "push again; set this machine's clock right, because signed addresses expire", passing=True),
     "rejected": Failure("rejected ({status})", ExitCode.BAD_DATA,
         "the Hub rejects what was sent",
         "read what it says and change that"),
@@ -118,7 +141,13 @@ class PublishError(SuiteError):
         self, kind: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
     ) -> None:
         failure = FAILURES[kind]
-        self.kind, self.passing = kind, failure.passing
+        self.kind, self.passing, self.detail, self.status, self.request_id = (
+            kind,
+            failure.passing,
+            detail,
+            status,
+            request_id,
+        )
         line = f"HTTP {status} {http.client.responses.get(status, '')}".strip() if status else ""
         what = failure.headline.format(status=line).replace(" ()", "")
         self.what = what or failure.cause.partition(":")[0]  # not every failure has a status
@@ -129,6 +158,27 @@ class PublishError(SuiteError):
         super().__init__("\n".join(lines), failure.exit_code)
         self.facts = {"error": kind, "message": headline, "cause": self.cause, "remedy": failure.remedy}
         self.facts |= {"status": status, "request_id": request_id}
+
+    def knowing(self, more: str) -> PublishError:
+        """The same failure, with what else is known of it."""
+        detail = "; ".join(filter(None, (self.detail, more)))
+        return PublishError(self.kind, detail, status=self.status, request_id=self.request_id)
+
+
+@contextlib.contextmanager
+def flags_of_training() -> Iterator[None]:
+    """Let what goes wrong name the flags of train_transformer.py, or the program that has them."""
+
+    def rename(flag: re.Match[str]) -> str:
+        return f"--hf_{flag[1]}" if flag[1] in _ALSO_OF_TRAINING else f"push_to_huggingface.py {flag[0]}"
+
+    try:
+        yield
+    except SuiteError as error:
+        said = {name: text for name, text in error.facts.items() if isinstance(text, str)}
+        error.facts |= {name: _FLAG.sub(rename, text) for name, text in said.items()}
+        error.args = (_FLAG.sub(rename, str(error)),)
+        raise
 
 
 def explain(error: BaseException, token: str | None = None) -> PublishError | None:
@@ -148,11 +198,13 @@ def explain(error: BaseException, token: str | None = None) -> PublishError | No
     if response is not None:
         said = next((text for cause in causes if (text := getattr(cause, "server_message", None))), "")
         request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
-        status = response.status_code
-        return PublishError(_kind_of_status(status, said), _one_line(said, token), status=status, request_id=request_id)
+        kind, status = _kind_of_response(response, said), response.status_code
+        more = [_one_line(said, token), _clock(response) if kind == "storage" else "", _settings(kind)]
+        return PublishError(kind, "; ".join(filter(None, more)), status=status, request_id=request_id)
     for cause in causes:
-        if kind := _kind_of_exception(cause):
-            return PublishError(kind, _one_line(cause, token))
+        if kind_of_cause := _kind_of_exception(cause):
+            more = [_one_line(cause, token), _settings(kind_of_cause)]
+            return PublishError(kind_of_cause, "; ".join(filter(None, more)))
     return None
 
 
@@ -175,10 +227,48 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _STATUS = {401: "bad_token", 402: "quota", 403: "forbidden", 404: "not_found", 407: "unreachable", 408: "timeout"}
-_STATUS |= {412: "moved", 413: "too_large", 429: "rate_limit"}
+_STATUS |= {405: "not_the_hub", 511: "not_the_hub", 412: "moved", 413: "too_large", 429: "rate_limit"}
 # 403 and 400 mean many things; the Hub's sentence tells them apart.
 _SAID = {"storage limit": "quota", "quota": "quota", "namespace": "namespace", "create_pr": "exists"}  # somebody else's
 _SAID |= {"larger than": "too_large", "too large": "too_large"}
+
+
+def _kind_of_response(response: Any, said: str) -> str:
+    from huggingface_hub import constants
+
+    status, address = response.status_code, response.request.url
+    if address.path.endswith("/api/whoami-v2") and status in (404, 405, 501):  # this the Hub itself has always
+        return "not_the_hub"
+    if not str(address).startswith(f"{constants.ENDPOINT}/") and status in (400, 401, 403, 404):
+        return "storage"
+    return _kind_of_status(status, said)
+
+
+def _clock(response: Any) -> str:
+    """By how much this machine's clock is wrong, where it is; signed addresses are valid for minutes."""
+    try:
+        late = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+    except (KeyError, ValueError):
+        return ""
+    return (
+        f"this machine's clock is {abs(late) / 60:.0f} minutes {'slow' if late > 0 else 'fast'}"
+        if abs(late) > 240
+        else ""
+    )
+
+
+def _settings(kind: str) -> str:
+    """Which Hub it is, where it is another than usual, and for failures of the network the proxies."""
+    names = ("HF_ENDPOINT", *_PROXIES) if kind in _OF_THE_NETWORK else ("HF_ENDPOINT",)
+    used = {name: value for name, value in os.environ.items() if name.upper() in names and value}
+    return hide_password(
+        ", ".join(f"{name}={value}" for name, value in used.items() if "//huggingface.co" not in value)
+    )
+
+
+def hide_password(text: str) -> str:
+    """Without what stands before an @ in the addresses of a text."""
+    return re.sub(r"(?<=[=/])[^/@\s]*@", "…@", text)
 
 
 def _kind_of_status(status: int, said: str) -> str:

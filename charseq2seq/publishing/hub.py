@@ -6,10 +6,12 @@ documented hook, gives every request a time limit, shortens those sleeps and kee
 
 from __future__ import annotations
 
+import email.utils
 import functools
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 MAIN = "main"
 CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 60.0  # seconds; a server's Retry-After is obeyed up to this
+LONGEST_PAUSE = 300.0  # seconds, for which the Hub counts requests; who is asked to wait longer gives up
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
 LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
 
@@ -55,6 +57,7 @@ class RemoteFile:
 class Remote:
     """A repository at one moment."""
 
+    repo_id: str  # its true name: the Hub answers to earlier names and to other capitals too
     head: str  # commit id of the revision that a push goes to
     private: bool
     has_branch: bool  # False where that revision is still to be made, from main
@@ -67,7 +70,7 @@ class Hub:
     """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
     Attributes:
-        api: huggingface_hub's client, for what is a single request; call it by `retrying`.
+        api: huggingface_hub's client. Callers use it for single requests, each within `retrying`.
     """
 
     def __init__(self, token: str, timeout: float) -> None:
@@ -105,7 +108,12 @@ class Hub:
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
                 return None
-            raise
+            failure = explain(error, self._token)
+            if failure is None or failure.kind != "bad_token":
+                raise
+            taken_off = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
+            raise failure.knowing(taken_off) from error
+        repo_id = info.id
         refs = retrying(lambda: self.api.list_repo_refs(repo_id))
         branches = {one.name: one.target_commit for one in refs.branches}
         tags = {one.name: one.target_commit for one in refs.tags}
@@ -115,7 +123,7 @@ class Hub:
         files = self.files(repo_id, head)
         read = functools.partial(self._text, repo_id, head)
         texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
-        return Remote(head, bool(info.private), revision in branches, tags, files, texts)
+        return Remote(repo_id, head, bool(info.private), revision in branches, tags, files, texts)
 
     def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
         """Every file of a commit: path -> size and digest."""
@@ -149,11 +157,16 @@ class Hub:
         try:
             return self.api.create_commit(repo_id, operations, **options)
         except (OSError, RuntimeError) as error:
-            if not is_xet_available() or not is_xet_failure(error):
+            if is_xet_available() and is_xet_failure(error):
+                log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
+                constants.HF_HUB_DISABLE_XET = True
+                return self.api.create_commit(repo_id, operations, **options)
+            failure = explain(error, self._token)
+            if failure is None or failure.kind != "forbidden":
                 raise
-            log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
-            constants.HF_HUB_DISABLE_XET = True
-            return self.api.create_commit(repo_id, operations, **options)
+            failure = failure.knowing("it allowed this token to write a moment ago")
+            failure.passing = True
+            raise failure from error
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Download files of a commit into a folder, past any cache."""
@@ -186,9 +199,8 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
             is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
             if failure is None or not failure.passing or is_silent:
                 raise
-            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-        retry_after = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
-        seconds = max(pause * random.uniform(0.75, 1.5), retry_after)
+            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After")
+        seconds = max(pause * random.uniform(0.75, 1.5), float(asked or 0))
         log(f"{failure.what}; trying again in {seconds:.1f} s.")
         time.sleep(seconds)
         between()
@@ -218,7 +230,7 @@ def _limit_client(token: str, timeout: float) -> None:
         client.timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout))
         client.event_hooks = {
             "request": [*client.event_hooks["request"], guard_token],
-            "response": [*client.event_hooks["response"], _limit_sleeps],
+            "response": [*client.event_hooks["response"], _check_answer],
         }
         return client
 
@@ -233,16 +245,36 @@ def _limit_xet(timeout: float) -> None:
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
 
 
-def _limit_sleeps(response: Any) -> None:
-    """Shorten the pause that a server asks for, because the library would wait that long, however long it is.
+def _check_answer(response: Any) -> None:
+    """Catch what the library would obey, repeat or read without end: long pauses, some conflicts, web pages.
 
     Raises:
-        PublishError: the answer upon which the library would ask again for ever.
+        PublishError: the answer, explained.
     """
-    asked = response.headers.get("Retry-After", "")
-    if asked.isdigit() and int(asked) > LONGEST_PAUSE:
-        response.headers["Retry-After"] = f"{LONGEST_PAUSE:.0f}"
+    status, asked = response.status_code, _seconds_asked(response.headers)
     response.headers.pop("RateLimit", None)
-    creating = response.status_code == 409 and response.url.path.endswith("/api/repos/create")
-    if creating and b"another conflicting operation" in response.read():
-        raise PublishError("moved", "another repository is being made", status=409)
+    if status in (429, 503) and asked > LONGEST_PAUSE:
+        when = f"{asked / 60:.0f} minutes" if asked < 7200 else f"{asked / 3600:.0f} hours"
+        kind = "rate_limit" if status == 429 else "server"
+        failure = PublishError(kind, f"it asks to come back in {when}, which is too long to wait", status=status)
+        failure.passing = False
+        raise failure
+    if asked:
+        response.headers["Retry-After"] = f"{min(asked, LONGEST_PAUSE):.0f}"
+    if response.is_success and response.headers.get("Content-Type", "").startswith("text/html"):
+        page = f"{response.url.host} answered with a web page, as login pages of networks do"
+        raise PublishError("not_the_hub", page, status=status)
+    # Two that create it at once: the library asks again without a pause, or looks for an address that is not there.
+    if status == 409 and response.url.path.endswith("/api/repos/create") and b'"url"' not in response.read():
+        raise PublishError("moved", "another repository is being made", status=status)
+
+
+def _seconds_asked(headers: Any) -> float:
+    """How long the Hub asks to wait: a number of seconds, a date, or its own `RateLimit: "api";r=0;t=N`."""
+    asked = headers.get("Retry-After", "")
+    if found := re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(r"(\d+)", asked):
+        return float(found[1])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0

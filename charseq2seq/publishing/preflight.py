@@ -17,7 +17,8 @@ from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
 from charseq2seq.publishing.merge import is_our_card
-from charseq2seq.publishing.secrets import find_token
+from charseq2seq.publishing.secrets import find_token, other_sources
+from charseq2seq.publishing.surroundings import check_surroundings
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
@@ -46,24 +47,28 @@ def preflight(request: PushOptions) -> PreflightResult:
         PublishError: it cannot; the message has the remedy.
     """
     require_libraries()
+    check_surroundings()
     with user_errors(None):
         token, source = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
-        account = hub.whoami()
+        account = _whoami(hub, token, source)
         repo_id = target(request, account.name)
         check_name(repo_id)
         log(f"target: {hub.endpoint}/{repo_id}")
-        log(f"account: {_describe(account, repo_id.partition('/')[0])}")
         remote = hub.read(repo_id, request.revision)
+        if remote is not None and remote.repo_id != repo_id:
+            repo_id = remote.repo_id
+            log(f"note: that is {repo_id} by now; the push goes there. Name it so from now on.")
+        log(f"account: {_describe(account, repo_id.partition('/')[0])}")
         _check_rights(account, repo_id, remote, request)
         check_remote(remote, request)
         if remote is None:
             log(f"repository: new, to be made {'private' if request.private else 'public'}")
         else:
-            hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
+            _check_write(hub, account, remote, request)
             may = "a pull request may be made" if request.create_pr else "may be pushed to"
             log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
         return PreflightResult(hub, token, repo_id, remote)
@@ -81,6 +86,30 @@ def require_libraries() -> None:
     if needed:
         advice = "run `pip install -r requirements_transformer.txt`"
         raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
+
+
+def _whoami(hub: Hub, token: str, source: str) -> Account:
+    try:
+        return hub.whoami()
+    except Exception as error:
+        failure = explain(error, token)
+        if failure is None or failure.kind != "bad_token":
+            raise
+        others = "".join(f"; {other} was not used" for other in other_sources(source))
+        raise failure.knowing(f"it is from {source}{others}") from error
+
+
+def _check_write(hub: Hub, account: Account, remote: Remote, request: PushOptions) -> None:
+    """Ask the Hub itself; it knows more than roles tell."""
+    try:
+        hub.check_write(remote.repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
+    except Exception as error:
+        failure, owner = explain(error), remote.repo_id.partition("/")[0]
+        if failure is None or failure.kind != "exists" or owner == account.name or owner not in account.roles:
+            raise
+        role = account.roles[owner] or "not stated"
+        what = f"the role of {account.name} in {owner} is {role}, which may not change this repository"
+        raise PublishError("namespace", what, status=failure.status) from error
 
 
 def _describe(account: Account, namespace: str) -> str:
@@ -114,7 +143,8 @@ def user_errors(token: str | None) -> Iterator[None]:
 
 def target(request: PushOptions, account: str) -> str:
     """`owner/name` of the repository to push to."""
-    return f"{request.username or os.environ.get('HF_USERNAME') or account}/{request.repo_name}"
+    owner = (request.username or os.environ.get("HF_USERNAME") or "").strip().removeprefix("@") or account
+    return f"{account if owner.lower() == account.lower() else owner}/{request.repo_name}"
 
 
 def check_name(repo_id: str) -> None:

@@ -5,6 +5,7 @@ What a token looks like stands in errors.py, because messages must not repeat on
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from charseq2seq.console import log
 from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
-from charseq2seq.publishing.failures import PublishError
+from charseq2seq.publishing.failures import PublishError, explain
 
 _SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
 _HOME = re.compile(r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+")
@@ -23,27 +24,67 @@ _SUITE = Path(__file__).resolve().parents[2]
 
 
 def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
-    """The first token of: the command line, the file, HF_TOKEN, the stored login; and which of them it was.
+    """The first token of: the command line, the file, keyless sign-in, the environment, the stored login; and where.
 
     Raises:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
-    from huggingface_hub import get_token
-
-    if token is not None and token.strip():
+    set_variables = [name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()]
+    if token is not None:
         _warn_of_the_command_line()
-        found, source = token.strip(), "the command line"
+        found, source = token, "the command line"
     elif token_file is not None:
         found, source = _read_token_file(token_file), str(token_file)
-    elif (stored := get_token()) is not None:
-        from_environment = any(os.environ.get(name) for name in TOKEN_VARIABLES)
-        found, source = stored, "HF_TOKEN" if from_environment else "the stored login"
+    elif "HF_OIDC_RESOURCE" in os.environ:
+        found, source = _sign_in_without_key(), "keyless sign-in (HF_OIDC_RESOURCE)"
+    elif set_variables:
+        found, source = os.environ[set_variables[0]], set_variables[0]
     else:
-        raise PublishError("no_token")
+        found, source = _stored_login(), "the stored login"
+    if not (found := _unwrapped(found)):
+        raise PublishError("no_token", f"{source} is empty" if source != "the stored login" else "")
     if not re.fullmatch(r"[!-~]+", found):  # a request header could not hold it
         raise PublishError("bad_token", f"the one from {source} holds characters that no token has")
     return found, source
+
+
+def other_sources(source: str) -> list[str]:
+    """Where else there is something that could be a token."""
+    from huggingface_hub import constants
+
+    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if os.environ.get(name, "").strip()]
+    others += ["the stored login"] if Path(constants.HF_TOKEN_PATH).is_file() else []
+    return [other for other in others if other not in source]
+
+
+def _unwrapped(text: str) -> str:
+    """A token without what people copy with it: quotes, the variable's name, a byte order mark."""
+    around, quotes = "\ufeff\u200b \t\r\n", "\"'`“”‘’"
+    text = re.sub(r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s", "", text.strip(around + quotes))
+    return text.strip(around + quotes)
+
+
+def _sign_in_without_key() -> str:
+    from huggingface_hub import get_token
+
+    try:
+        return get_token() or ""
+    except Exception as error:
+        failure = explain(error)
+        if failure is None:  # the library says what is missing
+            raise PublishError("keyless", str(error)) from error
+        if failure.kind not in ("bad_token", "forbidden", "not_found", "rejected"):
+            raise
+        raise PublishError("keyless", failure.detail, status=failure.status) from error
+
+
+def _stored_login() -> str:
+    from huggingface_hub import constants, get_token
+
+    with contextlib.suppress(UnicodeDecodeError):  # e.g. UTF-16
+        return get_token() or ""
+    return _read_token_file(Path(constants.HF_TOKEN_PATH))
 
 
 @functools.cache  # said once, although the token is looked for before training and again at the push
@@ -54,15 +95,16 @@ def _warn_of_the_command_line() -> None:
 
 def _read_token_file(path: Path) -> str:
     try:
-        words = path.read_text(encoding="utf-8").split()
-        mode = path.stat().st_mode
+        content, mode = path.read_bytes(), path.stat().st_mode
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' programs write it
+        text = _unwrapped(content.decode("utf-16" if is_utf16 else "utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"cannot read the token file {path}: {error}; check the path.", ExitCode.NO_INPUT) from error
-    if len(words) != 1:
+    if len(text.split()) != 1:
         raise SuiteError(f"{path} must hold one token and nothing else.", ExitCode.USAGE)
     if os.name != "nt" and mode & 0o077:
         log(f"note: other users of this machine can read {path}; `chmod 600 {path}` keeps it to yourself.")
-    return words[0]
+    return text
 
 
 @contextlib.contextmanager
@@ -90,7 +132,10 @@ def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> Non
     Raises:
         PublishError: something was found; the message says where, and never shows it.
     """
-    paths = [str(path) for path in (Path.home(), Path.cwd(), _SUITE) if len(str(path)) >= _SHORTEST_PATH]
+    folders = [Path.cwd(), _SUITE]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.append(Path.home())
+    paths = [str(path) for path in folders if len(str(path)) >= _SHORTEST_PATH]
     # Not the middle of another path or of an address: a folder may have the repository's name.
     machine = re.compile(r"(?<![\w.-])(?:" + "|".join(map(re.escape, paths)) + r")(?![\w-])") if paths else _HOME
     found = []

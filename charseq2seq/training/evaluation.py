@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,6 +120,10 @@ def evaluate_file(
         SuiteError: the text cannot be read, has unknown characters under "error", or most of it is unknown.
     """
     text, vocabulary = read_text(path, encoding), checkpoint.vocabulary()
+    pieces, form = vocabulary.in_known_form(text.pieces)
+    if form:
+        log(f"note: {text.name} is read in the normal form {form} of Unicode, as the model's text was.")
+        text = replace(text, pieces=pieces, alphabet="".join(sorted(set().union(*pieces))))
     missing = vocabulary.unknown_characters(text.alphabet)
     if missing and unknown == "skip":
         log(

@@ -138,6 +138,7 @@ def stop_signals(patience: float | None) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        request.hold()
         if patience:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in earlier.items():

@@ -6,13 +6,13 @@ Everything here is measured (benchmarks/LOG.md), and printed when a run starts.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from charseq2seq.corpus import Corpus
+from charseq2seq.device import available_memory
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import LIMITS, SIZES, Settings
 
@@ -134,14 +134,10 @@ def check_memory(config: dict[str, Any]) -> None:
     Raises:
         SuiteError: weights, gradients and optimizer state alone are larger than the memory.
     """
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not to be had on this system
-        return
-    parameters = count_parameters(config)
-    if parameters * _BYTES_PER_PARAMETER > memory:
+    parameters, memory = count_parameters(config), available_memory()
+    if memory is not None and parameters * _BYTES_PER_PARAMETER > memory:
         raise SuiteError(
             f"a model of {parameters:,} parameters takes about {parameters * _BYTES_PER_PARAMETER / 2**30:,.0f} GiB to "
-            f"train, this machine has {memory / 2**30:.0f} GiB; choose a smaller --d_model, --d_ff or fewer layers.",
+            f"train, there are {memory / 2**30:.1f} GiB here; choose a smaller --d_model, --d_ff or fewer layers.",
             ExitCode.OUT_OF_MEMORY,
         )

@@ -25,7 +25,7 @@ from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import captured_where_possible
-from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, batch_size, evaluate, sha256_of_beginning
+from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, evaluate, sha256_of_beginning
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
@@ -47,6 +47,7 @@ from encoder_decoder_transformer import Transformer
 # the final loss on all of it. That is cheap, and the final loss gains little from the choice of the best weights.
 _SELECTION_CHARACTERS = 32_768
 
+_TRIAL_CHARACTERS = 12_288  # before training, on a CPU
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
@@ -69,6 +70,7 @@ class Outcome:
         stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
         saved: whether a resume state was written in this session.
+        beginning: of the text.
         advice: what its end says about its text and its limits, a sentence each.
     """
 
@@ -80,11 +82,12 @@ class Outcome:
     stopped_by: ExitCode | None
     diverged: str | None = None
     saved: bool = False
+    beginning: str = ""
     advice: tuple[str, ...] = ()
 
 
 class Trainer:
-    """One training run from a state on; in a group every process has its own."""
+    """One training run, begun or continued from a state; in a group every process has a trainer of its own."""
 
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
@@ -133,23 +136,40 @@ class Trainer:
         Raises:
             SuiteError: a file cannot be written.
         """
-        # A few validation windows before training: what would fail later fails now (the idea is litgpt's).
-        first = self.corpus.num_train
-        self._score(first, min(len(self.corpus.ids), first + 2 * batch_size(self.master) * self.master.target_length))
-        with contextlib.ExitStack() as open_now:
+        # Some validation windows before training: what would fail later fails now (the idea is litgpt's).
+        characters = _TRIAL_CHARACTERS if self.settings.device == "cpu" else _SELECTION_CHARACTERS
+        self._score(self.corpus.num_train, min(len(self.corpus.ids), self.corpus.num_train + characters))
+        evaluation, complete, diverged = None, False, None
+        with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
             progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
             stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
             try:
                 self._run(stopwatch, progress)
-                return self._finish(progress)
+                evaluation = self._finish(progress)
+                complete = self.is_complete()
             except _DivergedError as error:
+                diverged = str(error)
                 # All processes see the same losses, but a signal may have reached only one of them.
                 self.stop.signal, _ = self.group.synchronize(self.stop.signal)
-                return self._outcome(None, complete=False, diverged=str(error))
-            except OverdueError:
-                return self._outcome(None, complete=False)
+        return Outcome(
+            evaluation=evaluation,
+            best_step=self.state.best_step,
+            steps=self.state.step,
+            seconds=self.state.seconds,
+            complete=complete,
+            stopped_by=self.stop.exit_code,
+            diverged=diverged,
+            saved=self.saved,
+            beginning=self.corpus.beginning,
+            advice=self._advice(evaluation) if complete and evaluation else (),
+        )
+
+    def _advice(self, evaluation: Evaluation) -> tuple[str, ...]:
+        time_is_over = self.settings.max_minutes and self.state.seconds >= 60 * self.settings.max_minutes
+        budget = self.max_steps if time_is_over else None
+        return advice(self.corpus, evaluation.nats_per_char, self.state.best_step, self.state.step, budget)
 
     def spent_fraction(self) -> float:
         """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""
@@ -225,7 +245,7 @@ class Trainer:
         starts, source_length = self.sampler.next_batch(group.rank, group.size)
         if settings.device == "cuda":
             starts = starts.pin_memory()
-        if settings.device != "cpu":  # a step that was started there runs to its end
+        if settings.device != "cpu":  # a GPU cannot be interrupted in a step that it has begun
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
@@ -301,7 +321,7 @@ class Trainer:
 
     # ----- ending and saving ------------------------------------------------------------------------------------------
 
-    def _finish(self, progress: Progress) -> Outcome:
+    def _finish(self, progress: Progress) -> Evaluation | None:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
         complete = self.is_complete()
         evaluation = None
@@ -318,25 +338,7 @@ class Trainer:
                 save_checkpoint(self.settings.model_path, self._checkpoint(evaluation))
         if complete:
             self.save_resume(finished=True)
-        return self._outcome(evaluation, complete=complete)
-
-    def _outcome(self, evaluation: Evaluation | None, *, complete: bool, diverged: str | None = None) -> Outcome:
-        return Outcome(
-            evaluation=evaluation,
-            best_step=self.state.best_step,
-            steps=self.state.step,
-            seconds=self.state.seconds,
-            complete=complete,
-            stopped_by=self.stop.exit_code,
-            diverged=diverged,
-            saved=self.saved,
-            advice=self._advice(evaluation) if complete and evaluation else (),
-        )
-
-    def _advice(self, evaluation: Evaluation) -> tuple[str, ...]:
-        time_is_over = self.settings.max_minutes and self.state.seconds >= 60 * self.settings.max_minutes
-        budget = self.max_steps if time_is_over else None
-        return advice(self.corpus, evaluation.nats_per_char, self.state.best_step, self.state.step, budget)
+        return evaluation
 
     def _use(self, weights: dict[str, Tensor]) -> None:
         self.master.load_state_dict(weights)
@@ -375,7 +377,7 @@ class Trainer:
         state = self.state
         state.weights = weights_of(self.master)
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
-        self._check_finite("size of the weights", float(norms.sum()))  # the last loss is of before the last step
+        self._check_finite("size of the weights", float(norms.sum()))  # no loss of these weights is known yet
         if self.group.rank == 0:
             state.finished = finished
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]

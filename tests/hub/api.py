@@ -60,6 +60,9 @@ class HubApi:
 
     def route(self, request: Request) -> Response:
         """Answer one request to the Hub."""
+        if (owner := re.match(f"/(api/models/)?{REPO}", request.path)) and owner[2] in self._state.renamed:
+            path = request.path.replace(owner[2], self._state.renamed[owner[2]], 1)
+            return Response(307, b"", {"Location": path + ("?create_pr=1" if "create_pr" in request.query else "")})
         for method, pattern, handle in self._table:
             found = pattern.fullmatch(request.path) if method == request.method else None
             if found is not None:

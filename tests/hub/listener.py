@@ -271,7 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _send(self, response: Response) -> None:
-        self.send_response(response.status)
+        self.send_response_only(response.status)
+        for name in {"Date"} - response.headers.keys():
+            self.send_header(name, self.date_time_string())
         for name, value in response.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(response.body)))

@@ -119,7 +119,7 @@ class HubServer:
             name: its name, which is also its namespace.
             tokens: token -> role, `write` or `read`; or, for a fine-grained token, a mapping from entity (user,
                 organisation or `owner/name`) to permissions, e.g. `{"alice/m": ["repo.write"]}`.
-            orgs: organisations it belongs to, with its role there: `admin`, `write` or `read`.
+            orgs: organisations it belongs to, with its role there: `admin`, `write`, `contributor` or `read`.
         """
         self._state.users[name] = User(name, orgs or {})
         for value, role in tokens.items():
@@ -133,6 +133,12 @@ class HubServer:
             if files:
                 repository.push(files)
             return repository
+
+    def rename(self, repo_id: str, name: str) -> None:
+        """Give a repository another name, as its owner would on the website; requests to the former are sent on."""
+        with self._state.lock:
+            self._state.repositories[name] = self._state.repositories.pop(repo_id)
+            self._state.renamed[repo_id] = name
 
     def repo(self, repo_id: str) -> Repository:
         """The repository `owner/name`; KeyError where there is none."""
@@ -237,6 +243,6 @@ def hub_with_people(**options: Any) -> HubServer:
     alice: dict[str, Any] = {WRITE: "write", READ: "read"}
     alice[ONE_REPO] = {"alice/m": ["repo.write"]}
     alice[WHOLE_ORG] = {"acme": ["repo.content.read", "repo.write"]}
-    hub.add_user("alice", tokens=alice, orgs={"acme": "write", "museum": "read"})
+    hub.add_user("alice", tokens=alice, orgs={"acme": "write", "museum": "read", "club": "contributor"})
     hub.add_user("mallory", tokens={STRANGER: "write"})
     return hub

@@ -42,7 +42,7 @@ class Token:
 
 @dataclass(frozen=True)
 class User:
-    """An account; `orgs` maps the organisations it belongs to to its role: `admin`, `write` or `read`."""
+    """An account; `orgs`: organisation -> its role there, `admin`, `write`, `contributor` or `read`."""
 
     name: str
     orgs: Mapping[str, str]
@@ -244,6 +244,7 @@ class HubState:
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
         self.repositories: dict[str, Repository] = {}
+        self.renamed: dict[str, str] = {}  # name of before -> name; whoever uses the former is sent on
 
     def add_token(self, value: str, user: str, role: str | Mapping[str, Iterable[str]]) -> None:
         """Give a token to a user; see `HubServer.add_user`."""

@@ -1,0 +1,93 @@
+"""What surrounds a push, looked at once and before anything slow: the Hub's address, proxies, certificates, caches.
+
+huggingface_hub reads the environment when it is imported, and fails in its own words long afterwards; so this comes
+before it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from charseq2seq.console import log
+from charseq2seq.publishing.failures import PublishError, hide_password
+
+_READ_BY_THE_CLIENT = re.compile(r"HF_\w+|SSL_CERT_\w+|\w+_PROXY", re.IGNORECASE)
+
+
+def check_surroundings() -> None:
+    """Make the environment fit for the Hub's client, or say which variable is not.
+
+    Raises:
+        PublishError: "environment".
+    """
+    for name in filter(_READ_BY_THE_CLIENT.fullmatch, list(os.environ)):
+        os.environ[name] = os.environ[name].strip()
+        if not os.environ[name]:  # set to nothing means not set
+            del os.environ[name]
+    _move_caches()
+    try:
+        _make_client()
+    except Exception:
+        variables = {name: os.environ.pop(name) for name in filter(_READ_BY_THE_CLIENT.fullmatch, list(os.environ))}
+        wrong = [f"{name}={value} ({why})" for name, value in variables.items() if (why := _why_not(name, value))]
+        os.environ.update(variables)
+        if not wrong:
+            raise
+        raise PublishError("environment", hide_password("; ".join(wrong))) from None
+
+
+def _make_client() -> None:
+    """Do all that depends on the environment, as the client will.
+
+    Raises:
+        Exception: of some class or other; it does not say which variable is wrong.
+    """
+    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
+        raise ValueError("an address is https://HOST or http://HOST:PORT")
+    if (folder := os.environ.get("SSL_CERT_DIR")) and not any(map(os.path.isdir, folder.split(os.pathsep))):
+        raise NotADirectoryError("no such folder")
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        int(os.environ.get(name, "1"))
+    from huggingface_hub.utils._http import default_client_factory
+
+    default_client_factory().close()
+
+
+def _why_not(name: str, value: str) -> str:
+    """What is wrong with a variable, by itself; nothing where the client can be made with it."""
+    os.environ[name] = value
+    try:
+        _make_client()
+    except Exception as error:
+        return str(error)
+    finally:
+        del os.environ[name]
+    return ""
+
+
+def _move_caches() -> None:
+    """Send the client's caches and logs to a folder of this process where a user's own cannot be written.
+
+    Xet's client would else write its log to stdout, and fail.
+    """
+    home = Path(os.path.expandvars(os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    with contextlib.suppress(RuntimeError):  # this user has no home at all
+        home = home.expanduser()
+    there = next((folder for folder in (home, *home.parents) if folder.exists()), home)
+    is_homeless = home.parts[:1] == ("~",)
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK) and not is_homeless:
+        return
+    folder = tempfile.mkdtemp(prefix="charseq2seq-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    log(f"note: {home} cannot be written, so the Hub's client keeps its caches in {folder} for now.")
+    os.environ.update({"HF_XET_CACHE": f"{folder}/xet", "HF_XET_LOG_DEST": f"{folder}/logs/"})
+    if is_homeless:
+        os.environ["HF_HOME"] = folder
