@@ -100,6 +100,14 @@ def test_startup_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_busy_machine(tmp_path: Path) -> None:
+    arguments = ["--rounds", "1", "--steps", "2", "--neighbours", "0", "1", "--data_path", "text.txt"]
+    printed = benchmark("busy_machine.py", *arguments, "--arguments", *TINY_SHAPE, home=tmp_path)
+    quiet, busy = row(printed, "ours")
+    assert ", 100% (" in quiet and re.match(r"[\d,]+, \d+% \(", busy)
+
+
+@pytest.mark.slow
 def test_push_time(tmp_path: Path) -> None:
     printed = benchmark("push_time.py", home=tmp_path)
     assert 0 < float(row(printed, "bare client")[0]) < float(row(printed, "with proofs and verification")[0])
