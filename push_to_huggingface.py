@@ -8,8 +8,9 @@ Push, with the token from HF_TOKEN:
     python push_to_huggingface.py --only_if_better --tag v2.0
 
 The result (the model's address, a plan, or JSON) goes to stdout, all else to
-stderr. The token is taken from --token, --token_file, HF_TOKEN or `hf auth
-login`, in this order. HF_ENDPOINT names another Hub.
+stderr. The token is taken from --token, --token_file, keyless sign-in
+(HF_OIDC_RESOURCE), HF_TOKEN or `hf auth login`, in this order. HF_ENDPOINT
+names another Hub.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import glob
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             with _if_supported():
                 os.fsync(file.fileno())
         temporary.replace(path)  # os.replace
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -78,6 +79,19 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed when its block ends.
+
+    Raises:
+        SuiteError: this machine has none where one could be made.
+    """
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        problem = f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that you may write to."
+        raise SuiteError(problem, ExitCode.CANNOT_CREATE) from error
+
+
 def _target(path: Path) -> Path:
     """The file that a symbolic link names: the link itself must stay a link."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 (never raises)
@@ -93,7 +107,8 @@ def _if_supported() -> Iterator[None]:
             raise
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a power cut, where the system can."""
     if os.name != "nt":  # a folder cannot be opened there; NTFS journals the rename
         with _if_supported():
             descriptor = os.open(folder, os.O_RDONLY)
@@ -117,7 +132,7 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush_folder(folder.parent)
+        flush_folder(folder.parent)
 
 
 def resume_path(model_path: Path) -> Path:

@@ -242,6 +242,37 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_written(tmp_path: Path) ->
         assert list(file.parent.iterdir()) == [file]
 
 
+# --- a file system that cannot flush or lock
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_a_file_is_written_where_nothing_can_be_flushed(code: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    atomic_write_bytes(path, b"new")
+    only(path, b"new")
+    code = errno.EIO  # but a disk that fails is told
+    with pytest.raises(SuiteError, match=r"Input/output error; check the disk"):
+        atomic_write_bytes(path, b"newer")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(
+    code: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    temporary = path.with_name("model.pth.01234567.tmp")
+    temporary.touch()
+    with run_lock(path) as warning:
+        assert re.search(r"pth\.lock cannot be locked \(.*\): .* no other run writes \S*model\.pth\.$", warning)
+        assert temporary.exists(), "another run may be writing it"
+
+
 # --- the lock
 
 

@@ -122,6 +122,22 @@ def test_a_refused_exchange_of_a_jobs_identity_is_told(alice: Publisher) -> None
     see(alice.push("--check", **job), ExitCode.OK, "token: from keyless sign-in (HF_OIDC_RESOURCE)", "account: alice")
 
 
+def test_the_name_of_a_file_is_no_token(alice: Publisher) -> None:
+    (alice.home / "my.token").write_text(WRITE)
+    for given in ("my.token", str(alice.home / "my.token")):
+        see(alice.push("--check", HF_TOKEN=given), ExitCode.NO_PERMISSION, "from HF_TOKEN is the name of a file")
+
+
+def test_a_login_that_belongs_to_root_is_named(alice: Publisher) -> None:
+    (alice.home / "huggingface").mkdir()
+    login = alice.home / "huggingface" / "token"
+    login.write_text(WRITE)
+    login.chmod(0)
+    see(alice.push("--check", token=None), ExitCode.IO_ERROR, f"{login}: Permission denied")
+    (alice.home / "huggingface").chmod(0)
+    see(alice.push("--check"), ExitCode.OK, "cannot be written")
+
+
 # --- accounts and names
 
 
@@ -164,9 +180,14 @@ def test_training_names_its_own_flags(client: WarmClient, hub: HubServer, user: 
 
 def test_a_networks_login_page_is_not_the_hub(alice: Publisher) -> None:
     alice.hub.fail("GET", "whoami", status=302, headers={"Location": f"{alice.hub.storage_url}/login"})
-    alice.hub.fail("GET", "/login", status=200, headers={"Content-Type": "text/html; charset=utf-8"}, body=b"<html>")
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    alice.hub.fail("GET", "/login", status=200, headers=page, body=b"<html>")
     see(alice.push("--check"), ExitCode.UNAVAILABLE, "this is not the Hub", "answered with a web page", "login page")
     assert not {one.token for one in alice.hub.requests if one.listener == "storage"} - {None}
+    for status in (403, 404, 511):  # a company's filter, a router
+        alice.hub.mend()
+        alice.hub.fail("GET", "whoami", status=status, headers=page, body=b"<html>blocked")
+        see(alice.push("--check"), ExitCode.UNAVAILABLE, "this is not the Hub", "login page")
 
 
 def test_a_mirror_that_is_only_read_from_is_named(alice: Publisher) -> None:

@@ -53,8 +53,8 @@ def preflight(request: PushOptions) -> PreflightResult:
         PublishError: it cannot; the message has the remedy.
     """
     require_libraries()
-    check_surroundings()
     with user_errors(None):
+        check_surroundings()
         token, source = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")

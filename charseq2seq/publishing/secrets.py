@@ -44,6 +44,8 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
         found, source = _stored_login(), "the stored login"
     if not (found := _unwrapped(found)):
         raise PublishError("no_token", f"{source} is empty" if source != "the stored login" else "")
+    if os.access(found, os.F_OK):
+        raise PublishError("bad_token", f"the one from {source} is the name of a file, which --token_file reads")
     if not re.fullmatch(r"[!-~]+", found):  # a request header could not hold it
         raise PublishError("bad_token", f"the one from {source} holds characters that no token has")
     return found, source
@@ -54,7 +56,7 @@ def other_sources(source: str) -> list[str]:
     from huggingface_hub import constants
 
     others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if os.environ.get(name, "").strip()]
-    others += ["the stored login"] if Path(constants.HF_TOKEN_PATH).is_file() else []
+    others += ["the stored login"] if os.access(constants.HF_TOKEN_PATH, os.F_OK) else []
     return [other for other in others if other not in source]
 
 
