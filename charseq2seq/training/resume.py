@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from charseq2seq.checkpoint import history_problem, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.files import resume_path, write_error
+from charseq2seq.files import flush_folder, resume_path, write_error
 from charseq2seq.options import LIMITS, OPTIONS, SIZES, Settings
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | 
     kept = next(name for name in names if not name.exists())
     try:
         path.replace(kept)
+        flush_folder(path.parent)  # or a power cut may keep the new state's name, and not this one's
     except OSError as error:
         raise write_error(kept, error) from error
     advice = "" if different is None else f"; continue it with {_command(kept, different)}"
