@@ -69,7 +69,7 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
             raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
         state = State(**(content | {"identity": identity}))
         _check_figures(state, {name: type(value) for name, value in vars(new).items()})
-        state.history = [dict(point) for point in state.history]  # a copy: a run that diverges is tried again with the old one
+        state.history = [dict(point) for point in state.history]  # a copy: a second try begins with the old one
     except ValueError as error:
         raise does_not_fit(error) from error
     return state
