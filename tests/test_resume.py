@@ -128,6 +128,9 @@ def test_an_unfinished_run_that_differs_is_set_aside_and_kept(here: InProcess, u
     assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
     assert (user.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
+    torch.save(contents(user.resume) | {"a_field_of_another_version": 1, "finished": False}, user.resume)
+    done = here.train(*SHORT)
+    assert done.code == 0 and "does not fit this version of the suite (it has or lacks a_field" in done.log, done.log
 
 
 def flags_in(log: str) -> list[str]:
