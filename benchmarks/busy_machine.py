@@ -56,14 +56,13 @@ def neighbours(number: int) -> Iterator[None]:
 
 
 def run_command(words: Sequence[str], more: dict[str, str]) -> str:
-    """Run Python to its end in this environment and more, and return what it printed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
+    """Run Python to its end, with nothing but `more` to say how threads wait, and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment = kept | {"PYTHONPATH": str(ROOT)} | more
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{words[0]} ended with status {done.returncode}: {done.stderr[-500:]}")
-    for line in done.stderr.splitlines():
-        if " threads " in line:
-            log(line.partition(" threads ")[2])
+    log("\n".join(line.partition(" threads ")[2] for line in done.stderr.splitlines() if " threads " in line))
     return done.stdout
 
 

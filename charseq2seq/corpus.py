@@ -181,7 +181,7 @@ def find_files(path: Path) -> list[Path]:
             visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
             found = [path / name for name in sorted(visible, key=Path.as_posix)]
             reason = f"the folder {path} holds no text ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name"
-            reason += " another, or a file, with --data_path."
+            reason += f' another, or a pattern, --data_path "{path}/**/*.py", say.'
         elif path.exists():
             found = [path]
             reason = f"{path} is a pipe or device, not a text file; name a file with --data_path."

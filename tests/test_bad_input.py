@@ -39,7 +39,7 @@ Content = str | bytes | Callable[[Path], object]
 CJK = "".join(chr(0x4E00 + (number * 17) % 5000) for number in range(6000))
 MISSING_TEXTS: dict[str, tuple[Content, str]] = {
     "missing": (lambda path: None, r"the text text\.txt does not exist; check --data_path\."),
-    "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another"),
+    "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another, or a pat"),
     "a pipe": (os.mkfifo, r"text\.txt is a pipe or device, not a text file; name a file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), r"text\.txt is a pipe or device, not a text file"),
     "unreadable": (

@@ -269,8 +269,6 @@ def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(
     temporary = path.with_name("model.pth.01234567.tmp")
     temporary.touch()
     with run_lock(path) as warning:
-        assert re.fullmatch(
-            r"\S*model\.pth\.lock cannot be locked \(.*\): .* no other run writes \S*model\.pth\.", warning
         assert re.search(r"pth\.lock cannot be locked \(.*\): .* no other run writes \S*model\.pth\.$", warning)
         assert temporary.exists(), "another run may be writing it"
 
