@@ -99,6 +99,7 @@ def test_a_signal_ends_every_phase_before_it_is_over(
         assert_same(contents(straight.resume), contents(user.resume))
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_saves(user: Trainee) -> None:
     child, terminal = pty.fork()  # as the leader of the terminal's session
     if child == 0:
