@@ -34,8 +34,6 @@ from charseq2seq.training.processes import is_rank_0
 if TYPE_CHECKING:
     from charseq2seq.training.trainer import Outcome
 
-LATE_ENOUGH = 0.8  # fraction of a run: if the best weights are older, the run was too long
-
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
     """Do what the command line says; training fills in the report, which becomes the last line of stdout."""
@@ -92,11 +90,8 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
             f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
             f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
         )
-        if outcome.complete and outcome.best_step < LATE_ENOUGH * outcome.steps:
-            log(
-                "after that step the loss rose: most likely the model overfits its text. A shorter run "
-                f"(--max_steps {outcome.best_step}) should end better, and so may --dropout 0.2 or more text."
-            )
+        for sentence in outcome.advice:
+            log(sentence)
         log(f"model: {args.model_path}")
     if outcome.stopped_by is not None:
         log(f"stopped: everything is saved; {what_is_left(args, outcome)}.")

@@ -55,7 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             with _if_supported():
                 os.fsync(file.fileno())
         temporary.replace(path)  # os.replace
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -107,7 +107,8 @@ def _if_supported() -> Iterator[None]:
             raise
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a power cut, where the system can."""
     if os.name != "nt":  # a folder cannot be opened there; NTFS journals the rename
         with _if_supported():
             descriptor = os.open(folder, os.O_RDONLY)
@@ -131,7 +132,7 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush_folder(folder.parent)
+        flush_folder(folder.parent)
 
 
 def resume_path(model_path: Path) -> Path:

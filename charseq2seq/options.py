@@ -35,9 +35,11 @@ from charseq2seq.files import lock_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
 _SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
-# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers. The
-# smallest is useful: about five minutes on two CPU cores, text worth reading.
+# Heads have 64 features (on a CPU they beat those of 32), the encoder about a quarter of the decoder's layers. Nano and
+# micro are for short texts; tiny makes text worth reading in about five minutes on two CPU cores.
 SIZES: dict[str, dict[str, int]] = {
+    "nano": dict(zip(_SIZED, (64, 2, 2, 1, 2, 256), strict=True)),
+    "micro": dict(zip(_SIZED, (128, 2, 2, 1, 3, 512), strict=True)),
     "tiny": dict(zip(_SIZED, (192, 3, 1, 1, 3, 1024), strict=True)),
     "small": dict(zip(_SIZED, (384, 6, 6, 2, 6, 1536), strict=True)),
     "base": dict(zip(_SIZED, (512, 8, 8, 2, 8, 2048), strict=True)),
@@ -121,8 +123,9 @@ class Settings(Options):
     # The model; --size decides its sizes where none is given.
     size: str = _train(
         one_of(*SIZES),
-        "tiny (2 million parameters), small (14), base (32) or large (252); training takes 0.1, 0.4, 1 or 7 GiB and "
-        "activations. The flags below change parts of it (default: tiny on a CPU, base on a GPU)",
+        "nano (0.16 million parameters), micro (0.8), tiny (2), small (14), base (32) or large (252); training takes "
+        "0.1, 0.4, 1 or 7 GiB from tiny on, and activations. The flags below change parts of it (default: by the "
+        "text's length, at most tiny on a CPU, base on a GPU)",
         group=MODEL,
     )
     d_model: int = _model(whole(2, 65_536), "features per position")
@@ -146,7 +149,9 @@ class Settings(Options):
     max_minutes: float | None = _run(
         _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU; none with another limit)"
     )
-    patience: int | None = _run(whole(1), "end after so many evaluations without improvement (default: never)")
+    patience: int | None = _run(
+        whole(1), "end after so many evaluations without improvement (default: 5; never with a limit)"
+    )
     batch_size: int = _run(
         whole(1, 1_048_576),
         "windows per step in all (default: 16 on a CPU; 32 on a GPU, 128 for over 10 million characters)",

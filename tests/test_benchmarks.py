@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from benchmarks.campaigns.same_before_and_after import losses, without_times
 from benchmarks.machine import Contender, best_peer, compete, interleaved
 from benchmarks.peers import NanoGPT, NanoGPTRecipe, Shape, count_parameters, train_nanogpt
+from benchmarks.texts import ngram_bits
 from benchmarks.time_to_loss import block_windows, parse_arguments, random_block_loss
 from benchmarks.train_throughput import our_step, products_of
 from charseq2seq.training.evaluation import evaluate
@@ -99,6 +100,14 @@ def test_startup_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_busy_machine(tmp_path: Path) -> None:
+    arguments = ["--rounds", "1", "--steps", "2", "--neighbours", "0", "1", "--data_path", "text.txt"]
+    printed = benchmark("busy_machine.py", *arguments, "--arguments", *TINY_SHAPE, home=tmp_path)
+    quiet, busy = row(printed, "ours")
+    assert ", 100% (" in quiet and re.match(r"[\d,]+, \d+% \(", busy)
+
+
+@pytest.mark.slow
 def test_push_time(tmp_path: Path) -> None:
     printed = benchmark("push_time.py", home=tmp_path)
     assert 0 < float(row(printed, "bare client")[0]) < float(row(printed, "with proofs and verification")[0])
@@ -176,6 +185,22 @@ def test_nanogpt_s_recipe() -> None:
     again, _ = train_nanogpt(ids, 20, small, 5)
     assert seconds > 0
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_texts(tmp_path: Path) -> None:
+    printed = benchmark("texts.py", "--texts", "prose", "--", *TINY, "--max_steps", "2", home=tmp_path)
+    length, alphabet, xz, *_, ngram, default, parameters, _ = row(printed.replace(",", ""), "prose")
+    assert (length, int(alphabet) > 30) == ("20000", True)
+    assert 0 < float(ngram) < float(xz) < float(default.strip("*")) and int(parameters) > 0
+
+
+def test_the_ngram_model_is_a_distribution() -> None:
+    """What it gives all characters after the same context adds up to one, seen before or not."""
+    text, alphabet = tiny_text(20), sorted(set(tiny_text(20)))
+    for context in ("We sail", "ssss"):
+        before = ngram_bits(text + context, len(text)) * len(context)
+        bits = [ngram_bits(text + context + last, len(text)) * (len(context) + 1) - before for last in alphabet]
+        assert sum(2**-figure for figure in bits) == pytest.approx(1.0)
 
 
 def test_arguments_after_two_dashes_are_passed_on() -> None:

@@ -138,7 +138,7 @@ BEFORE_ANYTHING_SLOW = {
     "an organisation to look at": Row("namespace", arguments=(*CHECK, "--username", "museum"), said="the read role"),
     "token for another repository": Row("forbidden", token=ONE_REPO, said="does not name alice"),
     "the Hub says it is somebody else's": Row("exists", with_repo(status=403, message="pass `create_pr=1` as a query")),
-    "any other refusal": Row("forbidden", failing("GET", "whoami", status=403)),
+    "any other refusal": Row("forbidden", failing("GET", "whoami", status=403, message="Forbidden")),
     "somebody else's repository": Row(
         "exists", with_repo(), (*CHECK, "--username", "alice"), STRANGER, said="belongs to somebody else"
     ),

@@ -162,7 +162,8 @@ def test_a_run_moves_to_another_machine(here: InProcess, user: Trainee, monkeypa
     command = ["--max_epochs", "1", "--eval_interval", "4", "--source_length", "8", "--target_length", "16"]
     machines = (((32, 2, 2, 1, 1, 48), "fp32"), ((16, 2, 1, 1, 1, 32), "bf16"))
     for stop_at, (sizes, precision) in zip((6, 9), machines, strict=True):
-        monkeypatch.setitem(SIZES, "tiny", dict(zip(SIZES["tiny"], sizes, strict=True)))
+        for size in ("nano", "tiny"):
+            monkeypatch.setitem(SIZES, size, dict(zip(SIZES[size], sizes, strict=True)))
         monkeypatch.setattr("charseq2seq.options.choose_precision", lambda *_, of=precision: (of, "as here"))
         stopped = here.train(*command, sizes=(), stop_at=stop_at)
         assert stopped.code == 143, stopped.log

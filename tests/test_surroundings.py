@@ -6,6 +6,7 @@ Each case was met by people elsewhere. It ends in one sentence that says what, w
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from email.utils import format_datetime
 from importlib.util import find_spec
@@ -86,7 +87,7 @@ def test_what_is_copied_with_a_token_is_taken_off(wrapped: str, alice: Publisher
     see(alice.push("--check", HF_TOKEN=wrapped.format(WRITE)), ExitCode.OK, "account: alice")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("where", ["my.token", "huggingface/token"])
 def test_a_token_file_may_come_from_windows(where: str, encoding: str, alice: Publisher) -> None:
     path = alice.home / where
@@ -117,9 +118,27 @@ def test_a_refused_exchange_of_a_jobs_identity_is_told(alice: Publisher) -> None
     alice.hub.fail("POST", "/oauth/token", status=403, message="this job is no trusted publisher", times=1)
     done = alice.push("--check", **job)
     see(done, ExitCode.NO_PERMISSION, "keyless sign-in failed (HTTP 403", "no trusted publisher", "id-token")
+    alice.hub.fail("POST", "/oauth/token", delay=math.inf, times=1)
+    see(alice.push("--check", "--timeout", "0.2", **job), ExitCode.UNAVAILABLE, "Connection timeout")
     answer = b'{"access_token": "%s", "expires_in": 3600}' % WRITE.encode()
     alice.hub.fail("POST", "/oauth/token", status=200, body=answer)
     see(alice.push("--check", **job), ExitCode.OK, "token: from keyless sign-in (HF_OIDC_RESOURCE)", "account: alice")
+
+
+def test_the_name_of_a_file_is_no_token(alice: Publisher) -> None:
+    (alice.home / "my.token").write_text(WRITE)
+    for given in ("my.token", str(alice.home / "my.token")):
+        see(alice.push("--check", HF_TOKEN=given), ExitCode.NO_PERMISSION, "from HF_TOKEN is the name of a file")
+
+
+def test_a_login_that_belongs_to_root_is_named(alice: Publisher) -> None:
+    (alice.home / "huggingface").mkdir()
+    login = alice.home / "huggingface" / "token"
+    login.write_text(WRITE)
+    login.chmod(0)
+    see(alice.push("--check", token=None), ExitCode.IO_ERROR, f"{login}: Permission denied")
+    (alice.home / "huggingface").chmod(0)
+    see(alice.push("--check"), ExitCode.OK, "cannot be written")
 
 
 # --- accounts and names
@@ -164,9 +183,14 @@ def test_training_names_its_own_flags(client: WarmClient, hub: HubServer, user: 
 
 def test_a_networks_login_page_is_not_the_hub(alice: Publisher) -> None:
     alice.hub.fail("GET", "whoami", status=302, headers={"Location": f"{alice.hub.storage_url}/login"})
-    alice.hub.fail("GET", "/login", status=200, headers={"Content-Type": "text/html; charset=utf-8"}, body=b"<html>")
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    alice.hub.fail("GET", "/login", status=200, headers=page, body=b"<html>")
     see(alice.push("--check"), ExitCode.UNAVAILABLE, "this is not the Hub", "answered with a web page", "login page")
     assert not {one.token for one in alice.hub.requests if one.listener == "storage"} - {None}
+    for status in (403, 404, 511):  # a company's filter, a router
+        alice.hub.mend()
+        alice.hub.fail("GET", "whoami", status=status, headers=page, body=b"<html>blocked")
+        see(alice.push("--check"), ExitCode.UNAVAILABLE, "this is not the Hub", "login page")
 
 
 def test_a_mirror_that_is_only_read_from_is_named(alice: Publisher) -> None:

@@ -71,14 +71,14 @@ class Disk:
 
     Args:
         files: what is there for certain.
-        folder: its inode.
+        inode: the folder's own.
     """
 
-    def __init__(self, files: Files, folder: int) -> None:
+    def __init__(self, files: Files, inode: int) -> None:
         self.names = {name: File(content, content) for name, content in files.items()}
         self.seen = dict(self.names)  # by a program
         self.pending: list[tuple[str, dict[str, File | None]]] = []  # folder, changes of its names; None is gone
-        self.folders = {folder: ""}
+        self.inode, self.folders = inode, {inode: ""}
         self.files: dict[int, File] = {}
 
     def apply(self, call: Call) -> None:
@@ -164,6 +164,8 @@ class Versions:
             Whether more is promised now.
         """
         if call.name == "rename":
+            for kept in (self.of, self.promised):
+                kept.pop(call.paths[0], None)
             self.of.setdefault(call.paths[1], []).append(disk.files[call.inode].whole)
         elif call.name in ("create", "end"):
             self.promised = {name: len(versions) - 1 for name, versions in self.of.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import os
@@ -94,6 +95,7 @@ class Machine:
 
     def run(self, program: Program, nth: int = 0, error: int = 0, for_good: bool = False, prove: bool = False) -> int:
         """Run a program; its nth call fails, or all from there on. Returns its exit code."""
+        gc.freeze()  # or the child's garbage collector would copy all of this process's memory
         child = os.fork()
         if not child:
             self._child(program, (nth, error, for_good), prove)

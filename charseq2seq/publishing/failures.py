@@ -22,7 +22,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 _TOKENS_PAGE = "huggingface.co/settings/tokens"
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 _ALSO_OF_TRAINING = ("repo_name", "username", "token", "token_file", "private")  # as --hf_repo_name and so on
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_OF_CONNECTIONS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE")
 _OF_THE_NETWORK = ("unreachable", "timeout", "dropped", "not_the_hub", "server")
 _REQUEST_IDS = ("X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id")
 
@@ -195,17 +195,18 @@ def explain(error: BaseException, token: str | None = None) -> PublishError | No
     if any("Invalid metadata in README.md" in str(cause) for cause in causes):  # the library's words
         return PublishError("rejected", _one_line(error, token))
     response = _response(causes)
-    if response is not None:
+    if response is None:
+        found = ((kind, str(cause)) for cause in causes if (kind := _kind_of_exception(cause)))
+        kind, said = next(found, (None, ""))
+        status = request_id = None
+    else:
         said = next((text for cause in causes if (text := getattr(cause, "server_message", None))), "")
-        request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
         kind, status = _kind_of_response(response, said), response.status_code
-        more = [_one_line(said, token), _clock(response) if kind == "storage" else "", _settings(kind)]
-        return PublishError(kind, "; ".join(filter(None, more)), status=status, request_id=request_id)
-    for cause in causes:
-        if kind_of_cause := _kind_of_exception(cause):
-            more = [_one_line(cause, token), _settings(kind_of_cause)]
-            return PublishError(kind_of_cause, "; ".join(filter(None, more)))
-    return None
+        request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
+    if kind is None:
+        return None
+    more = (_one_line(said, token), _clock(response) if kind == "storage" else "", _settings(kind))
+    return PublishError(kind, "; ".join(filter(None, more)), status=status, request_id=request_id)
 
 
 def is_xet_failure(error: BaseException) -> bool:
@@ -237,7 +238,9 @@ def _kind_of_response(response: Any, said: str) -> str:
     from huggingface_hub import constants
 
     status, address = response.status_code, response.request.url
-    if address.path.endswith("/api/whoami-v2") and status in (404, 405, 501):  # this the Hub itself has always
+    is_page = response.headers.get("Content-Type", "").startswith("text/html")  # where the Hub answers JSON
+    has_no_whoami = status in (404, 501) and address.path.endswith("/api/whoami-v2")
+    if has_no_whoami or (is_page and status in (400, 403, 404)):
         return "not_the_hub"
     if not str(address).startswith(f"{constants.ENDPOINT}/") and status in (400, 401, 403, 404):
         return "storage"
@@ -250,20 +253,15 @@ def _clock(response: Any) -> str:
         late = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
     except (KeyError, ValueError):
         return ""
-    return (
-        f"this machine's clock is {abs(late) / 60:.0f} minutes {'slow' if late > 0 else 'fast'}"
-        if abs(late) > 240
-        else ""
-    )
+    way = "slow" if late > 0 else "fast"
+    return f"this machine's clock is {abs(late) / 60:.0f} minutes {way}" if abs(late) > 240 else ""
 
 
 def _settings(kind: str) -> str:
     """Which Hub it is, where it is another than usual, and for failures of the network the proxies."""
-    names = ("HF_ENDPOINT", *_PROXIES) if kind in _OF_THE_NETWORK else ("HF_ENDPOINT",)
-    used = {name: value for name, value in os.environ.items() if name.upper() in names and value}
-    return hide_password(
-        ", ".join(f"{name}={value}" for name, value in used.items() if "//huggingface.co" not in value)
-    )
+    names = ("HF_ENDPOINT", *_OF_CONNECTIONS) if kind in _OF_THE_NETWORK else ("HF_ENDPOINT",)
+    used = [f"{name}={value}" for name, value in os.environ.items() if name.upper() in names]
+    return hide_password(", ".join(one for one in used if one.rstrip("/") != "HF_ENDPOINT=https://huggingface.co"))
 
 
 def hide_password(text: str) -> str:

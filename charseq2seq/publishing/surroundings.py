@@ -47,7 +47,7 @@ def _make_client() -> None:
     """Do all that depends on the environment, as the client will.
 
     Raises:
-        Exception: of some class or other; it does not say which variable is wrong.
+        Exception: of any class; it does not say which variable is wrong.
     """
     address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
@@ -81,7 +81,7 @@ def _move_caches() -> None:
     home = Path(os.path.expandvars(os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     with contextlib.suppress(RuntimeError):  # this user has no home at all
         home = home.expanduser()
-    there = next((folder for folder in (home, *home.parents) if folder.exists()), home)
+    there = next((folder for folder in (home, *home.parents) if os.access(folder, os.F_OK)), home)
     is_homeless = home.parts[:1] == ("~",)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK) and not is_homeless:
         return

@@ -9,13 +9,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from charseq2seq.corpus import Corpus
 from charseq2seq.device import available_memory
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import LIMITS, SIZES, Settings
 
-# Characters to train on; size base overfits a shorter text.
-_SHORT_TEXT = 2_000_000
+# Texts of fewer characters to train on: what size of model, windows a step and epochs serve them best, on any device
+# (benchmarks/LOG.md, 2026-11-28). A larger model would know them by heart before it knew their language.
+_SHORT_TEXTS = ((50_000, "nano", 4, 15.0), (250_000, "micro", 8, 10.0))
+_BASE_TEXT = 2_000_000  # characters; on a GPU a shorter text is for size small, because base overfits it
+
+# A default run ends when so many evaluations in a row, of its twenty, found no better weights.
+_PATIENCE = 5
+_LATE_ENOUGH = 0.8  # fraction of a run or of its budget: if the best weights are older, the run was too long
 
 # Weight decay per epoch at the full learning rate: ignoring gradients, exp(-1.3) of a hidden matrix is left after an
 # epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was
@@ -31,17 +39,21 @@ _BYTES_PER_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 4
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     """The settings, with the defaults that depend on the length of the text."""
     characters, undecided = corpus.num_train, settings.undecided
-    if {"size", *SIZES["small"]} <= undecided and settings.device != "cpu" and characters < _SHORT_TEXT:
-        reason = "size small: default for a GPU and a text of less than two million characters"
-        sizes: dict[str, Any] = dict(SIZES["small"])
-        settings = replace(settings, size="small", reasons=(*settings.reasons[:-1], reason), **sizes)
+    short = next((row[1:] for row in _SHORT_TEXTS if characters < row[0]), None)
+    size = short[0] if short else "small" if settings.device != "cpu" and characters < _BASE_TEXT else settings.size
+    if {"size", *SIZES[size]} <= undecided and size != settings.size:
+        reason = f"size {size}: default for a text of {characters:,} characters"
+        sizes: dict[str, Any] = dict(SIZES[size])
+        settings = replace(settings, size=size, reasons=(*settings.reasons[:-1], reason), **sizes)
     if settings.batch_size is None:  # small batches learn more from a short text, large ones are faster on a GPU
         on_gpu = 32 if characters < 10_000_000 else 128
-        settings = replace(settings, batch_size=16 if settings.device == "cpu" else on_gpu)
+        batch_size = short[1] if short else 16 if settings.device == "cpu" else on_gpu
+        settings = replace(settings, batch_size=batch_size)
     if undecided >= LIMITS:
         # Ten for a million characters, four for the plays (benchmarks/LOG.md, 2026-11-27, on a GPU); on a CPU the
         # default time is over before, except for short texts.
-        settings = replace(settings, max_epochs=float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}"))
+        epochs = short[2] if short else float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}")
+        settings = replace(settings, max_epochs=epochs, patience=settings.patience or _PATIENCE)
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
     if settings.weight_decay is None:
         decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
@@ -50,9 +62,40 @@ def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
         # Where a large model reads a small text often; elsewhere weight decay alone is better.
         config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
         often = (step_budget(settings, characters) or 0) / steps_per_epoch > 5
-        large = count_parameters(config) / characters > 8
+        large = count_parameters(config) / characters > 4
         settings = replace(settings, dropout=0.1 if often and large else 0.0)
     return settings
+
+
+def advice(corpus: Corpus, loss: float, best_step: int, steps: int, budget: int | None) -> tuple[str, ...]:
+    """What the end of a run says about its text and its limits, a sentence each.
+
+    Args:
+        loss: of the best weights on the validation split, nats per character.
+        best_step, steps: when those weights were found, of how many steps.
+        budget: the most steps that a run might have made which its time limit ended, see `step_budget`; else None.
+    """
+    said = []
+    if loss > 0.99 * guessing_loss(corpus):
+        said.append(
+            "the model does no better than guessing every character by how often it occurs: it found nothing to learn "
+            "from. More time (--max_minutes) may help; a random text has nothing to learn."
+        )
+    if best_step < _LATE_ENOUGH * steps:
+        said.append(
+            "after that step the loss rose: most likely the model overfits its text. A shorter run "
+            f"(--max_steps {best_step}) should end better, and so may --dropout 0.2 or more text."
+        )
+    elif budget is not None and steps < _LATE_ENOUGH * budget:
+        said.append(f"the time was over after {steps:,} of {budget:,} steps: more --max_minutes make a better model.")
+    return tuple(said)
+
+
+def guessing_loss(corpus: Corpus) -> float:
+    """The loss of guessing each character by how often it occurs in the training split, nats per character."""
+    size = len(corpus.vocabulary)
+    seen, asked = (np.bincount(ids, minlength=size) for ids in (corpus.train_ids, corpus.ids[corpus.num_train :]))
+    return float(-asked @ np.log((seen + 1) / (seen + 1).sum()) / asked.sum())
 
 
 def step_budget(settings: Settings, characters: int) -> int | None:

@@ -39,7 +39,7 @@ from charseq2seq.training.progress import (
     stop_signals,
 )
 from charseq2seq.training.resume import State, does_not_fit
-from charseq2seq.training.text_defaults import check_memory, step_budget
+from charseq2seq.training.text_defaults import advice, check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
 from encoder_decoder_transformer import Transformer
 
@@ -71,6 +71,7 @@ class Outcome:
         diverged: what became NaN or infinite, in a sentence; None where nothing did.
         saved: whether a resume state was written in this session.
         beginning: of the text.
+        advice: what its end says about its text and its limits, a sentence each.
     """
 
     evaluation: Evaluation | None
@@ -82,6 +83,7 @@ class Outcome:
     diverged: str | None = None
     saved: bool = False
     beginning: str = ""
+    advice: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -161,7 +163,13 @@ class Trainer:
             diverged=diverged,
             saved=self.saved,
             beginning=self.corpus.beginning,
+            advice=self._advice(evaluation) if complete and evaluation else (),
         )
+
+    def _advice(self, evaluation: Evaluation) -> tuple[str, ...]:
+        time_is_over = self.settings.max_minutes and self.state.seconds >= 60 * self.settings.max_minutes
+        budget = self.max_steps if time_is_over else None
+        return advice(self.corpus, evaluation.nats_per_char, self.state.best_step, self.state.step, budget)
 
     def spent_fraction(self) -> float:
         """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""

@@ -1,0 +1,73 @@
+"""The defaults that a text decides, and what a run says about its text when it ends."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charseq2seq.corpus import Corpus
+from charseq2seq.options import SIZES, Settings, read_settings, resolve_settings
+from charseq2seq.training.text_defaults import advice, guessing_loss, with_text_defaults
+from charseq2seq.vocabulary import CharVocabulary
+
+
+def corpus_of(characters: int, symbols: str = "ab") -> Corpus:
+    """Random letters, `characters` of them to train on and a tenth more to validate."""
+    ids = np.random.default_rng(1).integers(1, len(symbols) + 1, characters + characters // 10).astype(np.uint8)
+    return Corpus("text.txt", "0" * 64, CharVocabulary(symbols), ids, characters)
+
+
+def defaults_for(characters: int, *flags: str) -> Settings:
+    settings = resolve_settings(read_settings(["--device", "cpu", *flags]), Path("text.txt"))
+    return with_text_defaults(settings, corpus_of(characters))
+
+
+@pytest.mark.parametrize(
+    ("characters", "size", "batch_size", "epochs"),
+    [
+        (18_000, "nano", 4, 15.0),
+        (49_999, "nano", 4, 15.0),
+        (50_000, "micro", 8, 10.0),
+        (250_000, "tiny", 16, 20.0),
+        (1_000_000, "tiny", 16, 10.0),
+        (4_300_000, "tiny", 16, 4.0),
+    ],
+)
+def test_the_length_of_the_text_decides(characters: int, size: str, batch_size: int, epochs: float) -> None:
+    settings = defaults_for(characters)
+    sizes = {name: getattr(settings, name) for name in SIZES[size]}
+    assert (settings.size, sizes) == (size, SIZES[size])
+    assert (settings.batch_size, settings.max_epochs, settings.patience) == (batch_size, epochs, 5)
+    assert any(reason.startswith(f"size {size}: ") for reason in settings.reasons)
+
+
+def test_what_was_asked_for_stays() -> None:
+    asked = defaults_for(18_000, "--size", "micro", "--batch_size", "7", "--max_steps", "5", "--dropout", "0.3")
+    assert (asked.size, asked.d_model, asked.batch_size) == ("micro", 128, 7)
+    assert (asked.dropout, asked.max_epochs, asked.patience) == (0.3, None, None)
+    assert defaults_for(18_000, "--d_ff", "99").d_model == SIZES["tiny"]["d_model"], "a part of tiny was changed"
+    assert defaults_for(18_000, "--patience", "9").patience == 9
+
+
+def test_short_texts_are_read_with_dropout() -> None:
+    assert [defaults_for(characters).dropout for characters in (18_000, 90_000, 4_300_000)] == [0.1, 0.1, 0.0]
+
+
+def test_a_model_that_guesses_is_told_so() -> None:
+    corpus = corpus_of(50_000)
+    assert guessing_loss(corpus) == pytest.approx(math.log(2), abs=0.001)
+    (said,) = advice(corpus, 0.692, 100, 100, None)
+    assert "no better than guessing" in said
+    assert advice(corpus, 0.6, 100, 100, None) == ()
+
+
+def test_a_run_that_was_too_long_or_too_short_is_told_so() -> None:
+    corpus = corpus_of(50_000)
+    (long,) = advice(corpus, 0.6, 70, 100, None)
+    assert "the loss rose" in long and "--max_steps 70" in long
+    (short,) = advice(corpus, 0.6, 100, 100, 200)
+    assert "100 of 200 steps" in short and "--max_minutes" in short
+    assert advice(corpus, 0.6, 100, 100, 110) == ()
