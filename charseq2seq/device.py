@@ -136,7 +136,7 @@ def available_memory() -> int | None:
 
 
 def _limits(controller: str, *files: str) -> Iterator[list[float]]:
-    """What the cgroups of this process say in files, which are named with a space between those that belong together.
+    """The numbers in files of this process's cgroups; a space stands between names of files that are read together.
 
     A group also has the limits of all that it lies in. Version 2 has one tree of groups, version 1 one a controller; in
     a container the path may be the one that the machine sees, then the tree's root is the container's own group.
@@ -177,7 +177,7 @@ def choose_waiting(asked: int | None) -> str:
     if not SLEEP_WHERE_OTHERS_RUN or (threads <= cpus and others + threads <= (os.cpu_count() or 1)):
         return "they spin while they wait"
     os.environ["GOMP_SPINCOUNT"] = _SPINS
-    return f"they sleep while they wait, for there are not CPUs enough ({others:.1f} other threads run)"
+    return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"
 
 
 def _threads_of_variable() -> int | None:

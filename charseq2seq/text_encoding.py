@@ -79,7 +79,7 @@ def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> I
 
 
 def _advice(sample: bytes) -> str:
-    """What bytes most likely are that are not UTF-8, and what to do."""
+    """The likely encoding of bytes that are not UTF-8, and what to do about it."""
     from charset_normalizer import from_bytes
 
     read = sample.decode(errors="replace")

@@ -222,8 +222,8 @@ def test_beside_busy_programs_threads_sleep_while_they_wait() -> None:
     ("threads", "running", "said"),
     [
         (2, 1, "they spin while they wait"),
-        (2, 3, "they sleep while they wait, for there are not CPUs enough (2.0 other threads run)"),
-        (4, 1, "they sleep while they wait, for there are not CPUs enough (0.0 other threads run)"),
+        (2, 3, "they sleep while they wait, because the CPUs are not enough for all (2.0 other threads run)"),
+        (4, 1, "they sleep while they wait, because the CPUs are not enough for all (0.0 other threads run)"),
         (1, 9, ""),
     ],
 )

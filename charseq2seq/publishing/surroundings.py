@@ -47,7 +47,7 @@ def _make_client() -> None:
     """Do all that depends on the environment, as the client will.
 
     Raises:
-        Exception: of some class or other; it does not say which variable is wrong.
+        Exception: of any class; it does not say which variable is wrong.
     """
     address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:

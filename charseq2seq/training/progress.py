@@ -13,7 +13,7 @@ from types import FrameType
 from charseq2seq.console import STOP_SIGNALS, is_terminal, log
 from charseq2seq.errors import ExitCode
 
-# Seconds that a step or an evaluation may still take after a signal. Then it is given up: nobody waits for ten.
+# Seconds after a signal until a step or an evaluation is given up, so that the run ends within ten.
 PATIENCE = 5.0 if hasattr(signal, "setitimer") else None
 
 # A thread notes the time so often; where it could not for so long, the process was stopped or the machine asleep.

@@ -69,7 +69,7 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
             raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
         state = State(**(content | {"identity": identity}))
         _check_figures(state, {name: type(value) for name, value in vars(new).items()})
-        state.history = [dict(point) for point in state.history]  # a first try must not extend a second one's
+        state.history = [dict(point) for point in state.history]  # a copy: a second try begins with the old one
     except ValueError as error:
         raise does_not_fit(error) from error
     return state
@@ -125,13 +125,15 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
 def _read(path: Path) -> dict[str, Any] | SuiteError:
     """A resume state, or why it cannot be used."""
     try:
-        return load_resume_state(path)
+        state = load_resume_state(path)
+        new_state({}, state)
     except SuiteError as error:
         return error
+    return state
 
 
 def _with_its_defaults(settings: Settings, state: dict[str, Any]) -> Settings:
-    """The settings, with what the run to continue had by default: here the default may be another."""
+    """The settings, with the defaults that the run to continue had; here they may be others."""
     earlier = _identity(state)
     defaults = earlier.get("defaults", ["dropout"])  # older states do not tell
     names = [name for name in _defaults_of(settings) if isinstance(defaults, list) and name in defaults]
@@ -187,7 +189,8 @@ def _check_figures(state: State, types: dict[str, type]) -> None:
 def does_not_fit(error: Exception) -> SuiteError:
     """What to say of a resume file that another version wrote, or whose content was changed."""
     return SuiteError(
-        f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
+        f"the resume state does not fit this version of the suite ({error}); continue it with the version that wrote "
+        "it, or start anew with --resume never.",
         ExitCode.BAD_DATA,
     )
 
@@ -203,14 +206,14 @@ def _identity(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(state: dict[str, Any], now: dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """What a state's run and one of another identity have of each option in which they differ, but for what may."""
+    """The options in which a state's run and another one differ, with both values; without those that may differ."""
     earlier = _identity(state)
     names = sorted((earlier.keys() | now.keys()) - {*but, *_MACHINE})
     return {name: (earlier.get(name), now.get(name)) for name in names if earlier.get(name) != now.get(name)}
 
 
 def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
-    """What makes of a command line the one that continues a state."""
+    """The changes to a command line that make it continue a state's run."""
     flags = [f"--{name} {was}" for name, (was, _) in different.items() if was is not None and name != "corpus_sha256"]
     too_many = [f"without --{name}" for name, (was, _) in different.items() if was is None]
     own_text = ["with its own text as --data_path"] * ("corpus_sha256" in different)
