@@ -6,6 +6,7 @@ Each case was met by people elsewhere. It ends in one sentence that says what, w
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from email.utils import format_datetime
 from importlib.util import find_spec
@@ -86,7 +87,7 @@ def test_what_is_copied_with_a_token_is_taken_off(wrapped: str, alice: Publisher
     see(alice.push("--check", HF_TOKEN=wrapped.format(WRITE)), ExitCode.OK, "account: alice")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("where", ["my.token", "huggingface/token"])
 def test_a_token_file_may_come_from_windows(where: str, encoding: str, alice: Publisher) -> None:
     path = alice.home / where
@@ -117,6 +118,8 @@ def test_a_refused_exchange_of_a_jobs_identity_is_told(alice: Publisher) -> None
     alice.hub.fail("POST", "/oauth/token", status=403, message="this job is no trusted publisher", times=1)
     done = alice.push("--check", **job)
     see(done, ExitCode.NO_PERMISSION, "keyless sign-in failed (HTTP 403", "no trusted publisher", "id-token")
+    alice.hub.fail("POST", "/oauth/token", delay=math.inf, times=1)
+    see(alice.push("--check", "--timeout", "0.2", **job), ExitCode.UNAVAILABLE, "Connection timeout")
     answer = b'{"access_token": "%s", "expires_in": 3600}' % WRITE.encode()
     alice.hub.fail("POST", "/oauth/token", status=200, body=answer)
     see(alice.push("--check", **job), ExitCode.OK, "token: from keyless sign-in (HF_OIDC_RESOURCE)", "account: alice")

@@ -82,7 +82,7 @@ class Hub:
 
         # The library's warnings show signed addresses; what else they say, the suite says itself.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        _limit_client(token, timeout)
+        limit_client(timeout, token)
         if not is_terminal():
             disable_progress_bars()
         self._token, self._user = token, ""
@@ -282,7 +282,7 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
 # --- what every request of the client goes through
 
 
-def _limit_client(token: str, timeout: float) -> None:
+def limit_client(timeout: float, token: str | None = None) -> None:
     """Give huggingface_hub, for the rest of this process, time limits and a guard on the token."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import httpx
@@ -294,7 +294,7 @@ def _limit_client(token: str, timeout: float) -> None:
     def guard_token(request: Any) -> None:
         """Take the token from a request that goes anywhere but to the Hub itself."""
         is_elsewhere = (request.url.scheme, request.url.netloc) != (hub.scheme, hub.netloc)
-        if is_elsewhere and token in request.headers.get("Authorization", ""):
+        if token and is_elsewhere and token in request.headers.get("Authorization", ""):
             del request.headers["Authorization"]
 
     def factory() -> Any:

@@ -17,7 +17,7 @@ from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
-from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote
+from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
 from charseq2seq.publishing.secrets import find_token, other_sources
 from charseq2seq.publishing.surroundings import check_surroundings
@@ -55,6 +55,7 @@ def preflight(request: PushOptions) -> PreflightResult:
     require_libraries()
     with user_errors(None):
         check_surroundings()
+        limit_client(request.timeout)  # keyless sign-in asks the Hub already
         token, source = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")

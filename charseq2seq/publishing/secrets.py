@@ -5,7 +5,6 @@ What a token looks like stands in errors.py, because messages must not repeat on
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import functools
 import os
@@ -44,10 +43,10 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
         found, source = _stored_login(), "the stored login"
     if not (found := _unwrapped(found)):
         raise PublishError("no_token", f"{source} is empty" if source != "the stored login" else "")
-    if os.access(found, os.F_OK):
-        raise PublishError("bad_token", f"the one from {source} is the name of a file, which --token_file reads")
     if not re.fullmatch(r"[!-~]+", found):  # a request header could not hold it
         raise PublishError("bad_token", f"the one from {source} holds characters that no token has")
+    if os.access(found, os.F_OK):
+        raise PublishError("bad_token", f"the one from {source} is the name of a file, which --token_file reads")
     return found, source
 
 
@@ -61,9 +60,13 @@ def other_sources(source: str) -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """A token without what people copy with it: quotes, the variable's name, a byte order mark."""
+    """A token without what people copy with it: quotes, the variable's name, what Windows writes around text."""
     around, quotes = "\ufeff\u200b \t\r\n", "\"'`“”‘’"
-    text = re.sub(r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s", "", text.strip(around + quotes))
+    text = re.sub(
+        r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s",
+        "",
+        text.replace("\0", "").strip(around + quotes),
+    )
     return text.strip(around + quotes)
 
 
@@ -98,8 +101,7 @@ def _warn_of_the_command_line() -> None:
 def _read_token_file(path: Path) -> str:
     try:
         content, mode = path.read_bytes(), path.stat().st_mode
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' programs write it
-        text = _unwrapped(content.decode("utf-16" if is_utf16 else "utf-8"))
+        text = _unwrapped(content.decode("utf-16" if b"\0" in content else "utf-8"))  # as Windows' programs write it
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"cannot read the token file {path}: {error}; check the path.", ExitCode.NO_INPUT) from error
     if len(text.split()) != 1:
