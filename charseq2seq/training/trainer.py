@@ -138,7 +138,8 @@ class Trainer:
         # Some validation windows before training: what would fail later fails now (the idea is litgpt's).
         characters = _TRIAL_CHARACTERS if self.settings.device == "cpu" else _SELECTION_CHARACTERS
         self._score(self.corpus.num_train, min(len(self.corpus.ids), self.corpus.num_train + characters))
-        evaluation, complete, diverged, said = None, False, None, ()
+        evaluation, complete, diverged = None, False, None
+        said: tuple[str, ...] = ()
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
