@@ -126,9 +126,8 @@ def _why_not_overwritten(own: Path, identity: dict[str, Any]) -> tuple[str, dict
     theirs = _read(own)
     if isinstance(theirs, SuiteError):  # damaged, but not ours to throw away
         return "a damaged file lies where this run goes.", None
-    return "" if theirs.get("finished") else "an unfinished run lies where this one goes.", _differences(
-        theirs, identity
-    )
+    reason = "" if theirs.get("finished") else "an unfinished run lies where this one goes."
+    return reason, _differences(theirs, identity)
 
 
 def _read(path: Path) -> dict[str, Any] | SuiteError:
