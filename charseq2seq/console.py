@@ -133,11 +133,14 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
     """
     started = time.monotonic()
     _prepare_streams()
-    for number in STOP_SIGNALS[1:]:
-        signal.signal(number, _terminate)  # temporaries are removed and locks released on the way out
+    for number in STOP_SIGNALS:
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)  # temporaries are removed and locks released on the way out
     report: dict[str, Any] = {}
     try:
-        code, facts = _attempt(lambda: main(None, report))
+        code, facts = _attempt(_check_folder)
+        if code == ExitCode.OK:
+            code, facts = _attempt(lambda: main(None, report))
         if report:
             report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
             unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))
@@ -149,6 +152,14 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 _discard(stream)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        advice = "the folder in which this was started is gone or closed to you; change to another one and run again."
+        raise SuiteError(advice, ExitCode.NO_INPUT) from error
 
 
 def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
@@ -175,5 +186,18 @@ def _prepare_streams() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise TerminatedError
+def _end(number: int, frame: FrameType | None, looks: int = 50) -> None:
+    """End the program by an exception; an import is waited for up to five seconds: its C++ code would abort."""
+    error = KeyboardInterrupt() if number == signal.SIGINT else TerminatedError()
+    if not _is_importing(frame) or not hasattr(signal, "setitimer"):
+        raise error
+    if not looks:
+        os._exit(ending_of(error)[0])
+    signal.signal(signal.SIGALRM, lambda _, now: _end(number, now, looks - 1))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None

@@ -177,7 +177,7 @@ def find_files(path: Path) -> list[Path]:
     """
     try:
         if path.is_dir():
-            names = (file.relative_to(path) for file in path.rglob("*") if file.name.endswith(_IN_FOLDERS))
+            names = (file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(_IN_FOLDERS))
             visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
             found = [path / name for name in sorted(visible, key=Path.as_posix)]
             reason = f"the folder {path} holds no text ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name"
@@ -206,7 +206,7 @@ def _bytes_of(path: Path, digest: Any) -> Iterator[bytes]:
 
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
-        with openers.get(path.suffix, Path.open)(path, "rb") as file:
+        with openers.get(path.suffix.lower(), Path.open)(path, "rb") as file:
             while raw := file.read(_PIECE):
                 digest.update(raw)
                 yield raw

@@ -72,6 +72,9 @@ def ending_of(error: BaseException) -> tuple[ExitCode, str, dict[str, Any]]:
     if is_out_of_memory(error):
         advice = "out of memory; use a smaller model or text, or a machine with more."
         error = SuiteError(advice, ExitCode.OUT_OF_MEMORY)
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # which PyTorch needs, for one
+        problem = f"{error.strerror}; set TMPDIR to a folder that you may write to, on a disk with space."
+        error = SuiteError(problem, ExitCode.CANNOT_CREATE)
     if isinstance(error, SuiteError):
         message = str(error)
         return error.exit_code, message if message.startswith("❌") else f"error: {message}", error.facts

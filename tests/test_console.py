@@ -25,12 +25,12 @@ TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 SPEAK = "log('begun\\n\\nwith 莎'); write_result('text\\n'); log('done'); return 0"
 
 
-def start(body: str, redirection: str = "", **environment: str) -> subprocess.Popen[bytes]:
-    """An entry point whose main function has this body, run by a shell."""
+def start(body: str, redirection: str = "", first: str = "", **environment: str) -> subprocess.Popen[bytes]:
+    """An entry point whose main function has this body, run by a shell that first does something else."""
     lines = "".join(f"    {line}\n" for line in body.split("\n"))
     script = f"{HEAD}{lines}\nsys.exit(run(main))".encode("ascii", "backslashreplace")
     return subprocess.Popen(
-        ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
+        ["sh", "-c", f'{first} "$0" -c "$1" {redirection}', sys.executable, script],
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -72,6 +72,12 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
 def test_every_end_has_its_status(body: str, status: int, log: str) -> None:
     assert ended(body)[:2] == (status, "")
     assert re.fullmatch(log, ended(body)[2])
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    status, out, log = ended("return 0", first=f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone;")
+    assert (status, out) == (66, "")
+    assert re.fullmatch(f"{TIME} error: the folder in which this was started is gone .*; change to another.*\n", log)
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&- <&-"])

@@ -199,7 +199,7 @@ def test_a_compressed_text_is_the_same_text(suffix: str, tmp_path: Path) -> None
 
 def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     plays = tmp_path / "plays"
-    contents = {"b.txt": "second\n", "a/z.txt": "first", "c.txt.gz": "third", "notes.md": "no", ".hidden.txt": "no"}
+    contents = {"b.txt": "second\n", "a/z.TXT": "first", "c.txt.gz": "third", "notes.md": "no", ".hidden.txt": "no"}
     contents["b2.txt"] = ""
     for name, content in contents.items():
         path = plays / name
@@ -209,7 +209,7 @@ def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path
     assert "".join(whole.pieces) == "first\nsecond\nthird", "no word is glued to another"
     assert whole.sha256 == hashlib.sha256(b"first\nsecond\nthird").hexdigest()
     assert "".join(read_text(plays / "?.txt*").pieces) == "second\nthird"
-    assert find_files(plays / "**" / "*.txt") == [plays / "a/z.txt", plays / "b.txt", plays / "b2.txt"]
+    assert find_files(plays / "**" / "*.[tT]*[tT]") == [plays / "a/z.TXT", plays / "b.txt", plays / "b2.txt"]
     assert find_files(plays / "*.*[!t]") == [plays / "c.txt.gz", plays / "notes.md"]
     (tmp_path / "a[1].txt").write_text("the very file, not a pattern")
     assert find_files(tmp_path / "a[1].txt") == [tmp_path / "a[1].txt"]

@@ -287,7 +287,7 @@ def test_a_machine_without_a_temporary_folder_is_told_so(tmp_path: Path) -> None
     command = f'ulimit -f 0; exec "{sys.executable}" "{PROGRAM}" --output text.txt'  # no file may have a byte
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.CANNOT_CREATE, done.stderr
-    assert "no temporary folder can be made" in done.stderr and "set TMPDIR" in done.stderr
+    assert "error: No usable temporary directory" in done.stderr and "set TMPDIR" in done.stderr
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def test_an_unfinished_run_that_differs_is_set_aside_and_kept(here: InProcess, u
     assert done.code == 0 and "cannot be used" in done.log and "Starting a new run" in done.log
     assert done.report["steps"] == 8
     assert (user.home / "transformer_model.resume.earlier2.pth").stat().st_size == 1000
+    torch.save(contents(user.resume) | {"a_field_of_another_version": 1, "finished": False}, user.resume)
+    done = here.train(*SHORT)
+    assert done.code == 0 and "does not fit this version of the suite (it has or lacks a_field" in done.log, done.log
 
 
 def flags_in(log: str) -> list[str]:
@@ -286,7 +289,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
 def test_figures_that_no_run_has_left_are_refused(damage: dict[str, Any], straight: tuple[str, Trainee]) -> None:
     saved = contents(straight[1].resume)
     new_state({}, saved)
-    with pytest.raises(SuiteError, match=r"does not fit this version of the suite \(its .* not .*; start anew"):
+    with pytest.raises(SuiteError, match=r"does not fit this version of the suite \(its .* not .*\); .* start anew"):
         new_state({}, saved | damage)
 
 

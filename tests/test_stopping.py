@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import pkgutil
@@ -10,7 +11,8 @@ import pty
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +56,7 @@ def straight(client: WarmClient, tmp_path_factory: pytest.TempPathFactory) -> Tr
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
     """A program in this process sets the process's handlers."""
-    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
@@ -97,6 +99,7 @@ def test_a_signal_ends_every_phase_before_it_is_over(
         assert_same(contents(straight.resume), contents(user.resume))
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_saves(user: Trainee) -> None:
     child, terminal = pty.fork()  # as the leader of the terminal's session
     if child == 0:
@@ -112,6 +115,27 @@ def test_a_run_whose_terminal_is_closed_saves(user: Trainee) -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == ExitCode.TERMINATED, seen.decode()
     assert contents(user.resume)["step"] >= 20 and user.model.exists()
+
+
+@pytest.mark.usefixtures("capsys")
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_an_import_is_waited_for(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in the middle of importing torch aborts the process."""
+    lines = ["import os, time", f"os.kill(os.getpid(), {int(number)})", "time.sleep(0.3)", "over = True"]
+    (tmp_path / "import_that_takes_a_while.py").write_text("\n".join(lines))
+
+    def program(argv: Sequence[str] | None, report: dict[str, Any]) -> int:
+        importlib.import_module("import_that_takes_a_while")
+        for _ in range(100_000):
+            time.sleep(0.001)
+        raise AssertionError("the program came to its end")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "import_that_takes_a_while", raising=False)
+    with handlers_kept():
+        code = run_with_report(program)
+    assert code == (ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
+    assert sys.modules["import_that_takes_a_while"].over
 
 
 # --- pauses

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from charseq2seq import __version__
 from charseq2seq.console import log
 from charseq2seq.errors import SuiteError
-from charseq2seq.files import temporary_folder
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
@@ -94,7 +94,7 @@ def publish(request: PushOptions) -> Outcome:
     from charseq2seq.checkpoint import load_checkpoint
 
     with user_errors(found.token), contextlib.ExitStack() as stack:
-        path = request.output_dir or Path(stack.enter_context(temporary_folder()))
+        path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
         record = build_folder(checkpoint, path, found.repo_id)
         log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
@@ -270,7 +270,7 @@ class Push:
         log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")
         if not self.request.no_verify:
-            with temporary_folder() as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 hub.download(repo_id, commit, list(files), Path(folder))
                 run_alone(Path(folder), "usage_example.py")
             log("verified: a fresh download generates text")

@@ -125,9 +125,11 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
 def _read(path: Path) -> dict[str, Any] | SuiteError:
     """A resume state, or why it cannot be used."""
     try:
-        return load_resume_state(path)
+        state = load_resume_state(path)
+        new_state({}, state)
     except SuiteError as error:
         return error
+    return state
 
 
 def _with_its_defaults(settings: Settings, state: dict[str, Any]) -> Settings:
@@ -187,7 +189,8 @@ def _check_figures(state: State, types: dict[str, type]) -> None:
 def does_not_fit(error: Exception) -> SuiteError:
     """What to say of a resume file that another version wrote, or whose content was changed."""
     return SuiteError(
-        f"the resume state does not fit this version of the suite ({error}); start anew with --resume never.",
+        f"the resume state does not fit this version of the suite ({error}); continue it with the version that wrote "
+        "it, or start anew with --resume never.",
         ExitCode.BAD_DATA,
     )
 

@@ -52,7 +52,9 @@ def train(settings: Settings) -> Outcome:
                 if outcome.diverged is None:
                     return outcome
                 if outcome.saved:
-                    kept = f" The best weights so far are in {resume_path(settings.model_path)}."
+                    path = resume_path(settings.model_path)
+                    kept = f" The best weights so far are in {path}; the same command with --resume {path} "
+                    kept += "--max_steps 1 --model_path NEW.pth makes no more steps and writes a model of them."
                 if diverged:
                     raise SuiteError(f"{outcome.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
                 if outcome.saved:
