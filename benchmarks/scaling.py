@@ -54,12 +54,12 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from charseq2seq.corpus import encode, read_text
+from charseq2seq.corpus import read_text
 from charseq2seq.vocabulary import CharVocabulary
 start = time.perf_counter()
 text = read_text(Path(sys.argv[2]))
 read = time.perf_counter()
-encode(text, CharVocabulary(text.alphabet))
+CharVocabulary(text.alphabet).encode_pieces(text.pieces)
 encoded = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"read": read - start, "encode": encoded - read, "peak": peak}))

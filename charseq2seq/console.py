@@ -138,7 +138,9 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
             signal.signal(number, _end)  # temporaries are removed and locks released on the way out
     report: dict[str, Any] = {}
     try:
-        code, facts = _attempt(lambda: main(None, report))
+        code, facts = _attempt(_check_folder)
+        if code == ExitCode.OK:
+            code, facts = _attempt(lambda: main(None, report))
         if report:
             report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
             unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))
@@ -150,6 +152,14 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 _discard(stream)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        advice = "the folder in which this was started is gone or closed to you; change to another one and run again."
+        raise SuiteError(advice, ExitCode.NO_INPUT) from error
 
 
 def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:

@@ -111,7 +111,7 @@ def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
     if len(vocabulary.characters) < 2:
         problem = "consists of one character repeated; there is nothing to learn."
         raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
-    corpus = Corpus(text.name, text.sha256, vocabulary, encode(text, vocabulary), num_train)
+    corpus = Corpus(text.name, text.sha256, vocabulary, vocabulary.encode_pieces(text.pieces), num_train)
     if end_differs(text, corpus):
         log(
             f"note: {text.name} is sorted, or its end is unlike its beginning; the end validates the model, so shuffle "
@@ -133,11 +133,6 @@ def end_differs(text: Text, corpus: Corpus) -> bool:
     mean = np.maximum(sum(frequencies) / 2, 1e-12)
     divergence = sum(float((one * np.log(np.maximum(one, 1e-12) / mean)).sum()) for one in frequencies) / 2
     return divergence > 0.04 + len(corpus.vocabulary) / (4 * len(validation))
-
-
-def encode(text: Text, vocabulary: CharVocabulary) -> Ids:
-    """The ids of a text, (characters,), without the characters that the vocabulary lacks."""
-    return np.concatenate([vocabulary.encode_known(piece) for piece in text.pieces])
 
 
 def read_text(path: Path, encoding: str | None = None) -> Text:

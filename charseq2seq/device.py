@@ -24,7 +24,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 if TYPE_CHECKING:
     import torch
 
-    from encoder_decoder_transformer import Kernels, Transformer
+    from encoder_decoder_transformer import Kernels
 
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: the free memory that is kept, and the size from which on a
 # block has pages of its own, which go back when it is freed (at most 32 MiB).
@@ -242,11 +242,11 @@ def tune_cpu() -> None:
             mallopt(parameter, limit)
 
 
-def use_suitable_kernels(model: Transformer) -> None:
-    """Let a model use what is fastest where it lies: on an NVIDIA GPU Triton's kernels, if Triton works there."""
+def suitable_kernels(device: str) -> Kernels:
+    """What is fastest on a device: on an NVIDIA GPU Triton's kernels, if Triton works there."""
     from encoder_decoder_transformer import Kernels
 
-    model.use_kernels((_triton_kernels() if model.device.type == "cuda" else None) or Kernels())
+    return (_triton_kernels() if device == "cuda" else None) or Kernels()
 
 
 @functools.cache

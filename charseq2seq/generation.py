@@ -91,10 +91,10 @@ class TextGenerator:
     """
 
     def __init__(self, model: Transformer, vocabulary: CharVocabulary) -> None:
-        from charseq2seq.device import use_suitable_kernels
+        from charseq2seq.device import suitable_kernels
         from charseq2seq.numpy_decoder import NumpyDecoder
 
-        use_suitable_kernels(model)
+        model.use_kernels(suitable_kernels(model.device.type))
         self.decoder: Any = NumpyDecoder(model) if NumpyDecoder.supports(model) else model
         self.vocabulary = vocabulary
 

@@ -67,6 +67,10 @@ class CharVocabulary:
             ids = ids[ids != START_ID]
         return ids.astype(self._id_of_code_point.dtype, copy=False)
 
+    def encode_pieces(self, pieces: list[str]) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """The ids of a text in pieces, (characters,), without the characters that the vocabulary lacks."""
+        return np.concatenate([self.encode_known(piece) for piece in pieces])
+
     def unknown_characters(self, text: str) -> list[str]:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         return sorted(set(text).difference(self.characters))

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from charseq2seq.errors import ending_of
 from tests.push_client import ROOT
 
 HEAD = f"""
@@ -25,12 +27,12 @@ TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 SPEAK = "log('begun\\n\\nwith 莎'); write_result('text\\n'); log('done'); return 0"
 
 
-def start(body: str, redirection: str = "", **environment: str) -> subprocess.Popen[bytes]:
-    """An entry point whose main function has this body, run by a shell."""
+def start(body: str, redirection: str = "", first: str = "", **environment: str) -> subprocess.Popen[bytes]:
+    """An entry point whose main function has this body, run by a shell that first does something else."""
     lines = "".join(f"    {line}\n" for line in body.split("\n"))
     script = f"{HEAD}{lines}\nsys.exit(run(main))".encode("ascii", "backslashreplace")
     return subprocess.Popen(
-        ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
+        ["sh", "-c", f'{first} "$0" -c "$1" {redirection}', sys.executable, script],
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -63,7 +65,6 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
         ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, f"{TIME} interrupted.\n"),
         ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, f"{TIME} terminated.\n"),
         ("raise MemoryError", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
-        ("import torch\ntorch.empty(2**60)", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
         ("raise RuntimeError('an illegal memory access')", 1, r"Traceback (?s:.*)illegal memory access\n"),
         ("raise BrokenPipeError", 141, ""),
         ("raise ValueError('a defect')", 1, r"Traceback (?s:.*)ValueError: a defect\n"),
@@ -72,6 +73,19 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
 def test_every_end_has_its_status(body: str, status: int, log: str) -> None:
     assert ended(body)[:2] == (status, "")
     assert re.fullmatch(log, ended(body)[2])
+
+
+def test_a_tensor_that_does_not_fit_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    code, message, _ = ending_of(caught.value)
+    assert code == 71 and message.startswith("error: out of memory; use a smaller")
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    status, out, log = ended("return 0", first=f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone;")
+    assert (status, out) == (66, "")
+    assert re.fullmatch(f"{TIME} error: the folder in which this was started is gone .*; change to another.*\n", log)
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&- <&-"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
-from charseq2seq.device import choose_precision, use_suitable_kernels
+from charseq2seq.device import choose_precision, suitable_kernels
 from charseq2seq.errors import ExitCode
 from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.training.cuda_graph import GraphedStep
@@ -116,7 +116,7 @@ def test_more_processes_than_gpus_are_refused(user: Trainee) -> None:
 def test_logits_and_gradients_are_those_of_the_cpu(source_length: int, num_kv_heads: int) -> None:
     model = small_model(num_kv_heads)
     on_gpu = copy.deepcopy(model).cuda()
-    use_suitable_kernels(on_gpu)
+    on_gpu.use_kernels(suitable_kernels("cuda"))
     source, target = ids(3, source_length), ids(3, 20)
     logits = model(source, target)
     ours = on_gpu(source.cuda(), target.cuda())
@@ -142,7 +142,7 @@ def test_the_gpu_generates_what_the_cpu_generates(source_length: int, num_kv_hea
     certain = (best[..., 0] - best[..., 1] > 0.05).cummin(dim=1).values
     assert certain.float().mean() > 0.4, "there is something to compare"
     model.cuda()
-    use_suitable_kernels(model)
+    model.use_kernels(suitable_kernels("cuda"))
     together = torch.stack(list(model.stream(source.cuda(), 20, temperature=0.0)), dim=1).cpu()
     alone = torch.cat([model.generate(row[None].cuda(), 20, temperature=0.0).cpu() for row in source])
     for generated in (together, alone):

@@ -43,14 +43,6 @@ def test_a_lost_answer_is_not_committed_twice(alice: Publisher, hub: HubServer, 
     assert len(titles(hub)) == 2 and len(hub.calls("POST", "/commit/")) == 2
 
 
-def test_a_lost_proposal_is_not_proposed_twice(alice: Publisher, hub: HubServer, folder: Path) -> None:
-    hub.add_repo(REPO)
-    hub.fail("POST", "/commit/", drop="after", times=1)
-    done = alice.push("--create_pr")
-    assert done.code == 76 and "sent, but not confirmed" in done.log
-    assert list(hub.repo(REPO).pull_requests) == ["1"]
-
-
 def test_a_commit_in_between_is_followed_and_not_lost(alice: Publisher, hub: HubServer, folder: Path) -> None:
     repository = hub.add_repo(REPO, {"README.md": b"# Mine\n"})
     words = {"README.md": b"# Mine, and newer\n", "LICENSE": b"free"}

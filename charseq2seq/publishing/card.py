@@ -78,6 +78,15 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
     return seal(f"{card}\n")
 
 
+def sample_card(repo_id: str) -> str:
+    """A card with no more in it than the form of ours, to ask the Hub about before there is a model."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    result = EvalResult("text-generation", "text", "text", "nats_per_char", 1.0)
+    data = ModelCardData(tags=TAGS, model_name=repo_id.partition("/")[2], eval_results=[result])
+    return f"---\n{data}\n---\n<!-- charseq2seq begins: {repo_id} () -->\n<!-- charseq2seq ends -->\n"
+
+
 def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     """The card's YAML as `ModelCardData`; language and licence only where the text is known to allow it."""
     from huggingface_hub import EvalResult, ModelCardData

@@ -83,6 +83,13 @@ FAILURES = {
     "invalid_name": Failure("invalid repository name", ExitCode.USAGE,
         "the Hub takes letters, digits, '-', '_' and '.', at most 96 of them, without '--' or '..' and no '.git' end",
         "choose another --repo_name, e.g. shakespeare-transformer-v2"),
+    "bad_ref": Failure("impossible name of a branch or tag", ExitCode.USAGE,
+        "git takes no spaces, none of ~ ^ : ? * [ \\ .. @{ //, no - . / first, no . / .lock last, and no "
+        "path through another branch; refs/... and commits cannot be pushed to",
+        "choose another --revision or --tag, e.g. v1.0; a pull request is updated by --create_pr"),
+    "card": Failure("the published README.md cannot be kept", ExitCode.BAD_DATA,
+        "a push keeps what people wrote in it, but not this",
+        "correct it on the Hub and push again"),
     "not_found": Failure("not found ({status})", ExitCode.NO_INPUT,
         "there is no such repository or revision, or the token may not see it",
         "check --username, --repo_name and --revision"),

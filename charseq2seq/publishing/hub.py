@@ -6,6 +6,7 @@ documented hook, gives every request a time limit, shortens those sleeps and kee
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import functools
 import logging
@@ -24,10 +25,11 @@ from charseq2seq.publishing.failures import PublishError, explain, is_xet_failur
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
 
-MAIN = "main"
+MAIN, PROPOSALS = "main", "refs/pr/"  # of a pull request the number follows
 CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 300.0  # seconds, for which the Hub counts requests; who is asked to wait longer gives up
+LONGEST_LAG = 20.0  # seconds for which the Hub may not show what was written
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
 LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
 
@@ -60,6 +62,7 @@ class Remote:
     repo_id: str  # its true name: the Hub answers to earlier names and to other capitals too
     head: str  # commit id of the revision that a push goes to
     private: bool
+    revision: str  # the branch, or the pull request
     has_branch: bool  # False where that revision is still to be made, from main
     tags: Mapping[str, str]  # name -> commit id
     files: Mapping[str, RemoteFile]
@@ -82,7 +85,7 @@ class Hub:
         limit_client(timeout, token)
         if not is_terminal():
             disable_progress_bars()
-        self._token = token
+        self._token, self._user = token, ""
         self.api = HfApi(token=token)
         self.endpoint = self.api.endpoint
 
@@ -93,7 +96,8 @@ class Hub:
         scoped = access.get("fineGrained", {}).get("scoped", [])
         writable = {one["entity"]["name"] for one in scoped if "repo.write" in one.get("permissions", [])}
         roles = {answer["name"]: "admin", **{one["name"]: one.get("roleInOrg") for one in answer.get("orgs", [])}}
-        return Account(answer["name"], roles, access.get("role"), frozenset(writable))
+        self._user = answer["name"]
+        return Account(self._user, roles, access.get("role"), frozenset(writable))
 
     def read(self, repo_id: str, revision: str = MAIN) -> Remote | None:
         """What is there, at the head of a branch; None where there is no such repository.
@@ -107,7 +111,8 @@ class Hub:
             info = retrying(lambda: self.api.model_info(repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
-                return None
+                other = self._other_capitals(repo_id)
+                return self.read(other, revision) if other else None
             failure = explain(error, self._token)
             if failure is None or failure.kind != "bad_token":
                 raise
@@ -119,11 +124,39 @@ class Hub:
         tags = {one.name: one.target_commit for one in refs.tags}
         if revision in tags:
             raise PublishError("not_found", f"{revision} is a tag; a push goes to a branch")
+        if revision.startswith(PROPOSALS):
+            branches[revision] = str(retrying(lambda: self.api.model_info(repo_id, revision=revision)).sha)
+        for one in branches:  # git keeps them as files and folders
+            if one.startswith(f"{revision}/") or revision.startswith(f"{one}/"):
+                raise PublishError("bad_ref", f"--revision {revision}, where there is a branch {one}")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
         read = functools.partial(self._text, repo_id, head)
         texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
-        return Remote(repo_id, head, bool(info.private), revision in branches, tags, files, texts)
+        return Remote(repo_id, head, bool(info.private), revision, revision in branches, tags, files, texts)
+
+    def _other_capitals(self, repo_id: str) -> str | None:
+        """The name of a repository that differs in capitals only: the Hub makes no second one beside it."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        owner, _, name = repo_id.partition("/")
+        with contextlib.suppress(HfHubHTTPError):  # a mirror may not know how to search
+            found = [one.id for one in self.api.list_models(author=owner, search=name)]
+            return next((one for one in found if one != repo_id and one.lower() == repo_id.lower()), None)
+        return None
+
+    def find_proposal(self, main: Remote) -> tuple[str, Remote] | None:
+        """An open pull request in which this user proposes another model of this suite: its address and content."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        mine: list[Any] = []
+        with contextlib.suppress(HfHubHTTPError):  # discussions can be switched off
+            mine += self.api.get_repo_discussions(main.repo_id, author=self._user, discussion_status="open")
+        for one in mine:
+            proposed = self.read(main.repo_id, f"{PROPOSALS}{one.num}") if one.is_pull_request else None
+            if proposed and proposed.texts.get(RECORD) not in (None, main.texts.get(RECORD)):
+                return one.url, proposed
+        return None
 
     def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
         """Every file of a commit: path -> size and digest."""
@@ -141,6 +174,26 @@ class Hub:
         from huggingface_hub import CommitOperationAdd
 
         self.api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")], revision=revision, create_pr=create_pr)
+
+    def check_card(self, card: str) -> None:
+        """Ask the Hub whether it takes the metadata of a README.md.
+
+        Raises:
+            PublishError: it does not, and says why.
+        """
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        def ask() -> list[Any]:
+            body = {"repoType": "model", "content": card}
+            headers = build_hf_headers(token=self._token)
+            response = get_session().post(f"{self.endpoint}/api/validate-yaml", json=body, headers=headers)
+            if response.status_code == 400:
+                return list(response.json()["errors"])
+            hf_raise_for_status(response)
+            return []
+
+        if errors := retrying(ask):
+            raise PublishError("card", f"the Hub says: {'; '.join(str(one.get('message')) for one in errors)}")
 
     def commit(
         self, repo_id: str, additions: Sequence[CommitOperationAdd], deletions: Sequence[str], **options: Any
@@ -185,7 +238,26 @@ class Hub:
         url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.endpoint)
         response = get_session().get(url, headers=build_hf_headers(token=self._token))
         hf_raise_for_status(response)
-        return response.content.decode("utf-8", errors="replace")
+        try:
+            return response.content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if name == CARD:
+                raise PublishError("card", f"byte {error.start:,} is not UTF-8; save it as UTF-8") from error
+            return ""  # a record, but none of ours
+
+
+def when_visible(work: Callable[[], T]) -> T:
+    """Do what needs something that was just written: the Hub's reads may lag behind its writes."""
+    begin = time.monotonic()
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            failure = explain(error)
+            if failure is None or failure.kind != "not_found" or time.monotonic() - begin > LONGEST_LAG:
+                raise
+        log("the Hub does not show yet what was written; looking again.")
+        time.sleep(PAUSES[-1])
 
 
 def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:

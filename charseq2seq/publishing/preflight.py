@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -13,14 +14,19 @@ from typing import Any
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import PushOptions
+from charseq2seq.publishing.card import sample_card
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
-from charseq2seq.publishing.merge import is_our_card
+from charseq2seq.publishing.merge import is_our_card, merge_cards
 from charseq2seq.publishing.secrets import find_token, other_sources
 from charseq2seq.publishing.surroundings import check_surroundings
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
+# By `git check-ref-format`; besides, what the Hub reads as something else than a branch or tag.
+_NO_REF = re.compile(
+    r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^@?$|^[-/]|[/.]$|(^|/)\.|\.lock(/|$)|^HEAD$|^refs/|^[0-9a-f]{40}$"
+)
 # What the website makes for an empty repository: nobody's work is lost by pushing over it.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
@@ -53,6 +59,8 @@ def preflight(request: PushOptions) -> PreflightResult:
         token, source = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")
+        check_ref("--revision", request.revision)
+        check_ref("--tag", request.tag or "v1")
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
         account = _whoami(hub, token, source)
@@ -66,6 +74,8 @@ def preflight(request: PushOptions) -> PreflightResult:
         log(f"account: {_describe(account, repo_id.partition('/')[0])}")
         _check_rights(account, repo_id, remote, request)
         check_remote(remote, request)
+        if remote is not None and CARD in remote.texts:
+            hub.check_card(merge_cards(sample_card(repo_id), remote.texts[CARD])[0])
         if remote is None:
             log(f"repository: new, to be made {'private' if request.private else 'public'}")
         else:
@@ -161,14 +171,26 @@ def check_name(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def check_remote(remote: Remote | None, request: PushOptions) -> None:
-    """Refuse to publish what shall be private, and to push over the work of others.
+def check_ref(flag: str, name: str) -> None:
+    """Refuse the name of a branch or tag that git would not take, and what only looks like a branch.
 
     Raises:
-        PublishError: the repository is public though `private` was asked for; or it holds what we did not make.
+        PublishError: it would not.
+    """
+    if _NO_REF.search(name):
+        raise PublishError("bad_ref", f"{flag} {name!r}")
+
+
+def check_remote(remote: Remote | None, request: PushOptions) -> None:
+    """Refuse to publish what shall be private, to push over the work of others, and to move a tag.
+
+    Raises:
+        PublishError: what stands in the way.
     """
     if remote is None:
         return
+    if (tagged := remote.tags.get(request.tag or "", remote.head)) != remote.head:
+        raise PublishError("tag_taken", f"{request.tag} is commit {tagged[:8]}")
     if request.private and not remote.private:
         raise PublishError("visibility")
     is_ours = published_record(remote) is not None or is_our_card(remote.texts.get(CARD, ""))

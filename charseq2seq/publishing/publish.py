@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
-from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying
+from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying, when_visible
 from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
@@ -79,8 +79,8 @@ def publish(request: PushOptions) -> Outcome:
     """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made, see
-            `Push.verify`.
+        PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
+            "unconfirmed" and "visibility".
     """
     try:
         found = preflight(request)
@@ -107,8 +107,25 @@ def publish(request: PushOptions) -> Outcome:
             return Outcome("planned", found.url, found.repo_id, changes=push.changes)
         outcome = push.commit()
         if outcome.state in ("pushed", "proposed"):
-            push.verify(outcome)
+            with _unconfirmed(outcome.url, found.token):
+                push.verify(outcome.commit or "")
+                push.make_tag(outcome.commit or "")
+        elif outcome.state == "up to date":
+            push.make_tag(outcome.commit or "")
     return outcome
+
+
+@contextlib.contextmanager
+def _unconfirmed(url: str, token: str) -> Iterator[None]:
+    """Say of whatever goes wrong here that the commit is made."""
+    try:
+        with user_errors(token):
+            yield
+    except SuiteError as error:
+        if isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed"):
+            raise
+        why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
+        raise PublishError("unconfirmed", f"{url}: {why}") from error
 
 
 def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
@@ -148,6 +165,7 @@ class Push:
         self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
         self._card = (folder / CARD).read_text(encoding="utf-8")
         self._compare(found.remote)
+        self._find_proposal()
 
     def _compare(self, remote: Remote | None) -> None:
         from huggingface_hub import CommitOperationAdd
@@ -167,24 +185,31 @@ class Push:
             *(Change(name, "removed", published[name].size) for name in sorted(gone)),
         )
         self.has_changes = any(change.state != "same" for change in self.changes)
-        tagged = remote.tags.get(self.request.tag or "") if remote else None
-        if remote and tagged and (self.has_changes or tagged != remote.head):
-            raise PublishError("tag_taken", f"{self.request.tag} is commit {tagged[:8]}")
+        if remote and self.request.tag in remote.tags and self.has_changes:
+            raise PublishError("tag_taken", f"{self.request.tag} is commit {remote.head[:8]}")
         theirs = record if self.has_changes else None
         self.is_better = is_better(self.record, theirs, self.request.only_if_better)
 
     def _look_again(self) -> None:
         try:
-            remote = self.found.hub.read(self.found.repo_id, self.request.revision)
+            self._read()
         except Exception as error:
             if not self.may_have_arrived or explain(error) is None:
                 raise
             raise PublishError("unconfirmed", "the answer was lost, and now the Hub is silent") from error
-        if (
-            self.may_have_arrived and self.request.create_pr
-        ):  # main does not show it, and a second one shall not be made
-            raise PublishError("unconfirmed", "the answer was lost; see the pull requests there")
-        self._compare(remote)
+
+    def _read(self) -> None:
+        self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
+        self._find_proposal()
+
+    def _find_proposal(self) -> None:
+        """With `create_pr` compare with our open pull request, if there is one, and update that."""
+        self.proposal = ""
+        if self.request.create_pr and self.has_changes and self.remote is not None:
+            found = self.found.hub.find_proposal(self.remote)
+            if found is not None:
+                self.proposal, remote = found
+                self._compare(remote)
 
     def commit(self) -> Outcome:
         """Make one commit on top of what is there; retried after a transient failure.
@@ -206,61 +231,53 @@ class Push:
         request, repo_id, url, api = self.request, self.found.repo_id, self.found.url, self.found.hub.api
         if self.remote is None:
             retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
-            self._look_again()
+            when_visible(self._look_at_the_new_one)
         remote = self.remote
-        if remote is None:
-            raise PublishError("not_found", f"{repo_id} was made, but is not there")
+        assert remote is not None, "it was made just now"
         if not self.is_better:
             return Outcome("not better", url, repo_id, remote.head, self.changes)
         if not remote.has_branch:  # it begins at the head of main
             retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
-        commit = remote.head
-        if self.has_changes:
-            commit, proposal = self._send(remote.head)
-            if request.create_pr:
-                return Outcome("proposed", proposal or url, repo_id, commit, self.changes)
-        if (tag := request.tag) is not None and tag not in remote.tags:
-            retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
-        return Outcome("pushed" if self.has_sent else "up to date", url, repo_id, commit, self.changes)
+        commit, proposal = self._send(remote) if self.has_changes else (remote.head, self.proposal)
+        state: Literal["proposed", "pushed", "up to date"] = "proposed" if request.create_pr else "pushed"
+        return Outcome(state if self.has_sent else "up to date", proposal or url, repo_id, commit, self.changes)
 
-    def _send(self, parent: str) -> tuple[str, str | None]:
+    def _look_at_the_new_one(self) -> None:
+        self._look_again()
+        if self.remote is None:
+            raise PublishError("not_found", f"{self.found.repo_id} was made, but is not there")
+
+    def _send(self, remote: Remote) -> tuple[str, str | None]:
         """Make the commit; return its id, and the address of its pull request if there is one."""
-        message = f"{_loss(self.record):.4f} nats per character, step {self.record['metrics'].get('step', '?')}"
+        loss, step = _loss(self.record), self.record["metrics"].get("step", "?")
+        usual = f"{loss:.4f} nats per character, step {step} (charseq2seq {__version__})"
+        title, _, description = ((self.request.commit_message or "").strip() or usual).partition("\n")
         self.has_sent = True
         try:
             made = self.found.hub.commit(
                 self.found.repo_id,
                 [self.files[change.name] for change in self.changes if change.state in ("new", "changed")],
                 [change.name for change in self.changes if change.state == "removed"],
-                commit_message=self.request.commit_message or f"{message} (charseq2seq {__version__})",
-                parent_commit=parent,
-                revision=self.request.revision,
-                create_pr=self.request.create_pr,
+                commit_message=title,
+                commit_description=description.strip(),
+                parent_commit=remote.head,
+                revision=remote.revision,
+                create_pr=self.request.create_pr and not self.proposal,
             )
         except Exception as error:
             failure = explain(error)
             self.may_have_arrived = failure is not None and failure.kind in _LOST
             raise
-        return made.oid, made.pr_url
+        return made.oid, made.pr_url or self.proposal
 
-    def verify(self, outcome: Outcome) -> None:
+    def verify(self, commit: str) -> None:
         """Compare every published file with what was sent, then run the example from a fresh download.
 
         Raises:
-            PublishError: "unconfirmed", or "visibility": the commit is made, but something is not as it should be.
+            PublishError: something is not as it should be.
         """
-        try:
-            with user_errors(self.found.token):
-                self._verify(outcome.commit or "")
-        except SuiteError as error:
-            if isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed"):
-                raise
-            why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
-            raise PublishError("unconfirmed", f"{outcome.url}: {why}") from error
-
-    def _verify(self, commit: str) -> None:
         hub, repo_id, files = self.found.hub, self.found.repo_id, self.files
-        published = hub.files(repo_id, commit)
+        published = when_visible(lambda: hub.files(repo_id, commit))
         wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
@@ -271,9 +288,16 @@ class Push:
         log(f"verified: the repository is {'private' if private else 'public'}")
         if not self.request.no_verify:
             with tempfile.TemporaryDirectory() as folder:
-                hub.download(repo_id, commit, list(files), Path(folder))
+                when_visible(lambda: hub.download(repo_id, commit, list(files), Path(folder)))
                 run_alone(Path(folder), "usage_example.py")
             log("verified: a fresh download generates text")
+
+    def make_tag(self, commit: str) -> None:
+        """Name the commit, if asked to and not yet done."""
+        tag, repo_id, api = self.request.tag, self.found.repo_id, self.found.hub.api
+        if tag is not None and self.remote is not None and tag not in self.remote.tags:
+            when_visible(lambda: retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)))
+            log(f"tag: {tag} is commit {commit[:8]}")
 
 
 def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin: float | None) -> bool:

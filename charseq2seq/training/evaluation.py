@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
-from charseq2seq.corpus import Ids, Text, encode, read_text
+from charseq2seq.corpus import Ids, Text, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group
@@ -132,7 +132,7 @@ def evaluate_file(
         )
     if unknown == "error":
         vocabulary.encode(text.alphabet)  # lists them
-    ids = encode(text, vocabulary)
+    ids = vocabulary.encode_pieces(text.pieces)
     skipped = text.characters - len(ids)
     if skipped >= len(ids):
         raise SuiteError(

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,35 +92,43 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
         raise SuiteError(f"{path} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
     if settings.resume == "never" or not path.exists():
         return settings, None
-    state = _read(path)
+    state, continued = _read(path), None
+    different: dict[str, tuple[Any, Any]] | None = None
     if isinstance(state, SuiteError):
         if named:
             raise state
-        _move_away(own, f"{state} Starting a new run.")
-        return settings, None
-    if state.get("finished") and not named:
+        reason = f"{state} Starting a new run."
+    elif state.get("finished") and not named:
         log("resume: the last run here finished; starting a new one.")
-        return settings, None
-    adapted = _with_its_defaults(settings, state)
-    identity = run_identity(adapted, sha256)
-    different = _differences(state, identity, _BUDGET if named else ())
-    lines = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in different.items())
-    if different and named:
-        problem = f"{path} belongs to a different run: {lines}"
-        raise SuiteError(
-            f"{problem}. Continue it with {_command(path, different)}, or start anew with --resume never.",
-            ExitCode.USAGE,
-        )
-    if different:
-        _move_away(own, f"the unfinished run here is a different one: {lines}. Starting a new run.", different)
-        return settings, None
-    if named and own.exists() and not own.samefile(path):
-        theirs = _read(own)
-        if isinstance(theirs, SuiteError):  # damaged, but not ours to throw away
-            _move_away(own, "a damaged file lies where this run goes.")
-        elif not theirs.get("finished"):
-            _move_away(own, "an unfinished run lies where this one goes.", _differences(theirs, identity))
-    return adapted, state
+        reason = ""
+    else:
+        adapted = _with_its_defaults(settings, state)
+        identity = run_identity(adapted, sha256)
+        different = _differences(state, identity, _BUDGET if named else ())
+        lines = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in different.items())
+        if different and named:
+            problem = f"{path} belongs to a different run: {lines}"
+            raise SuiteError(
+                f"{problem}. Continue it with {_command(path, different)}, or start anew with --resume never.",
+                ExitCode.USAGE,
+            )
+        reason = f"the unfinished run here is a different one: {lines}. Starting a new run." if different else ""
+        if not different:
+            settings, continued = adapted, state
+            if named and own.exists() and not own.samefile(path):
+                reason, different = _why_not_overwritten(own, identity)
+    if reason:
+        _move_away(own, reason, different)
+    return settings, continued
+
+
+def _why_not_overwritten(own: Path, identity: dict[str, Any]) -> tuple[str, dict[str, tuple[Any, Any]] | None]:
+    """Why what lies where a run's state goes has to be kept, or ""; and in what its run differs from this one."""
+    theirs = _read(own)
+    if isinstance(theirs, SuiteError):  # damaged, but not ours to throw away
+        return "a damaged file lies where this run goes.", None
+    reason = "" if theirs.get("finished") else "an unfinished run lies where this one goes."
+    return reason, _differences(theirs, identity)
 
 
 def _read(path: Path) -> dict[str, Any] | SuiteError:
@@ -158,7 +167,7 @@ def _defaults_of(settings: Settings) -> list[str]:
     if "size" not in settings.undecided:
         names -= SIZES["tiny"].keys()
     if not settings.undecided >= LIMITS:  # a limit that was asked for replaces all default ones
-        names -= LIMITS
+        names -= {*LIMITS, "patience"}
     return sorted(names)
 
 
@@ -217,7 +226,7 @@ def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
     flags = [f"--{name} {was}" for name, (was, _) in different.items() if was is not None and name != "corpus_sha256"]
     too_many = [f"without --{name}" for name, (was, _) in different.items() if was is None]
     own_text = ["with its own text as --data_path"] * ("corpus_sha256" in different)
-    return ", ".join([" ".join([*flags, f"--resume {path}"]), *own_text, *too_many])
+    return ", ".join([" ".join([*flags, f"--resume {shlex.quote(str(path))}"]), *own_text, *too_many])
 
 
 def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None = None) -> None:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import allow_tf32, describe_hardware, torch_dtype, tune_cpu, use_suitable_kernels
+from charseq2seq.device import allow_tf32, describe_hardware, suitable_kernels, torch_dtype, tune_cpu
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -100,10 +100,9 @@ class Trainer:
         except ValueError as error:  # sizes that only a damaged resume state can have
             raise does_not_fit(error) from error
         self.max_steps = step_budget(settings, corpus.num_train)
-        self.master = Transformer(**self.config).to(settings.device)
+        dtype, kernels = torch_dtype(settings.precision), suitable_kernels(settings.device)
+        self.master = Transformer(**self.config).to(settings.device).use_kernels(kernels)
         self.master.checkpoint_activations = settings.gradient_checkpointing
-        dtype = torch_dtype(settings.precision)
-        use_suitable_kernels(self.master)
         assert settings.weight_decay is not None
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
         source_length, target_length = settings.source_length, settings.target_length
@@ -140,6 +139,7 @@ class Trainer:
         characters = _TRIAL_CHARACTERS if self.settings.device == "cpu" else _SELECTION_CHARACTERS
         self._score(self.corpus.num_train, min(len(self.corpus.ids), self.corpus.num_train + characters))
         evaluation, complete, diverged = None, False, None
+        said: tuple[str, ...] = ()
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
@@ -149,6 +149,10 @@ class Trainer:
                 self._run(stopwatch, progress)
                 evaluation = self._finish(progress)
                 complete = self.is_complete()
+                if complete and evaluation:
+                    time_is_over = self.state.seconds >= 60 * (self.settings.max_minutes or math.inf)
+                    steps, budget = self.state.step, self.max_steps if time_is_over else None
+                    said = advice(self.corpus, evaluation.nats_per_char, self.state.best_step, steps, budget)
             except _DivergedError as error:
                 diverged = str(error)
                 # All processes see the same losses, but a signal may have reached only one of them.
@@ -163,13 +167,8 @@ class Trainer:
             diverged=diverged,
             saved=self.saved,
             beginning=self.corpus.beginning,
-            advice=self._advice(evaluation) if complete and evaluation else (),
+            advice=said,
         )
-
-    def _advice(self, evaluation: Evaluation) -> tuple[str, ...]:
-        time_is_over = self.settings.max_minutes and self.state.seconds >= 60 * self.settings.max_minutes
-        budget = self.max_steps if time_is_over else None
-        return advice(self.corpus, evaluation.nats_per_char, self.state.best_step, self.state.step, budget)
 
     def spent_fraction(self) -> float:
         """How much of the budget is spent, 0 to 1: of steps, epochs or minutes, whichever is further."""

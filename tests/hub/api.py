@@ -42,10 +42,12 @@ class HubApi:
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
             ("POST", "/api/validate-yaml", self._validate_yaml),
+            ("GET", "/api/models", self._list),
             ("GET", api, self._info),
             ("GET", f"{api}/revision/{REV}", self._info),
             ("GET", f"{api}/tree/{REV}", self._tree),
             ("GET", f"{api}/refs", self._refs),
+            ("GET", f"{api}/discussions", self._discussions),
             ("POST", f"{api}/tag/{REV}", self._tag),
             ("POST", f"{api}/branch/{REV}", self._branch),
             ("POST", f"{api}/preupload/{REV}", self._preupload),
@@ -93,11 +95,26 @@ class HubApi:
             self._state.create_repository(repo_id, asked.get("visibility") == "private", token)
         except RefusalError as refusal:
             if refusal.status == 409:  # with exist_ok the client reads the address from here
-                refusal.extra["url"] = f"{self.url}/{repo_id}"
+                refusal.extra["url"] = f"{self.url}/{self._state.same_name(repo_id)}"
             raise
         return json_response({"url": f"{self.url}/{repo_id}", "name": repo_id})
 
     # --- reading
+
+    def _list(self, request: Request, token: Token | None) -> Response:
+        owner, part = request.query["author"], request.query["search"]
+        found = [name for name in self._state.repositories if name.startswith(f"{owner}/")]
+        return json_response([{"id": name} for name in found if part.lower() in name.lower()])
+
+    def _discussions(self, request: Request, token: Token | None, repo_id: str) -> Response:
+        proposals = self._state.readable(repo_id, token).proposals
+        found = [
+            {"title": title, "num": int(number), "author": {"name": author}, "status": status, "isPullRequest": True}
+            | {"createdAt": "2026-11-28T01:00:00.000Z", "repo": {"name": repo_id, "type": "model"}}
+            for number, (author, title, status) in proposals.items()
+            if request.query.get("author") in (None, author) and request.query.get("status") in (None, status)
+        ]
+        return json_response({"discussions": found, "count": len(found), "start": 0})
 
     def _info(self, request: Request, token: Token | None, repo_id: str, revision: str = "main") -> Response:
         repository = self._state.readable(repo_id, token)
@@ -153,13 +170,15 @@ class HubApi:
         from huggingface_hub import ModelCard  # not above: it reads its settings at import, and forks need their own
 
         try:
-            ModelCard(request.json()["content"])
+            ModelCard(content := request.json()["content"])
+            if re.search(r"^language: (true|false)$", content, re.MULTILINE):  # as YAML 1.2 has them
+                raise ValueError('"language" must be a string')
         except Exception as error:  # of the YAML itself, or of the form of its results
             return json_response({"errors": [{"message": f"Invalid YAML: {error}"}], "warnings": []}, 400)
         return json_response({"errors": [], "warnings": []})
 
     def _preupload(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
-        repository = self._state.writable(repo_id, token, "create_pr" in request.query)
+        repository = self._state.writable(repo_id, token, _is_proposal(request, revision))
         remote = repository.resolve(revision).files
         answer = []
         for file in request.json()["files"]:
@@ -192,7 +211,7 @@ class HubApi:
         if self.cas is None:
             raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
         if scope == "write":
-            self._state.writable(repo_id, token, "create_pr" in request.query)
+            self._state.writable(repo_id, token, _is_proposal(request, revision))
         else:
             self._state.readable(repo_id, token)
         access, expiry = self.cas.grant(repo_id, scope), int(time.time()) + 3600
@@ -204,17 +223,21 @@ class HubApi:
         return json_response({"casUrl": self.cas.url, "accessToken": access, "exp": expiry}, headers=headers)
 
     def _commit(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
-        create_pr = "create_pr" in request.query
-        repository = self._state.writable(repo_id, token, create_pr)
+        repository = self._state.writable(repo_id, token, _is_proposal(request, revision))
         change = _parse_change(repository, request.body)
         answer: dict[str, object] = {"success": True}
-        if create_pr:
-            number, commit = repository.propose(change)
+        if "create_pr" in request.query:
+            number, commit = repository.propose(change, token.user if token else "")
             answer["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{number}"
         else:
             commit = repository.commit(revision, change)
         answer |= {"commitOid": commit.id, "commitUrl": f"{self.url}/{repo_id}/commit/{commit.id}"}
         return json_response(answer)
+
+
+def _is_proposal(request: Request, revision: str) -> bool:
+    """Whether a request makes or changes a pull request, for which no right on the repository is needed."""
+    return "create_pr" in request.query or revision.startswith("refs/pr/")
 
 
 def _file_entry(path: str, blob: Blob) -> dict[str, object]:

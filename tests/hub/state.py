@@ -117,6 +117,7 @@ class Repository:
         history: commit id -> Commit, in the order of their making.
         lock: held by whoever changes the repository; shared with the whole Hub.
         objects: sha256 -> Blob: the large files uploaded so far, committed or not.
+        proposals: number of a pull request -> its author, title and status.
     """
 
     def __init__(self, private: bool, lock: threading.RLock) -> None:
@@ -125,6 +126,7 @@ class Repository:
         self.refs: dict[str, str] = {}
         self.history: dict[str, Commit] = {}
         self.objects: dict[str, Blob] = {}
+        self.proposals: dict[str, tuple[str, str, str]] = {}
         attributes = Blob.regular(DEFAULT_GITATTRIBUTES.encode())
         first = self._make(None, Change("initial commit", added={".gitattributes": attributes}))
         self.refs["refs/heads/main"] = first.id
@@ -180,14 +182,14 @@ class Repository:
         Raises:
             RefusalError: 404 where there is no such branch, 412 where its head is not `change.parent`.
         """
-        ref = f"refs/heads/{branch}"
+        ref = branch if branch in self.refs else f"refs/heads/{branch}"
         if ref not in self.refs:
             raise RefusalError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         commit = self._make(self.refs[ref], change)
         self.refs[ref] = commit.id
         return commit
 
-    def propose(self, change: Change) -> tuple[int, Commit]:
+    def propose(self, change: Change, author: str) -> tuple[int, Commit]:
         """Open a pull request against main that holds `change`; its number, and the commit.
 
         Raises:
@@ -196,6 +198,7 @@ class Repository:
         commit = self._make(self.head, change)
         number = len(self.pull_requests) + 1
         self.refs[f"refs/pr/{number}"] = commit.id
+        self.proposals[str(number)] = (author, change.title, "open")
         return number, commit
 
     def push(self, files: Mapping[str, bytes]) -> Commit:
@@ -295,6 +298,10 @@ class HubState:
             raise RefusalError(403, "pass `create_pr=1` as a query parameter to create a Pull Request")
         return repository
 
+    def same_name(self, repo_id: str) -> str | None:
+        """The repository whose name is this one, whatever its capitals."""
+        return next((name for name in self.repositories if name.lower() == repo_id.lower()), None)
+
     def create_repository(self, repo_id: str, private: bool, token: Token | None) -> None:
         """Create an empty repository.
 
@@ -307,7 +314,7 @@ class HubState:
         right_by_token = token.role == "write" or token.permits("repo.write", repo_id)
         if not right_by_token or not self.users[token.user].may_write(namespace):
             raise RefusalError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
-        if repo_id in self.repositories:
+        if self.same_name(repo_id):
             raise RefusalError(409, "You already created this model repo")
         self.repositories[repo_id] = Repository(private, self.lock)
 
