@@ -106,9 +106,10 @@ def what_is_left(args: Settings, outcome: Outcome) -> str:
         with_resume = "" if args.resume == "auto" else ", with --resume auto,"
         left = f"the same command{with_resume} continues this run"
         if outcome.evaluation is None and outcome.steps:
-            state, model = resume_path(args.model_path), args.model_path.with_stem(args.model_path.stem + "_stopped")
-            now = f"--resume {state} --max_steps {outcome.steps} --model_path {model}"
-            left += f"; to use what it has learnt so far, the same command with {now} writes a model of it"
+            model = args.model_path.with_stem(args.model_path.stem + "_stopped")
+            words = ["--resume", str(resume_path(args.model_path)), "--max_steps", str(outcome.steps)]
+            left += f"; to use what it has learnt so far, the same command with {shlex.join(words)} --model_path "
+            left += f"{shlex.quote(str(model))}{' and without --push_to_hf' * args.push_to_hf} writes a model of it"
         return left
     if not args.push_to_hf:
         return "the run itself was complete"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,25 @@ def _denormals() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with nobody():` the test is a user without rights, in tmp_path."""
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("only root can become a user without rights")
+
+    @contextlib.contextmanager
+    def become() -> Iterator[None]:
+        tmp_path.chmod(0o755)
+        with contextlib.chdir(tmp_path):
+            os.seteuid(65534)
+            try:
+                yield
+            finally:
+                os.seteuid(0)
+
+    return become
 
 
 @pytest.fixture(scope="session")

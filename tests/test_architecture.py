@@ -103,8 +103,9 @@ def test_no_two_places_share_six_lines() -> None:
 
 # --- ceilings: raise one only with a reason in the same commit
 
-# 2026-11-28: with what everyday machines and texts asked for. The next deletion day lowers these.
-SUITE, ROUTE, FILE, ALL_TESTS = 8_000, 3_050, 450, 10_900
+# 2026-11-28: 6,800, 2,860 and 9,700 before what everyday machines and texts asked for; wanted with it are 7,200, 2,700
+# and 9,700. The next deletion day lowers these.
+SUITE, ROUTE, FILE, ALL_TESTS = 8_050, 3_040, 450, 10_950
 LONG_FILES = {
     "encoder_decoder_transformer.py": 710,  # one file on purpose: it is published as it stands and needs no other
 }

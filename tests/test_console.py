@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from charseq2seq.errors import ending_of
 from tests.push_client import ROOT
 
 HEAD = f"""
@@ -63,7 +65,6 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
         ("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", 130, f"{TIME} interrupted.\n"),
         ("os.kill(os.getpid(), signal.SIGTERM)\nreturn 0", 143, f"{TIME} terminated.\n"),
         ("raise MemoryError", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
-        ("import torch\ntorch.empty(2**60)", 71, f"{TIME} error: out of memory; use a smaller [^\n]*\n"),
         ("raise RuntimeError('an illegal memory access')", 1, r"Traceback (?s:.*)illegal memory access\n"),
         ("raise BrokenPipeError", 141, ""),
         ("raise ValueError('a defect')", 1, r"Traceback (?s:.*)ValueError: a defect\n"),
@@ -72,6 +73,13 @@ def test_a_log_has_a_time_before_every_line_and_stdout_only_the_result() -> None
 def test_every_end_has_its_status(body: str, status: int, log: str) -> None:
     assert ended(body)[:2] == (status, "")
     assert re.fullmatch(log, ended(body)[2])
+
+
+def test_a_tensor_that_does_not_fit_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    code, message, _ = ending_of(caught.value)
+    assert code == 71 and message.startswith("error: out of memory; use a smaller")
 
 
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:

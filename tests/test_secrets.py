@@ -105,6 +105,7 @@ def test_a_token_on_the_command_line_is_used_warned_of_once_and_kept_nowhere(hub
         assert (user.home / written).exists(), "it was searched"
 
 
+@pytest.mark.slow
 def test_a_token_in_a_file_is_used_and_kept_nowhere_when_the_push_fails(hub: HubServer, user: Trainee) -> None:
     (user.home / "my.token").write_text(WRITE + "\n")
     (user.home / "my.token").chmod(0o600)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAIN, PROPOSALS = "main", "refs/pr/"  # of a pull request the number follows
 CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 300.0  # seconds, for which the Hub counts requests; who is asked to wait longer gives up
+LONGEST_PAUSE = 300.0  # seconds: the Hub counts requests over so long; a longer pause ends the push
 LONGEST_LAG = 20.0  # seconds for which the Hub may not show what was written
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
 LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
@@ -336,7 +336,7 @@ def _check_answer(response: Any) -> None:
     if response.is_success and response.headers.get("Content-Type", "").startswith("text/html"):
         page = f"{response.url.host} answered with a web page, as login pages of networks do"
         raise PublishError("not_the_hub", page, status=status)
-    # Two that create it at once: the library asks again without a pause, or looks for an address that is not there.
+    # Two pushes create it at once: the library would ask again without a pause, or for an address that is not there.
     if status == 409 and response.url.path.endswith("/api/repos/create") and b'"url"' not in response.read():
         raise PublishError("moved", "another repository is being made", status=status)
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,7 +226,7 @@ def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
     flags = [f"--{name} {was}" for name, (was, _) in different.items() if was is not None and name != "corpus_sha256"]
     too_many = [f"without --{name}" for name, (was, _) in different.items() if was is None]
     own_text = ["with its own text as --data_path"] * ("corpus_sha256" in different)
-    return ", ".join([" ".join([*flags, f"--resume {path}"]), *own_text, *too_many])
+    return ", ".join([" ".join([*flags, f"--resume {shlex.quote(str(path))}"]), *own_text, *too_many])
 
 
 def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None = None) -> None:
