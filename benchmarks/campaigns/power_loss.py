@@ -247,17 +247,17 @@ class Campaign:
             return None
         after, said = read_folder(machine.folder), machine.log
         when = f"{errno.errorcode[error]} at call {nth}{' and later' * for_good}"
-        problems = [
-            f"{name} has gone" for name in self.before[index] if name not in after and name not in temporaries(after)
-        ]
-        for name, meaning in machine.facts(after).items():
+        facts, before = machine.facts(after), machine.facts(self.before[index])
+        lost = [name for name in before if name not in after and before[name] not in facts.values()]
+        problems = [f"{name} has gone" for name in lost]  # and was not given another name
+        for name, meaning in facts.items():
             if meaning not in self.known[index].get(name, ()):
                 problems.append(f"{name} is damaged")
         if code not in (ExitCode.OK, ExitCode.IO_ERROR):
             problems.append(f"ended with {code}")
         if "Traceback" in said or len(re.findall(r"\berror: |❌", said)) != (code != ExitCode.OK):
             problems.append(f"said {said[-500:]}")
-        if code == ExitCode.OK and machine.facts(after) != self.finals[index]:
+        if code == ExitCode.OK and facts != self.finals[index]:
             problems.append("ended well with something else")
         if not for_good and temporaries(after):
             problems.append(f"left {temporaries(after)}")
@@ -265,7 +265,7 @@ class Campaign:
             problems.append("half a folder counts as whole")
         for problem in problems:
             self._note(f"{program.name}, {when}: {problem}")
-        key = (index, frozenset(machine.facts(after).items()), bool(temporaries(after)))
+        key = (index, frozenset(facts.items()), bool(temporaries(after)))
         if key not in self.went_on:
             self.went_on.add(key)
             self._run_to_end(index, f"again after {when}")
