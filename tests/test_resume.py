@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from charseq2seq.device import use_threads
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import SIZES, read_settings, resolve_settings
 from charseq2seq.training.mixed_precision import WorkingCopy
@@ -62,6 +63,7 @@ class InProcess:
         with self._monkeypatch.context() as patched:
             patched.chdir(self._user.home)
             patched.setattr(Trainer, "train_step", step)
+            use_threads(1)  # as many as the warm client's
             code = main(["--mode", "train", "--data_path", "text.txt", *sizes, *flags], report)
         return Done(code, json.dumps(report), self._capsys.readouterr().err)
 
