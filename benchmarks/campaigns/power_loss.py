@@ -283,10 +283,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     campaign = Campaign(Machine(Path(library).parent, ctypes.CDLL(library)), args.every)
     campaign.record()
+    tried = "all" if args.every == 1 else f"one in {args.every}"
     header = ["program", "calls", "cuts", "disks", "different", "runs from there", "damage"]
-    write_result(f"Power cuts, one in {args.every}.\n\n{markdown_table(header, campaign.cut_power())}\n\n")
+    write_result(f"Power cuts, {tried}.\n\n{markdown_table(header, campaign.cut_power())}\n\n")
     header = ["program", "error", "failed calls", "runs", "damage"]
-    write_result(f"Failures, one in {args.every}.\n\n{markdown_table(header, campaign.fail_calls())}\n\n")
+    write_result(f"Failures, {tried}.\n\n{markdown_table(header, campaign.fail_calls())}\n\n")
     write_result(f"{describe_machine()} It took {(time.monotonic() - started) / 60:.0f} minutes.\n")
     return ExitCode.UNEXPECTED if campaign.damage else ExitCode.OK
 
