@@ -112,6 +112,13 @@ def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tm
     assert str(path) in str(refusal.value)
 
 
+def test_utf16_without_its_mark_is_refused_where_the_mark_is_asked_for(tmp_path: Path) -> None:
+    path = saved(tmp_path, PLAY.encode("utf-16-le"))
+    assert read_text(path, "utf-16-le").pieces
+    with pytest.raises(SuiteError, match=r"is not UTF-16: .*BOM"):
+        read_text(path, "utf-16")
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")

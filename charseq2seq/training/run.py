@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def train(settings: Settings) -> Outcome:
             second = _attempt(settings, corpus, state, group, announced=True)
             if second.diverged is None:
                 return second
-            kept = f" The best weights so far are in {path}; the same command with --resume {path} --max_steps 1 "
-            kept += "--model_path NEW.pth makes no more steps and writes a model of them."
+            kept = f" The best weights so far are in {path}; the same command with --resume {shlex.quote(str(path))} "
+            kept += "--max_steps 1 --model_path NEW.pth makes no more steps and writes a model of them."
             kept = kept if first.saved or second.saved else ""
             raise SuiteError(f"{second.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
         except (MemoryError, RuntimeError) as error:
