@@ -96,8 +96,9 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
     if outcome.stopped_by is not None:
         log(f"stopped: everything is saved; {what_is_left(args, outcome)}.")
     elif not args.push_to_hf:
-        log(f"next: python train_transformer.py --mode generate --model_path {args.model_path}")
-        log(f"      python push_to_huggingface.py --model_path {args.model_path} --dry_run")
+        path = shlex.quote(str(args.model_path))
+        log(f"next: python train_transformer.py --mode generate --model_path {path}")
+        log(f"      python push_to_huggingface.py --model_path {path} --dry_run")
 
 
 def what_is_left(args: Settings, outcome: Outcome) -> str:

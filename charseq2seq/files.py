@@ -159,8 +159,9 @@ def run_lock(model_path: Path) -> Iterator[str]:
             return
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
-            for written in map(_target, (model_path, resume_path(model_path))):
-                for temporary in leftovers(written.parent, glob.escape(written.name)):
+        for written in map(_target, (model_path, resume_path(model_path))):
+            for temporary in leftovers(written.parent, glob.escape(written.name)):
+                with contextlib.suppress(OSError):
                     temporary.unlink()
         yield ""
 
@@ -169,6 +170,7 @@ def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # a byte beyond the text, or nobody could read who holds the lock
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:
         import fcntl

@@ -154,7 +154,8 @@ class Settings(Options):
     )
     batch_size: int = _run(
         whole(1, 1_048_576),
-        "windows per step in all (default: 16 on a CPU; 32 on a GPU, 128 for over 10 million characters)",
+        "windows per step in all (default: 4 or 8 for a short text; else 16 on a CPU, 32 on a GPU, 128 for over 10 "
+        "million characters)",
     )
     learning_rate: float = _run(_RATE, "highest learning rate of Muon, the optimizer of the hidden weights", 0.04)
     weight_decay: float | None = _run(

@@ -71,6 +71,9 @@ def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> I
             where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
             problem = f"is not {(encoding or mark).upper()}: {where}; {_advice(last)}"
             raise _not_text(what, problem) from error
+        except UnicodeError as error:  # of UTF-16 and UTF-32 without the mark that says which half comes first
+            problem = f"is not {(encoding or mark).upper()}: {error}; {_advice(last)}"
+            raise _not_text(what, problem) from error
         if "\0" in piece:
             where = f"has a NUL byte at offset {offset + raw.find(0):,}"
             raise _not_text(what, f"{where}; {_advice(last)}")

@@ -101,7 +101,7 @@ LATIN = b"Ay me, caf\xe9 Juliet\n"
         (bytes(range(256)), "byte 0x80 at offset 128; it is binary"),
         (b"PK\3\4\x14\0", "is a zip archive .*docx"),
         (b"%PDF-1.4\n", "is a PDF file"),
-        (gzip.compress(b"ROMEO"), "is compressed by gzip, which its name must say"),
+        (gzip.compress(b"ROMEO", mtime=0), "is compressed by gzip, which its name must say"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tmp_path: Path) -> None:
@@ -110,6 +110,13 @@ def test_what_is_no_text_is_refused_with_its_place(content: bytes, said: str, tm
         read_text(path)
     assert refusal.value.exit_code == ExitCode.BAD_DATA
     assert str(path) in str(refusal.value)
+
+
+def test_utf16_without_its_mark_is_refused_where_the_mark_is_asked_for(tmp_path: Path) -> None:
+    path = saved(tmp_path, PLAY.encode("utf-16-le"))
+    assert read_text(path, "utf-16-le").pieces
+    with pytest.raises(SuiteError, match=r"is not UTF-16: .*BOM"):
+        read_text(path, "utf-16")
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

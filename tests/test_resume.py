@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from charseq2seq.device import use_threads
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import SIZES, read_settings, resolve_settings
 from charseq2seq.training.mixed_precision import WorkingCopy
@@ -62,6 +63,7 @@ class InProcess:
         with self._monkeypatch.context() as patched:
             patched.chdir(self._user.home)
             patched.setattr(Trainer, "train_step", step)
+            use_threads(1)  # as many as the warm client's
             code = main(["--mode", "train", "--data_path", "text.txt", *sizes, *flags], report)
         return Done(code, json.dumps(report), self._capsys.readouterr().err)
 
@@ -155,6 +157,10 @@ def test_of_the_states_that_were_set_aside_the_newest_stay(here: InProcess, user
     kept = sorted(contents(path)["step"] for path in user.home.glob("*.earlier*.pth") if path != mine)
     assert kept == [2, 3, 4] and mine.exists()
     assert "is removed: of such states the newest 3 stay" in log
+    oldest = next(path for path in user.home.glob("*.earlier*.pth") if path != mine and contents(path)["step"] == 2)
+    its_seed = str(contents(oldest)["identity"]["seed"])
+    here.train(*RUN, "--seed", its_seed, "--resume", oldest.name, stop_at=3)
+    assert oldest.exists(), "it was continued, and until the first save it is all there is of that run"
 
 
 def test_a_run_moves_to_another_machine(here: InProcess, user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:

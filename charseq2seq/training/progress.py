@@ -138,11 +138,13 @@ def stop_signals(patience: float | None) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        request.hold()
-        if patience:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        try:
+            request.hold()
+            if patience:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # the timer may have rung just before
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
 
 class Stopwatch:

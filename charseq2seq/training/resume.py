@@ -118,7 +118,7 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
             if named and own.exists() and not own.samefile(path):
                 reason, different = _why_not_overwritten(own, identity)
     if reason:
-        _move_away(own, reason, different)
+        _move_away(own, reason, different, path)
     return settings, continued
 
 
@@ -229,13 +229,14 @@ def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join([" ".join([*flags, f"--resume {shlex.quote(str(path))}"]), *own_text, *too_many])
 
 
-def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None = None) -> None:
+def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None, continued: Path) -> None:
     """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on.
 
     Args:
         path: its place.
         reason: why it cannot stay there.
         different: in what its run differs from this one; None if it cannot be continued.
+        continued: what the new run begins with, which stays however old it is.
     """
     numbers = itertools.chain([""], itertools.count(2))
     names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in numbers)
@@ -248,7 +249,8 @@ def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | 
     advice = "" if different is None else f"; continue it with {_command(kept, different)}"
     log(f"resume: {reason} What lay there is kept as {kept}{advice}.")
     pattern = re.compile(re.escape(path.stem) + r"\.earlier\d*" + re.escape(path.suffix))
-    others = [other for other in path.parent.iterdir() if pattern.fullmatch(other.name) and other != kept]
+    needed = {kept.resolve(), continued.resolve()}
+    others = [one for one in path.parent.iterdir() if pattern.fullmatch(one.name) and one.resolve() not in needed]
     for old in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
         with contextlib.suppress(OSError):
             old.unlink()

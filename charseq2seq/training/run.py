@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shlex
 from collections import Counter
 from pathlib import Path
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log
-from charseq2seq.corpus import load_corpus
+from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
 from charseq2seq.files import resume_path, run_lock
 from charseq2seq.options import Settings
-from charseq2seq.training.processes import process_group
-from charseq2seq.training.resume import find_resume_state, new_state, run_identity
+from charseq2seq.training.processes import Group, process_group
+from charseq2seq.training.resume import State, find_resume_state, new_state, run_identity
 from charseq2seq.training.text_defaults import with_text_defaults
 from charseq2seq.training.trainer import Outcome, Trainer
 
@@ -36,32 +37,26 @@ def train(settings: Settings) -> Outcome:
         corpus = load_corpus(settings.data_path, settings.source_length + settings.target_length, settings.encoding)
         settings = with_text_defaults(settings, corpus)
         settings, saved = group.from_rank_0(lambda: find_resume_state(settings, corpus.sha256))
-        identity, diverged, kept = run_identity(settings, corpus.sha256), "", ""
+        identity, path = run_identity(settings, corpus.sha256), resume_path(settings.model_path)
         try:
-            while True:
-                state = new_state(identity, saved)
-                if diverged:
-                    state.learning_rate_scale = _RETRY_SCALE
-                    log(f"{diverged} Going on from step {state.step:,} with {_RETRY_SCALE:g} of the learning rate.")
-                trainer = Trainer(settings, corpus, state, group)
-                if not diverged:
-                    announce(trainer)
-                outcome = trainer.train()
-                del trainer  # or its memory would be needed twice
-                gc.collect()  # it refers to itself through its step
-                if outcome.diverged is None:
-                    return outcome
-                if outcome.saved:
-                    path = resume_path(settings.model_path)
-                    kept = f" The best weights so far are in {path}; the same command with --resume {path} "
-                    kept += "--max_steps 1 --model_path NEW.pth makes no more steps and writes a model of them."
-                if diverged:
-                    raise SuiteError(f"{outcome.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
-                if outcome.saved:
-                    saved = group.from_rank_0(lambda: load_resume_state(resume_path(settings.model_path)))
-                diverged = outcome.diverged
-                if outcome.stopped_by is not None or state.learning_rate_scale < 1:
-                    raise SuiteError(diverged, ExitCode.DIVERGED)
+            state = new_state(identity, saved)
+            first = _attempt(settings, corpus, state, group, announced=False)
+            if first.diverged is None:
+                return first
+            if first.stopped_by is not None or state.learning_rate_scale < 1:
+                raise SuiteError(first.diverged, ExitCode.DIVERGED)
+            if first.saved:
+                saved = group.from_rank_0(lambda: load_resume_state(path))
+            state = new_state(identity, saved)
+            state.learning_rate_scale = _RETRY_SCALE
+            log(f"{first.diverged} Going on from step {state.step:,} with {_RETRY_SCALE:g} of the learning rate.")
+            second = _attempt(settings, corpus, state, group, announced=True)
+            if second.diverged is None:
+                return second
+            kept = f" The best weights so far are in {path}; the same command with --resume {shlex.quote(str(path))} "
+            kept += "--max_steps 1 --model_path NEW.pth makes no more steps and writes a model of them."
+            kept = kept if first.saved or second.saved else ""
+            raise SuiteError(f"{second.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -70,6 +65,17 @@ def train(settings: Settings) -> Outcome:
                 "smaller --batch_size, --target_length or --d_model.",
                 ExitCode.OUT_OF_MEMORY,
             ) from error
+
+
+def _attempt(settings: Settings, corpus: Corpus, state: State, group: Group, *, announced: bool) -> Outcome:
+    """Train from a state on; the memory that it took is free when this returns."""
+    trainer = Trainer(settings, corpus, state, group)
+    if not announced:
+        announce(trainer)
+    outcome = trainer.train()
+    del trainer
+    gc.collect()  # it refers to itself through its step
+    return outcome
 
 
 def announce(trainer: Trainer) -> None:

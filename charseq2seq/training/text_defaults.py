@@ -125,17 +125,18 @@ def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float
     return float(f"{decay_per_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
 
 
-def check_memory(config: dict[str, Any]) -> None:
+def check_memory(config: dict[str, Any], device: str) -> None:
     """Refuse a model that this machine's memory cannot hold, before the system's killer ends the run without a word.
 
     Args:
         config: keyword arguments of `Transformer`.
+        device: where it is trained; a GPU has a memory of its own, and says itself when that is full.
 
     Raises:
         SuiteError: weights, gradients and optimizer state alone are larger than the memory.
     """
     parameters, memory = count_parameters(config), available_memory()
-    if memory is not None and parameters * _BYTES_PER_PARAMETER > memory:
+    if device != "cuda" and memory is not None and parameters * _BYTES_PER_PARAMETER > memory:
         raise SuiteError(
             f"a model of {parameters:,} parameters takes about {parameters * _BYTES_PER_PARAMETER / 2**30:,.0f} GiB to "
             f"train, there are {memory / 2**30:.1f} GiB here; choose a smaller --d_model, --d_ff or fewer layers.",

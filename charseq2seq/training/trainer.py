@@ -96,7 +96,7 @@ class Trainer:
         tune_cpu()
         self.config = settings.model_config(len(corpus.vocabulary))
         try:
-            check_memory(self.config)
+            check_memory(self.config, settings.device)
         except ValueError as error:  # sizes that only a damaged resume state can have
             raise does_not_fit(error) from error
         self.max_steps = step_budget(settings, corpus.num_train)
@@ -124,7 +124,7 @@ class Trainer:
         # Whoever reads a loss waits for the GPU, so losses are read only as often as they are shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
         self.saved = False  # in this session
-        self.saved_at = state.seconds
+        self.saved_at, self.saved_step = state.seconds, state.step
         self.save_cost = 0.0  # seconds
         if state.weights:
             self._restore()
@@ -188,7 +188,7 @@ class Trainer:
         try:
             self._loop(stopwatch, progress)
         except OverdueError:  # the step or evaluation is given up; weights and files are as before it
-            if not self.saved or self.saved_at < self.state.seconds:
+            if self.saved_step < self.state.step or not self.saved:
                 self.save_resume(finished=False)
             raise
 
@@ -383,7 +383,7 @@ class Trainer:
             state.scaler = self.working.scaler.state_dict()
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
-        self.saved, self.saved_at = True, state.seconds
+        self.saved, self.saved_at, self.saved_step = True, state.seconds, state.step
         self.save_cost = time.perf_counter() - started
         if not finished:
             self.stop.release()
