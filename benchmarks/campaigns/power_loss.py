@@ -247,8 +247,8 @@ class Campaign:
             return None
         after, said = read_folder(machine.folder), machine.log
         when = f"{errno.errorcode[error]} at call {nth}{' and later' * for_good}"
-        facts, before = machine.facts(after), machine.facts(self.before[index])
-        lost = [name for name in before if name not in after and before[name] not in facts.values()]
+        facts, before = machine.facts(after), self.before[index]
+        lost = [name for name in before if name not in after and before[name] not in after.values()]
         problems = [f"{name} has gone" for name in lost]  # and was not given another name
         for name, meaning in facts.items():
             if meaning not in self.known[index].get(name, ()):
