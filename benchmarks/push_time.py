@@ -1,6 +1,6 @@
 """How long a push takes on loopback, and how much of that is ours.
 
-    python benchmarks/push_time.py
+    python benchmarks/push_time.py [TIMES]       # each push so often, 3
 
 Publishes a 3 M-parameter checkpoint to tests/hub/server.py with `push_to_huggingface.py`, without and with the proofs
 in fresh processes, and beside it the bare client: whoami, create_repo and one create_commit of the same files. The
@@ -25,7 +25,7 @@ from charseq2seq.checkpoint import Checkpoint
 from tests.hub.server import WRITE, hub_with_people
 from tests.push_client import Publisher, tiny_checkpoint
 
-REPEATS = 3
+REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 BARE_CLIENT = """
 import pathlib
 from huggingface_hub import CommitOperationAdd as Add, HfApi

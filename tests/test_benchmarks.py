@@ -109,7 +109,7 @@ def test_busy_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_push_time(tmp_path: Path) -> None:
-    printed = benchmark("push_time.py", home=tmp_path)
+    printed = benchmark("push_time.py", "1", home=tmp_path)
     assert 0 < float(row(printed, "bare client")[0]) < float(row(printed, "with proofs and verification")[0])
 
 
