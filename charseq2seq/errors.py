@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 # What a token looks like, as the services document it: no message and no published file may show one.
 TOKEN = re.compile(
@@ -72,7 +72,7 @@ def ending_of(error: BaseException) -> tuple[ExitCode, str, dict[str, Any]]:
     if is_out_of_memory(error):
         advice = "out of memory; use a smaller model or text, or a machine with more."
         error = SuiteError(advice, ExitCode.OUT_OF_MEMORY)
-    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # which PyTorch needs, for one
+    if lacks_temporary_folder(error):
         problem = f"{error.strerror}; set TMPDIR to a folder that you may write to, on a disk with space."
         error = SuiteError(problem, ExitCode.CANNOT_CREATE)
     if isinstance(error, SuiteError):
@@ -92,6 +92,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
     return any(words in str(error).lower() for words in ("out of memory", "allocate memory", "not enough memory"))
+
+
+def lacks_temporary_folder(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an exception says that there is no folder for temporary files, which PyTorch needs, for one."""
+    return isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
 
 
 def list_problems(problems: list[str]) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -121,17 +122,21 @@ def test_folders_and_disks_that_cannot_be_written_are_told(alice: Publisher, hub
     (alice.home / "thesis" / "thesis.txt").write_text("mine")
     done = alice.push("--output_dir", "thesis")
     assert done.code == ExitCode.CANNOT_CREATE and "thesis holds other files (thesis.txt" in done.log
-    limited = f'ulimit -f 8; exec {sys.executable} {PROGRAM[1]} "$@"'  # files of at most 8 blocks, as on a full disk
     environment = hub.environment(alice.home, WRITE) | {"PYTHONDONTWRITEBYTECODE": "1"}
-    full = subprocess.run(
-        ["bash", "-c", limited, "push", "--output_dir", "out"],
-        cwd=alice.home,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert full.returncode == ExitCode.IO_ERROR and "cannot write out/" in full.stderr, full.stderr
+    for blocks, flags, code, said in (  # files of at most 8 blocks, or none: as on a full disk
+        (8, ["--output_dir", "out"], ExitCode.IO_ERROR, "cannot write out/"),
+        (0, [], ExitCode.CANNOT_CREATE, "No usable temporary directory found .* set TMPDIR"),
+    ):
+        limited = f'ulimit -f {blocks}; exec {sys.executable} {PROGRAM[1]} "$@"'
+        full = subprocess.run(
+            ["bash", "-c", limited, "push", *flags],
+            cwd=alice.home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert full.returncode == code and re.search(said, full.stderr), full.stderr
     assert not hub.repos
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card
 from charseq2seq.publishing.failures import PublishError, explain
@@ -145,7 +145,7 @@ def user_errors(token: str | None) -> Iterator[None]:
     except Exception as error:
         explanation: SuiteError | None = explain(error, token)
         if explanation is None:
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError) or lacks_temporary_folder(error):
                 raise
             what = f"{error.filename or 'the disk'}: {error.strerror or error}"
             explanation = SuiteError(f"{what}; check the disk and its permissions.", ExitCode.IO_ERROR)
