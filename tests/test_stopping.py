@@ -10,7 +10,7 @@ import pty
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def test_a_signal_ends_every_phase_before_it_is_over(
 def test_a_run_whose_terminal_is_closed_saves(user: Trainee) -> None:
     child, terminal = pty.fork()  # as the leader of the terminal's session
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or tests begun with nohup would wait here for ever
         os.chdir(user.home)
         steps = ["--max_steps", "1000000", "--eval_interval", "10"]
         words = [sys.executable, str(ROOT / "train_transformer.py"), "--data_path", "text.txt", *TINY, *steps]
@@ -117,16 +118,20 @@ def test_a_run_whose_terminal_is_closed_saves(user: Trainee) -> None:
 
 
 @pytest.mark.usefixtures("capsys")
+@pytest.mark.parametrize("then", [contextlib.nullcontext, lambda: progress.stop_signals(60.0)], ids=["", "training"])
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_an_import_is_waited_for(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception in the middle of importing torch aborts the process."""
-    lines = ["import os, time", f"os.kill(os.getpid(), {int(number)})", "time.sleep(0.3)", "over = True"]
+def test_an_import_is_waited_for(
+    number: signal.Signals, then: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception in the middle of importing torch aborts the process; the signal counts once training has begun."""
+    lines = ["import os, time", f"os.kill(os.getpid(), {int(number)})", "time.sleep(0.25)", "over = True"]
     (tmp_path / "import_that_takes_a_while.py").write_text("\n".join(lines))
 
     def program(argv: Sequence[str] | None, report: dict[str, Any]) -> int:
         importlib.import_module("import_that_takes_a_while")
-        for _ in range(100_000):
-            time.sleep(0.001)
+        with then():
+            for _ in range(100_000):
+                time.sleep(0.001)
         raise AssertionError("the program came to its end")
 
     monkeypatch.syspath_prepend(tmp_path)

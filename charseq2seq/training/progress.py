@@ -88,6 +88,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None  # that asked
         self._patience = patience
         self._overdue = self._held = False
+        self._earlier_alarm = signal.getsignal(signal.SIGALRM) if patience else None
 
     @property
     def exit_code(self) -> ExitCode | None:
@@ -107,6 +108,10 @@ class StopRequest:
 
     def handle_alarm(self, number: int, frame: FrameType | None) -> None:
         """The handler of the timer."""
+        if self.signal is None:  # a signal came while a module was imported, and its handler waits for that to end
+            if callable(self._earlier_alarm):
+                self._earlier_alarm(number, frame)
+            return
         self._overdue = True
         if not self._held:
             self.release()
