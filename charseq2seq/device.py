@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 # block has pages of its own, which go back when it is freed (at most 32 MiB).
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
-# Where other programs run, threads that wait go to sleep early instead of spinning. False: they always spin.
-SLEEP_WHERE_OTHERS_RUN = True
-_SPINS = "1000"  # of GNU's OpenMP, before a thread sleeps; without others 300,000 are faster (benchmarks/LOG.md)
+_SPINS = "1000"  # of a thread of GNU's OpenMP before it sleeps, where other programs run; usual are 300,000
 _SET_BY_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 _ROOT = Path("/")  # of /proc and /sys
@@ -174,7 +172,7 @@ def choose_waiting(asked: int | None) -> str:
     if given := [name for name in _SET_BY_USERS if name in os.environ]:
         return f"they wait as {given[0]} says"
     others = _others_running()
-    if not SLEEP_WHERE_OTHERS_RUN or (threads <= cpus and others + threads <= (os.cpu_count() or 1)):
+    if threads <= cpus and others + threads <= (os.cpu_count() or 1):
         return "they spin while they wait"
     os.environ["GOMP_SPINCOUNT"] = _SPINS
     return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"

@@ -10,6 +10,7 @@ import pytest
 
 from charseq2seq.corpus import Corpus
 from charseq2seq.options import SIZES, Settings, read_settings, resolve_settings
+from charseq2seq.training.resume import State
 from charseq2seq.training.text_defaults import advice, guessing_loss, with_text_defaults
 from charseq2seq.vocabulary import CharVocabulary
 
@@ -56,18 +57,23 @@ def test_short_texts_are_read_with_dropout() -> None:
     assert [defaults_for(characters).dropout for characters in (18_000, 90_000, 4_300_000)] == [0.1, 0.1, 0.0]
 
 
+def at_end(best_step: int) -> State:
+    """The state of a run of 100 steps and two minutes."""
+    return State({}, step=100, seconds=120.0, best_step=best_step)
+
+
 def test_a_model_that_guesses_is_told_so() -> None:
     corpus = corpus_of(50_000)
     assert guessing_loss(corpus) == pytest.approx(math.log(2), abs=0.001)
-    (said,) = advice(corpus, 0.692, 100, 100, None)
+    (said,) = advice(corpus, 0.692, at_end(best_step=100), None)
     assert "no better than guessing" in said
-    assert advice(corpus, 0.6, 100, 100, None) == ()
+    assert advice(corpus, 0.6, at_end(best_step=100), None) == ()
 
 
 def test_a_run_that_was_too_long_or_too_short_is_told_so() -> None:
     corpus = corpus_of(50_000)
-    (long,) = advice(corpus, 0.6, 70, 100, None)
+    (long,) = advice(corpus, 0.6, at_end(best_step=70), None)
     assert "the loss rose" in long and "--max_steps 70" in long
-    (short,) = advice(corpus, 0.6, 100, 100, 200)
-    assert "100 of 200 steps" in short and "--max_minutes" in short
-    assert advice(corpus, 0.6, 100, 100, 110) == ()
+    (short,) = advice(corpus, 0.6, at_end(best_step=100), 200)
+    assert "100 of 200 steps" in short and "--max_minutes 4 " in short
+    assert advice(corpus, 0.6, at_end(best_step=100), 110) == ()

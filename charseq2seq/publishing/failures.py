@@ -35,7 +35,7 @@ class Failure:
     exit_code: ExitCode
     cause: str
     remedy: str
-    passing: bool = False  # whether trying again may help
+    transient: bool = False  # whether trying again may help
 
 
 # fmt: off
@@ -79,7 +79,7 @@ FAILURES = {
         "choose another --tag"),
     "moved": Failure("somebody else is pushing ({status})", ExitCode.LOCKED,
         "the repository kept changing while this push was made",
-        "wait a moment and push again", passing=True),
+        "wait a moment and push again", transient=True),
     "invalid_name": Failure("invalid repository name", ExitCode.USAGE,
         "the Hub takes letters, digits, '-', '_' and '.', at most 96 of them, without '--' or '..' and no '.git' end",
         "choose another --repo_name, e.g. shakespeare-transformer-v2"),
@@ -98,26 +98,26 @@ FAILURES = {
         "store it with Git LFS (add its pattern to the repository's .gitattributes), or make the model smaller"),
     "rate_limit": Failure("{status}", ExitCode.LOCKED,
         "too many requests from this account or address",
-        "wait and push again", passing=True),
+        "wait and push again", transient=True),
     "server": Failure("{status}", ExitCode.UNAVAILABLE,
         "the Hub has trouble of its own",
-        "push again later; status.huggingface.co says what is going on", passing=True),
+        "push again later; status.huggingface.co says what is going on", transient=True),
     "storage": Failure("the storage refused a file ({status})", ExitCode.UNAVAILABLE,
         "the Hub took the push, but its storage did not take what the Hub had signed",
-        "push again; set this machine's clock right, because signed addresses expire", passing=True),
+        "push again; set this machine's clock right, because signed addresses expire", transient=True),
     "rejected": Failure("rejected ({status})", ExitCode.BAD_DATA,
         "the Hub rejects what was sent",
         "read what it says and change that"),
     "timeout": Failure("Connection timeout", ExitCode.UNAVAILABLE,
         "the Hub did not answer in time",
-        "check the network, or try a proxy (HTTPS_PROXY); a slow line may need a longer --timeout", passing=True),
+        "check the network, or try a proxy (HTTPS_PROXY); a slow line may need a longer --timeout", transient=True),
     "unreachable": Failure("the Hub cannot be reached ({status})", ExitCode.UNAVAILABLE,
         "no connection can be made",
         "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; behind a company's proxy set HTTPS_PROXY, and "
         "SSL_CERT_FILE to its certificate"),
     "dropped": Failure("Connection lost", ExitCode.UNAVAILABLE,
         "the connection broke off before the Hub had answered",
-        "check the network and push again: what is already there is not sent twice", passing=True),
+        "check the network and push again: what is already there is not sent twice", transient=True),
     "unconfirmed": Failure("sent, but not confirmed", ExitCode.UNCONFIRMED,
         "the commit was sent, but what the Hub has now could not be confirmed",
         "look at the repository and push again: nothing is sent twice"),
@@ -148,13 +148,8 @@ class PublishError(SuiteError):
         self, kind: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
     ) -> None:
         failure = FAILURES[kind]
-        self.kind, self.passing, self.detail, self.status, self.request_id = (
-            kind,
-            failure.passing,
-            detail,
-            status,
-            request_id,
-        )
+        self.kind, self.detail, self.transient = kind, detail, failure.transient
+        self.status, self.request_id = status, request_id
         line = f"HTTP {status} {http.client.responses.get(status, '')}".strip() if status else ""
         what = failure.headline.format(status=line).replace(" ()", "")
         self.what = what or failure.cause.partition(":")[0]  # not every failure has a status

@@ -218,7 +218,7 @@ class Hub:
             if failure is None or failure.kind != "forbidden":
                 raise
             failure = failure.knowing("it allowed this token to write a moment ago")
-            failure.passing = True
+            failure.transient = True
             raise failure from error
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
@@ -269,7 +269,7 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
         except Exception as error:
             failure = explain(error)
             is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
-            if failure is None or not failure.passing or is_silent:
+            if failure is None or not failure.transient or is_silent:
                 raise
             asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After")
         seconds = max(pause * random.uniform(0.75, 1.5), float(asked or 0))
@@ -329,7 +329,7 @@ def _check_answer(response: Any) -> None:
         when = f"{asked / 60:.0f} minutes" if asked < 7200 else f"{asked / 3600:.0f} hours"
         kind = "rate_limit" if status == 429 else "server"
         failure = PublishError(kind, f"it asks to come back in {when}, which is too long to wait", status=status)
-        failure.passing = False
+        failure.transient = False
         raise failure
     if asked:
         response.headers["Retry-After"] = f"{min(asked, LONGEST_PAUSE):.0f}"

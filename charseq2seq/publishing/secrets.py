@@ -62,12 +62,8 @@ def other_sources(source: str) -> list[str]:
 def _unwrapped(text: str) -> str:
     """A token without what people copy with it: quotes, the variable's name, what Windows writes around text."""
     around, quotes = "\ufeff\u200b \t\r\n", "\"'`“”‘’"
-    text = re.sub(
-        r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s",
-        "",
-        text.replace("\0", "").strip(around + quotes),
-    )
-    return text.strip(around + quotes)
+    name = r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s"
+    return re.sub(name, "", text.replace("\0", "").strip(around + quotes)).strip(around + quotes)
 
 
 def _sign_in_without_key() -> str:

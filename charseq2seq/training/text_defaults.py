@@ -15,6 +15,7 @@ from charseq2seq.corpus import Corpus
 from charseq2seq.device import available_memory
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import LIMITS, SIZES, Settings
+from charseq2seq.training.resume import State
 
 # Texts of fewer characters to train on: what size of model, windows a step and epochs serve them best, on any device
 # (benchmarks/LOG.md, 2026-11-28). A larger model would know them by heart before it knew their language.
@@ -67,12 +68,12 @@ def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     return settings
 
 
-def advice(corpus: Corpus, loss: float, best_step: int, steps: int, budget: int | None) -> tuple[str, ...]:
+def advice(corpus: Corpus, loss: float, state: State, budget: int | None) -> tuple[str, ...]:
     """What the end of a run says about its text and its limits, a sentence each.
 
     Args:
         loss: of the best weights on the validation split, nats per character.
-        best_step, steps: when those weights were found, of how many steps.
+        state: of the run at its end.
         budget: the most steps that a run might have made which its time limit ended, see `step_budget`; else None.
     """
     said = []
@@ -81,13 +82,16 @@ def advice(corpus: Corpus, loss: float, best_step: int, steps: int, budget: int 
             "the model does no better than guessing every character by how often it occurs: it found nothing to learn "
             "from. More time (--max_minutes) may help; a random text has nothing to learn."
         )
-    if best_step < _LATE_ENOUGH * steps:
+    if state.best_step < _LATE_ENOUGH * state.step:
         said.append(
             "after that step the loss rose: most likely the model overfits its text. A shorter run "
-            f"(--max_steps {best_step}) should end better, and so may --dropout 0.2 or more text."
+            f"(--max_steps {state.best_step}) should end better, and so may --dropout 0.2 or more text."
         )
-    elif budget is not None and steps < _LATE_ENOUGH * budget:
-        said.append(f"the time was over after {steps:,} of {budget:,} steps: more --max_minutes make a better model.")
+    elif budget is not None and state.step < _LATE_ENOUGH * budget:
+        minutes = math.ceil(state.seconds * budget / state.step / 60)
+        said.append(
+            f"the time was over after {state.step:,} of {budget:,} steps; --max_minutes {minutes} is enough for all."
+        )
     return tuple(said)
 
 

@@ -151,8 +151,8 @@ class Trainer:
                 complete = self.is_complete()
                 if complete and evaluation:
                     time_is_over = self.state.seconds >= 60 * (self.settings.max_minutes or math.inf)
-                    steps, budget = self.state.step, self.max_steps if time_is_over else None
-                    said = advice(self.corpus, evaluation.nats_per_char, self.state.best_step, steps, budget)
+                    budget = self.max_steps if time_is_over else None
+                    said = advice(self.corpus, evaluation.nats_per_char, self.state, budget)
             except _DivergedError as error:
                 diverged = str(error)
                 # All processes see the same losses, but a signal may have reached only one of them.
