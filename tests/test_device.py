@@ -18,7 +18,6 @@ from charseq2seq import device
 from encoder_decoder_transformer import Kernels
 from tests.push_client import ROOT
 
-CGROUPS = Path("/sys/fs/cgroup")
 WITHOUT_VARIABLE = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
 
 # Takes and frees 80 MiB six times, in larger and larger blocks, so that what the C library learns of its own accord is
