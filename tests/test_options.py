@@ -42,7 +42,7 @@ USAGE --mode generate --prompt --num_chars 5 -> --prompt needs a value; one that
 USAGE --data_path text.txt transformer_model.pth -> unrecognized arguments: transformer_model\.pth; quote a pattern, so
 USAGE @open.args -> the arguments file open\.args cannot be read: .*; close its quotes
 USAGE @latin.args -> the arguments file latin\.args cannot be read: it is not UTF-8
-USAGE @circle.args -> the arguments file circle.args is named twice, or names itself
+USAGE @circle.args -> --seed must be a whole number from 0 to 2,147,483,647, not .many
 USAGE --model_path text.txt -> --model_path and --data_path name the same file, .*; choose another
 USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
 CANNOT_CREATE --model_path '' -> Is a directory;
@@ -68,7 +68,7 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     code, (words, says) = ExitCode[name], rest.split(" -> ")
     for file, content in (
         ("open", b'--prompt "unclosed\n'),
-        ("circle", b"@circle.args\n"),
+        ("circle", b"@circle.args --seed many\n"),
         ("nul", b"--data_path 'a\0b'\n"),
         ("latin", b"--prompt \xe9\n"),
     ):
