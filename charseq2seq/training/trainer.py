@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import allow_tf32, describe_hardware, suitable_kernels, torch_dtype, tune_cpu
+from charseq2seq.device import describe_hardware, suitable_kernels, torch_dtype, tune
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -82,8 +82,7 @@ class Trainer:
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
         torch.manual_seed(settings.seed)
-        allow_tf32()
-        tune_cpu()
+        tune()
         self.config = settings.model_config(len(corpus.vocabulary))
         check_memory(self.config, settings.device)
         self.max_steps = step_budget(settings, corpus.num_train)
