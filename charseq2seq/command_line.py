@@ -68,13 +68,7 @@ T = TypeVar("T", bound=Options)
 
 
 def read_options(kind: type[T], argv: Sequence[str] | None, description: str | None = None) -> T:
-    """Read a command line; a wrong one ends the program with status 2 and everything that is wrong with it.
-
-    Args:
-        kind: the dataclass to read it into.
-        argv: the words; None: those of the program.
-        description: of the program, for `--help`.
-    """
+    """Read words, or those of the program, into a dataclass; wrong ones end it with status 2 and all that is wrong."""
     rows = kind.rows()
     parser = _parser(rows, description)
     given, unknown, problems = _split(sys.argv[1:] if argv is None else argv, rows)
@@ -107,11 +101,9 @@ def _split(words: Sequence[str], rows: dict[str, Option]) -> tuple[dict[str, Any
     while left:
         word = left.pop()
         flag, equals, value = word.partition("=")
-        if word in files:
-            problems.append(f"the arguments file {word[1:]} is named twice, or names itself")
-        elif word.startswith("@"):
-            files.add(word)
-            left += reversed(_words_of(word[1:], problems))
+        if word.startswith("@"):
+            left += reversed(_words_of(word[1:], problems)) if word not in files else []
+            files.add(word)  # read once: it may name itself
         elif flag not in flags:
             unknown.append(word)
         elif (name := flags[flag]) and rows[name].kind is SWITCH:

@@ -53,10 +53,7 @@ def log_to_file(path: Path) -> None:
 
 def is_terminal() -> bool:
     """Whether the log goes to a terminal."""
-    try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # closed
-        return False
+    return os.isatty(2)
 
 
 def input_waits() -> bool:
