@@ -50,11 +50,8 @@ class CharVocabulary:
             SuiteError: the text has characters that the vocabulary lacks; the first ten are named.
         """
         if missing := self.unknown_characters(text):
-            named = ", ".join([*map(describe_character, missing[:10]), *["…"] * (len(missing) > 10)])
-            problem = (
-                f"the text has {len(missing)} character{'s' * (len(missing) > 1)} that the model never saw: {named}"
-            )
-            raise SuiteError(f"{problem}; leave them out or add --unknown skip.", ExitCode.BAD_DATA)
+            problem = f"the text has {describe_unknown(missing)}; leave them out or add --unknown skip."
+            raise SuiteError(problem, ExitCode.BAD_DATA)
         return self._lookup(text).astype(np.int32)
 
     def encode_pieces(self, pieces: list[str]) -> npt.NDArray[np.unsignedinteger[Any]]:
@@ -115,6 +112,12 @@ def describe_character(character: str) -> str:
     """A character with its code point and name: `'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, unicodedata.category(character))
     return f"{ascii(character) if not character.isprintable() else repr(character)} (U+{ord(character):04X} {name})"
+
+
+def describe_unknown(characters: list[str]) -> str:
+    """How many characters are unknown, and the first ten: `1 character that the model never saw: 'é' (U+00E9 …)`."""
+    named = ", ".join([*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)])
+    return f"{len(characters)} character{'s' * (len(characters) > 1)} that the model never saw: {named}"
 
 
 def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:
