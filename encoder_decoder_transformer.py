@@ -27,12 +27,19 @@ Shapes are written in comments as `(batch, length, d_model)`. Token ids are int6
     model = Transformer(vocab_size=66)
     logits = model(source, target)                      # training: every target token at once
     ids = model.generate(source, 200, temperature=0.8)  # one token after the other
+
+    model = Transformer.from_pretrained("owner/name")   # a published model; a folder does as well
+    text = model.write("ROMEO:", 300, seed=1)           # what follows the prompt
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -330,6 +337,7 @@ class Transformer(nn.Module):
         if problems:
             raise ValueError("; ".join(problems))
 
+        self.vocab: dict[str, int] = {}  # token -> id, where the model came with one
         self.source_length = source_length
         self.target_length = target_length
         self.start_id = start_id
@@ -490,6 +498,92 @@ class Transformer(nn.Module):
         """All tokens of `stream` at once, see there: ids, (batch, num_tokens), without the source."""
         tokens = list(self.stream(source, num_tokens, **sampling))
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
+
+    def write(
+        self,
+        prompt: str,
+        num_chars: int = 300,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """The text that follows a prompt, without the prompt; for the arguments see `stream`.
+
+        The same seed gives the same text. The prompt may be empty.
+
+        Raises:
+            ValueError: the prompt has characters that the model never saw, or the model has no vocabulary.
+        """
+        if not self.vocab:
+            raise ValueError("the model has no vocabulary: load it with Transformer.from_pretrained")
+        if unknown := sorted(set(prompt).difference(self.vocab)):
+            raise ValueError(f"the model never saw {', '.join(map(repr, unknown))}; leave them out of the prompt")
+        source = torch.tensor([[self.vocab[character] for character in prompt]], dtype=torch.long, device=self.device)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        ids = self.generate(source, num_chars, generator=generator, **sampling)[0].tolist()
+        token_of_id = {number: token for token, number in self.vocab.items()}
+        return "".join(token_of_id[number] for number in ids)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Transformer:
+        """A published model, on the CPU, ready to write; no code of its repository is run.
+
+        Args:
+            name: a folder, or a repository of the Hugging Face Hub, `owner/name`, which needs `huggingface_hub`.
+            revision: the repository's branch, tag or commit.
+            token: for a private repository; without it, the one that `hf auth login` stored.
+
+        Raises:
+            ValueError: files are missing or damaged, or do not fit this version of the model.
+        """
+        # Safetensors first: such a file can hold nothing but tensors.
+        for weights in ("model.safetensors", "pytorch_model.bin")[0 if find_spec("safetensors") else 1 :]:
+            folder = Path(name)
+            if not folder.is_dir():
+                from huggingface_hub import snapshot_download
+
+                files = ["config.json", "vocab.json", weights]
+                folder = Path(snapshot_download(str(name), revision=revision, token=token, allow_patterns=files))
+            if (folder / weights).is_file():
+                break
+        try:
+            return cls._from_files(folder, folder / weights)
+        # Which error it is depends on the libraries; all of it means the same to the user.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            problem = "files are missing, damaged or of another version of the model"
+            raise ValueError(f"{name} cannot be loaded: {problem} ({reason})") from error
+
+    @classmethod
+    def _from_files(cls, folder: Path, weights: Path) -> Transformer:
+        config, vocab = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "vocab.json"))
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            model = cls(**config)
+        if weights.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            model.load_state_dict(load_file(weights))
+        else:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"])
+        if vocab and sorted(vocab.values()) != list(range(config["vocab_size"])):
+            raise ValueError("vocab.json and config.json differ in size")
+        model.vocab = vocab
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write what `from_pretrained` reads: config.json, vocab.json and, in float32, model.safetensors."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, content in {"config.json": self.config, "vocab.json": self.vocab}.items():
+            Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        weights = {name: weight.float().cpu().contiguous() for name, weight in self.state_dict().items()}
+        save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
 
 
 # ----- writing: the decoder one position at a time ----------------------------------------------------------------
