@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import pkgutil
 import pty
@@ -62,8 +63,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "number"), list(zip(PHASES, itertools.cycle(STOP_SIGNALS))))
 def test_a_signal_ends_every_phase_before_it_is_over(
     phase: str, number: signal.Signals, user: Trainee, straight: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from charseq2seq.console import log
+from charseq2seq.options import Settings
 
 
 class GraphedStep:
@@ -31,9 +32,6 @@ class GraphedStep:
     Args:
         step: takes a tensor on the GPU, of one shape in every call, and a variant, which decides shapes inside;
             returns a tensor, the loss. Everything else that it changes, it changes in place.
-
-    Attributes:
-        graphs: the graph of each variant, and the tensor of its loss.
     """
 
     def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
@@ -41,7 +39,7 @@ class GraphedStep:
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._inputs: Tensor | None = None
-        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # of each variant, with its loss
         self._warm: set[Any] = set()
 
     def __call__(self, inputs: Tensor, variant: Any) -> Tensor:
@@ -76,25 +74,17 @@ class GraphedStep:
 
 
 def captured_where_possible(
-    step: Callable[[Tensor, Any], Tensor], device: str, precision: str, *, checkpointing: bool, processes: int
+    step: Callable[[Tensor, Any], Tensor], settings: Settings, processes: int
 ) -> Callable[[Tensor, Any], Tensor]:
     """A step as a CUDA graph, or as it is where a run's steps cannot be captured; a GPU's log says why."""
-    reason = why_not(device, precision, checkpointing=checkpointing, processes=processes)
-    if reason is None:
-        return GraphedStep(step)
-    if device == "cuda":
-        log(f"steps are not captured as a CUDA graph: {reason}")
-    return step
-
-
-def why_not(device: str, precision: str, *, checkpointing: bool, processes: int) -> str | None:
-    """Why a run's steps cannot be captured, or None where they can."""
-    if device != "cuda":
-        return f"not on {device}"
-    if precision == "fp16":
-        return "fp16's loss scaling reads the gradients back"
-    if checkpointing:
-        return "gradient checkpointing saves random states"
-    if processes > 1:
-        return "several processes exchange gradients while they are computed"
-    return None
+    if settings.device != "cuda":
+        return step
+    reasons = {
+        "fp16's loss scaling reads the gradients back": settings.precision == "fp16",
+        "gradient checkpointing saves random states": settings.gradient_checkpointing,
+        "several processes exchange gradients while they are computed": processes > 1,
+    }
+    obstacles = [reason for reason, applies in reasons.items() if applies]
+    if obstacles:
+        log(f"steps are not captured as a CUDA graph: {'; '.join(obstacles)}")
+    return step if obstacles else GraphedStep(step)
