@@ -15,6 +15,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text, leftovers, make_folder, write_error
 from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
+from charseq2seq.publishing.notebook import NOTEBOOK, render_notebook
 from charseq2seq.publishing.training_curve import draw_training_curve
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     vocabulary = checkpoint.vocabulary()
     texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
+    texts[NOTEBOOK] = render_notebook(repo_id, sample_prompt(checkpoint))
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
