@@ -117,6 +117,7 @@ def propose(hub: HubServer, alice: Publisher) -> Callable[[float], tuple[str, st
     return run
 
 
+@pytest.mark.slow
 def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callable[[float], tuple[str, str]]) -> None:
     assert propose(1.5) == ("proposed", "/discussions/1")
     assert propose(1.5) == ("up to date", "/discussions/1")
@@ -131,6 +132,7 @@ def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callab
     assert list(repository.proposals) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_pull_request_of_another_kind_is_left_alone(
     hub: HubServer, propose: Callable[[float], tuple[str, str]]
 ) -> None:

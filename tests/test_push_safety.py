@@ -80,9 +80,9 @@ sys.path.insert(0, sys.argv[1])
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.publish import Push, preflight
-request, folder = PushOptions(), Path(sys.argv[2])
+request, folder = PushOptions(no_verify=True), Path(sys.argv[2])
 record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
-Push(request, preflight(request), folder, record).commit()
+Push(request, preflight(request), folder, record).send()
 """
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
@@ -54,11 +54,12 @@ class Outcome:
     """How a push ended, and where.
 
     Attributes:
+        state: "pushed", "proposed", "up to date", "not better", "planned" or "checked".
         url: address of the model, or of the pull request that proposes it.
         commit: id of the new commit, or of the newest one if nothing was sent; None after `check` and `dry_run`.
     """
 
-    state: Literal["pushed", "proposed", "up to date", "not better", "planned", "checked"]
+    state: str
     url: str
     repo_id: str
     commit: str | None = None
@@ -195,10 +196,10 @@ class Push:
                     self.may_be_made = False
                     raise
                 outcome = self._try_to_commit()
-            if outcome.state in ("pushed", "proposed"):
-                self.verify(outcome.commit or "")
-            if outcome.state != "not better":
-                self.make_tag(outcome.commit or "")
+            if self.may_be_made:
+                self._verify(outcome.commit or "")
+            if self.is_better:
+                self._make_tag(outcome.commit or "")
         return outcome
 
     @contextlib.contextmanager
@@ -216,27 +217,27 @@ class Push:
             raise PublishError("unconfirmed", f"{self.proposal or self.found.url}: {why}") from error
 
     def _try_to_commit(self) -> Outcome:
-        request, repo_id, url, api = self.request, self.found.repo_id, self.found.url, self.found.hub.api
+        request, repo_id, api = self.request, self.found.repo_id, self.found.hub.api
         if self.remote is None:
             retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
-            when_visible(self._look_at_the_new_one)
+            when_visible(self._read_what_was_made)
         remote = self.remote
         assert remote is not None, "it was made just now"
-        if not self.is_better:
-            return Outcome("not better", url, repo_id, remote.head, self.changes)
-        if not remote.has_branch:  # it begins at the head of main
+        if not remote.has_branch and self.is_better:  # it begins at the head of main
             retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
-        commit, proposal = self._send(remote) if self.has_changes else (remote.head, self.proposal)
-        state: Literal["proposed", "pushed", "up to date"] = "proposed" if request.create_pr else "pushed"
-        return Outcome(state if self.may_be_made else "up to date", proposal or url, repo_id, commit, self.changes)
+        commit = self._send(remote) if self.has_changes and self.is_better else remote.head
+        state = "proposed" if request.create_pr else "pushed"
+        if not self.may_be_made:
+            state = "up to date" if self.is_better else "not better"
+        return Outcome(state, self.proposal or self.found.url, repo_id, commit, self.changes)
 
-    def _look_at_the_new_one(self) -> None:
+    def _read_what_was_made(self) -> None:
         self._read()
         if self.remote is None:
             raise PublishError("not_found", f"{self.found.repo_id} was made, but is not there")
 
-    def _send(self, remote: Remote) -> tuple[str, str | None]:
-        """Make the commit; return its id, and the address of its pull request if there is one."""
+    def _send(self, remote: Remote) -> str:
+        """Make the commit, and return its id."""
         loss, step = _loss(self.record), self.record["metrics"].get("step", "?")
         usual = f"{loss:.4f} nats per character, step {step} (charseq2seq {__version__})"
         title, _, description = ((self.request.commit_message or "").strip() or usual).partition("\n")
@@ -256,32 +257,28 @@ class Push:
             failure = explain(error)
             self.may_be_made = failure is not None and failure.kind in _LOST
             raise
-        return made.oid, made.pr_url or self.proposal
+        self.proposal = made.pr_url or self.proposal
+        return made.oid
 
-    def verify(self, commit: str) -> None:
-        """Compare every published file with what was sent, then run the example from a fresh download.
-
-        Raises:
-            PublishError: something is not as it should be.
-        """
-        hub, repo_id, files = self.found.hub, self.found.repo_id, self.files
+    def _verify(self, commit: str) -> None:
+        """Compare every published file with what was sent, then run the example from a fresh download."""
+        hub, repo_id = self.found.hub, self.found.repo_id
         published = when_visible(lambda: hub.files(repo_id, commit))
-        wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
+        wrong = [name for name, file in self.files.items() if not is_same(file, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
         private = retrying(lambda: hub.api.model_info(repo_id)).private
         if self.must_be_private and not private:
             raise PublishError("visibility", "it has become so while this push was made")
-        log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
+        log(f"verified: the {len(self.files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")
         if not self.request.no_verify:
             with tempfile.TemporaryDirectory() as folder:
-                when_visible(lambda: hub.download(repo_id, commit, list(files), Path(folder)))
+                when_visible(lambda: hub.download(repo_id, commit, list(self.files), Path(folder)))
                 run_alone(Path(folder), "usage_example.py")
             log("verified: a fresh download generates text")
 
-    def make_tag(self, commit: str) -> None:
-        """Name the commit, if asked to and not yet done."""
+    def _make_tag(self, commit: str) -> None:
         tag, repo_id, api = self.request.tag, self.found.repo_id, self.found.hub.api
         if tag is not None and self.remote is not None and tag not in self.remote.tags:
             when_visible(lambda: retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)))
