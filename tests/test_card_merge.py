@@ -55,7 +55,7 @@ def test_what_people_write_outside_the_marks_survives_every_push() -> None:
 
 
 def test_of_an_edit_between_the_marks_is_told() -> None:
-    edited = card().replace("## Samples", "## Samples that I like")
+    edited = card().replace("## What it writes", "## What it writes that I like")
     assert merged(card(1.4), edited, EDITED) == card(1.4)
     assert merged(card(1.4), card().replace("`.\n", "`.  \n")) == card(1.4), "spaces are no edit"
 
@@ -65,7 +65,7 @@ def test_a_mark_that_was_deleted_is_mended(lost: str) -> None:
     edited = f"{card()}\n## Thanks\n".replace(f"\n{BEGIN}", f"\n# Mine\n\n{BEGIN}")
     edited = re.sub(lost, "", edited)
     text = merged(card(1.4), edited, "a mark was missing")
-    assert text.count(BEGIN) == text.count(END) == text.count("## Samples") == 1
+    assert text.count(BEGIN) == text.count(END) == text.count("## What it writes") == 1
     assert "# Mine" in text and text.endswith("\n## Thanks\n") and "1.5000" not in text
 
 

@@ -52,7 +52,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     vocabulary = checkpoint.vocabulary()
     texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
-    curve = draw_training_curve(checkpoint.metrics)
+    curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
     # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
@@ -72,7 +72,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     with one_thread():  # always with the same seed
         samples = {
             temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
-            for temperature in (0.5, 0.9)
+            for temperature in (0.5, 0.8, 1.0)
         }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
     texts[RECORD] = _json(record)  # the last one
