@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from charseq2seq.errors import ExitCode
+from tests.hub.server import WRITE, HubServer
 from tests.push_client import Publisher
-from tests.train_client import ROOT, Done, Trainee
+from tests.train_client import ROOT, TINY, Done, Trainee
 from tests.warm_client import WarmClient
 
 PAGE = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
@@ -38,6 +40,13 @@ def test_each_mode_prints_its_fields_and_nothing_else(client: WarmClient, user: 
     assert written.keys() == fields("Generate")
     texts = written["texts"]
     assert isinstance(texts, list) and f"\n{'-' * 40}\n".join(texts) + "\n" == client.run(user.home, *command).out
+
+
+def test_training_that_pushes_prints_one_object(client: WarmClient, hub: HubServer, user: Trainee) -> None:
+    command = ["--data_path", "text.txt", *TINY, "--max_steps", "2", "--push_to_hf", "--json"]
+    variables: dict[str, Any] = hub.environment(user.home, WRITE)
+    pushed = only_object(client.run(user.home, *command, **variables))
+    assert pushed.keys() == fields("Train", "Train and push") and pushed["outcome"] == "pushed"
 
 
 def test_a_push_prints_its_fields(alice: Publisher) -> None:
