@@ -167,11 +167,12 @@ def run_lock(model_path: Path) -> Iterator[str]:
         except OSError as error:  # some network and cluster file systems have no locks
             yield f"{path} cannot be locked ({error.strerror}): take care that no other run writes {model_path}."
             return
+        for written in map(_target, (model_path, resume_path(model_path), metrics_path(model_path))):
+            for temporary in leftovers(written.parent, glob.escape(written.name)):
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
-            for written in map(_target, (model_path, resume_path(model_path), metrics_path(model_path))):
-                for temporary in leftovers(written.parent, glob.escape(written.name)):
-                    temporary.unlink()
         yield ""
 
 
