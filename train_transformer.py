@@ -34,6 +34,8 @@ from charseq2seq.training.processes import is_rank_0
 if TYPE_CHECKING:
     from charseq2seq.training.trainer import Outcome
 
+PUSH_LATER = "push_to_huggingface.py pushes the model later (--hf_repo_name is --repo_name there, and so on)"
+
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
     """Do what the command line says; training fills in the report, which becomes the last line of stdout."""
@@ -86,13 +88,9 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
         if outcome.stopped_by is None:  # whoever stopped it does not wait for more
             generate(Settings(model_path=args.model_path, prompt=outcome.beginning))
-        log(
-            f"validation: {facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits), "
-            f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
-        )
-        for sentence in outcome.advice:
-            log(sentence)
-        log(f"model: {args.model_path}")
+        loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
+        best = f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
+        log("\n".join([f"validation: {loss}, {best}", *outcome.advice, f"model: {args.model_path}"]))
     if outcome.stopped_by is not None:
         log(f"stopped: everything is saved; {what_is_left(args, outcome)}.")
     elif not args.push_to_hf:
@@ -103,22 +101,15 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
 
 def what_is_left(args: Settings, outcome: Outcome) -> str:
     """How to go on after a stop, in words."""
-    if not outcome.complete:
-        with_resume = "" if args.resume == "auto" else ", with --resume auto,"
-        left = f"the same command{with_resume} continues this run"
-        if outcome.evaluation is None and outcome.steps:
-            model = args.model_path.with_stem(args.model_path.stem + "_stopped")
-            words = ["--resume", str(resume_path(args.model_path)), "--max_steps", str(outcome.steps)]
-            left += f"; to use what it has learnt so far, the same command with {shlex.join(words)} --model_path "
-            left += f"{shlex.quote(str(model))}{' and without --push_to_hf' * args.push_to_hf} writes a model of it"
-        return left
-    if not args.push_to_hf:
-        return "the run itself was complete"
-    words = ["python", "push_to_huggingface.py", "--model_path", str(args.model_path)]
-    told = {"repo_name": args.hf_repo_name, "username": args.hf_username, "token_file": args.hf_token_file}
-    words += [word for name, value in told.items() if value for word in (f"--{name}", str(value))]  # but no token
-    words += ["--private"] * args.hf_private
-    return f"the run itself was complete, but the model is not pushed yet: {shlex.join(words)}"
+    if outcome.complete:
+        return f"the run itself was complete{f'; {PUSH_LATER}' * args.push_to_hf}"
+    left = f"the same command{', with --resume auto,' * (args.resume != 'auto')} continues this run"
+    if outcome.evaluation is None and outcome.steps:
+        model = args.model_path.with_stem(args.model_path.stem + "_stopped")
+        words = ["--resume", resume_path(args.model_path), "--max_steps", outcome.steps, "--model_path", model]
+        left += f"; to use what it has learnt so far, the same command with {shlex.join(map(str, words))}"
+        left += f"{' and without --push_to_hf' * args.push_to_hf} writes a model of it"
+    return left
 
 
 def push(request: PushOptions, report: dict[str, Any]) -> None:
@@ -131,7 +122,7 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
         with flags_of_training():
             pushed = publish(request)
     except SuiteError:
-        log(f"the model is safe in {request.model_path}; push it later with push_to_huggingface.py.")
+        log(f"the model is safe in {request.model_path}; {PUSH_LATER}.")
         raise
     report |= {"outcome": pushed.state, "url": pushed.url, "commit": pushed.commit}
     write_result(pushed.url + "\n")
@@ -151,10 +142,8 @@ def evaluate(args: Settings) -> int:
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
     path = args.data_path or find_own_text(checkpoint.corpus, args.model_path.parent)
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip", args.encoding)
-    log(
-        f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits, perplexity "
-        f"{facts['perplexity']:.3f}) on {facts['characters']:,} characters of {path.name} ({facts['split']})"
-    )
+    loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
+    log(f"{loss} on {facts['characters']:,} characters of {path.name} ({facts['split']})")
     write_result(json.dumps(facts) + "\n")
     return 0
 
@@ -176,10 +165,8 @@ def generate(args: Settings) -> int:
     on_cpu = args.device == "auto" and args.num_samples == 1 and is_small(model)
     generator = TextGenerator(model if on_cpu else model.to(device), vocabulary)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    texts: Iterable[Iterable[str]]
-    if args.num_samples == 1:
-        texts = [generator.stream(prompt, args.num_chars, sampling)]
-    else:
+    texts: Iterable[Iterable[str]] = [generator.stream(prompt, args.num_chars, sampling)]
+    if args.num_samples > 1:
         texts = generator.samples(prompt, args.num_chars, sampling, args.num_samples)
     for number, text in enumerate(texts):
         write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt)

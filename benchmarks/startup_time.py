@@ -27,7 +27,7 @@ import torch
 from benchmarks.machine import Measure, describe_machine, interleaved, markdown_table, timed
 from benchmarks.peers import Shape, add_shape_arguments, shape_of
 from charseq2seq.console import run
-from charseq2seq.device import choose_precision, torch_dtype, tune_cpu
+from charseq2seq.device import choose_precision, torch_dtype, tune
 from charseq2seq.training.evaluation import evaluate
 from data.prepare import prepare
 from encoder_decoder_transformer import Transformer
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare()
     machine = describe_machine()
     torch.manual_seed(0)
-    tune_cpu()
+    tune()
     text = [] if args.data_path is None else ["--data_path", str(args.data_path)]
     measures = {
         "--help": command("train_transformer.py", "--help"),

@@ -48,7 +48,7 @@ from benchmarks.peers import NanoGPTRecipe, count_parameters, train_nanogpt
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.console import log, run
 from charseq2seq.corpus import Corpus, Ids, load_corpus
-from charseq2seq.device import torch_dtype, tune_cpu
+from charseq2seq.device import torch_dtype, tune
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.evaluation import evaluate
 from encoder_decoder_transformer import Transformer
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, score, and print the table line by line."""
     args = parse_arguments(argv)
     machine = describe_machine()
-    tune_cpu()  # as the suite's trainer does; nanoGPT has it too
+    tune()  # as the suite's trainer does; nanoGPT has it too
     corpus = load_corpus(args.data_path, 1)
     validation = len(corpus.ids) - corpus.num_train
     ours: list[Row] = []

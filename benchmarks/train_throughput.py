@@ -42,7 +42,7 @@ from benchmarks.machine import (
 )
 from benchmarks.peers import Peer, Shape, add_shape_arguments, count_parameters, installed_peers, shape_of
 from charseq2seq.console import run
-from charseq2seq.device import torch_dtype, tune_cpu
+from charseq2seq.device import torch_dtype, tune
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import WARMUP_FRACTION, build_optimizers, set_learning_rates
 from encoder_decoder_transformer import Transformer
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = shape_of(args)
     machine = describe_machine()
     torch.manual_seed(0)
-    tune_cpu()  # as the suite's trainer does; the peers have it too
+    tune()  # as the suite's trainer does; the peers have it too
     batches = [shape.random_batch() for _ in range(args.steps)]
     contenders = our_contenders(shape, batches)
     contenders += [peer_contender(peer, shape, batches) for peer in installed_peers()]

@@ -1,8 +1,7 @@
 """Command lines read into a dataclass that has one field per option, and every problem told at once.
 
-argparse stops at the first wrong value. Here it only shows the help; `read_options` reads the command line, and ends
-with all problems in one message and status 2. Nothing here imports torch: `--help` and wrong arguments are answered at
-once.
+argparse stops at the first wrong value; here it only shows the help. Nothing here imports torch: `--help` and wrong
+arguments are answered at once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from charseq2seq import __version__
 from charseq2seq.errors import TOKEN, list_problems
@@ -51,9 +50,6 @@ def option(kind: Kind, help: str, default: Any = None, **more: Any) -> Any:  # n
     return field(default=row.default, metadata={"option": row})
 
 
-_MOST_FILES = 1000  # arguments files of one command line
-
-
 class Options:
     """A dataclass whose fields are options. One named `mode` says which of the others may be given."""
 
@@ -72,17 +68,11 @@ T = TypeVar("T", bound=Options)
 
 
 def read_options(kind: type[T], argv: Sequence[str] | None, description: str | None = None) -> T:
-    """Read a command line; a wrong one ends the program with status 2 and everything that is wrong with it.
-
-    Args:
-        kind: the dataclass to read it into.
-        argv: the words; None: those of the program.
-        description: of the program, for `--help`.
-    """
+    """Read words, or those of the program, into a dataclass; wrong ones end it with status 2 and all that is wrong."""
     rows = kind.rows()
-    parser = _Parser(rows, description)
+    parser = _parser(rows, description)
     given, unknown, problems = _split(sys.argv[1:] if argv is None else argv, rows)
-    _, unknown = parser.parse_known_args(unknown)  # --help and --version end it here
+    parser.parse_args([word for word in unknown if word in ("-h", "--help", "--version")])  # they end it here
     problems += _unrecognized(unknown, rows)
     for name, text in given.items():
         if isinstance(text, str):
@@ -93,7 +83,7 @@ def read_options(kind: type[T], argv: Sequence[str] | None, description: str | N
                 problems.append(f"--{name} must be {error}, not {text!r}")
     read = kind(**given)
     if problems := [*problems, *_misplaced(given, rows, read), *read.contradictions()]:
-        parser.error(list_problems(problems))
+        parser.error(TOKEN.sub("…", list_problems(problems)))
     return read
 
 
@@ -107,14 +97,13 @@ def _split(words: Sequence[str], rows: dict[str, Option]) -> tuple[dict[str, Any
     unknown: list[str] = []
     problems: list[str] = []
     flags = {f"--{name}": name for name in rows}
-    files, left = 0, list(reversed(words))
+    files, left = set[str](), list(reversed(words))
     while left:
         word = left.pop()
         flag, equals, value = word.partition("=")
-        if word.startswith("@") and (files := files + 1) <= _MOST_FILES:
-            left += reversed(_words_of(word[1:], problems))
-        elif word.startswith("@"):
-            return given, unknown, ["an arguments file names itself, or files name each other, without end"]
+        if word.startswith("@"):
+            left += reversed(_words_of(word[1:], problems)) if word not in files else []
+            files.add(word)  # read once: it may name itself
         elif flag not in flags:
             unknown.append(word)
         elif (name := flags[flag]) and rows[name].kind is SWITCH:
@@ -143,28 +132,21 @@ def _words_of(file: str, problems: list[str]) -> list[str]:
     return []
 
 
-class _Parser(argparse.ArgumentParser):
+def _parser(rows: dict[str, Option], description: str | None) -> argparse.ArgumentParser:
     """Shows the help, the version and what is wrong."""
-
-    def __init__(self, rows: dict[str, Option], description: str | None) -> None:
-        super().__init__(
-            usage="%(prog)s [options] [@file]",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
-            allow_abbrev=False,  # an abbreviation that works today is ambiguous tomorrow
-        )
-        self.add_argument("--version", action="version", version=f"charseq2seq {__version__}")
-        groups = {title: self.add_argument_group(title) for title in dict.fromkeys(row.group for row in rows.values())}
-        for name, row in rows.items():
-            value: dict[str, Any] = {"action": "store_true"} if row.kind is SWITCH else {"metavar": row.kind.metavar}
-            if row.without_value is not None:
-                value |= {"nargs": "?", "const": row.without_value}
-            groups[row.group].add_argument(f"--{name}", help=_help(row), **value)
-
-    def error(self, message: str) -> NoReturn:
-        """End the program with status 2 and a message that shows no token."""
-        super().error(TOKEN.sub("…", message))
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [@file]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"charseq2seq {__version__}")
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(row.group for row in rows.values())}
+    for name, row in rows.items():
+        value: dict[str, Any] = {"action": "store_true"} if row.kind is SWITCH else {"metavar": row.kind.metavar}
+        if row.without_value is not None:
+            value["nargs"] = "?"
+        groups[row.group].add_argument(f"--{name}", help=_help(row), **value)
+    return parser
 
 
 def _help(row: Option) -> str:
@@ -181,10 +163,10 @@ def _unrecognized(words: list[str], rows: dict[str, Option]) -> Iterator[str]:
     flags = [f"--{name}" for name in rows]
     near = [difflib.get_close_matches(word.partition("=")[0], flags, 1) for word in words if word.startswith("-")]
     meant = " ".join(flag for found in near for flag in found)
-    told = f"unrecognized arguments: {' '.join(words[:10])}" + f" and {len(words) - 10:,} more" * (len(words) > 10)
-    expanded = any(map(os.path.isfile, words))  # of `--data_path src/*.py`, all files but the first
-    told += '; quote a pattern, so that the shell leaves it as it is: --data_path "src/*.py"' if expanded else ""
-    yield told + (f"; did you mean {meant}?" if meant else "")
+    told = f"unrecognized arguments: {' '.join(words):.300}" + (f"; did you mean {meant}?" if meant else "")
+    if any(map(os.path.isfile, words)):  # of `--data_path src/*.py`, all files but the first
+        told += '; quote a pattern, so that the shell leaves it as it is: --data_path "src/*.py"'
+    yield told
 
 
 def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Iterator[str]:
@@ -202,60 +184,47 @@ def _misplaced(given: dict[str, Any], rows: dict[str, Option], read: Any) -> Ite
 
 # --- kinds of values
 
-expand_home = os.path.expanduser  # a shell leaves the ~ of `--data_path=~/x` as it is
+
+def checked(metavar: str, wanted: str, convert: Callable[[str], Any], fits: Callable[[Any], object]) -> Kind:
+    """Values for which `fits` is true; `wanted` says in words which these are."""
+
+    def convert_and_check(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if fits(value):
+                return value
+        raise ValueError(wanted)
+
+    return Kind(metavar, convert_and_check)
+
+
 SWITCH = Kind("", bool)  # on where the flag is given
 
 
 def _path(text: str) -> Path:
-    if "\0" in text:
-        raise ValueError("a path without NUL characters")
-    return Path(expand_home(text))
+    """A shell leaves the ~ of `--data_path=~/x` as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path drops the ./ of ./~)
 
 
-FILE = Kind("FILE", _path)
-
-
-def _filled(text: str) -> str:
-    if not text.strip():  # as scripts pass a variable that is not set
-        raise ValueError("something, or the flag left out")
-    return text
+FILE = checked("FILE", "a path without NUL characters", _path, lambda path: "\0" not in str(path))
 
 
 def filled(metavar: str) -> Kind:
-    """Text, but not an empty one."""
-    return Kind(metavar, _filled)
+    """Text, but not an empty one, as scripts pass a variable that is not set."""
+    return checked(metavar, "something, or the flag left out", str, str.strip)
 
 
 def whole(minimum: int, maximum: int = 2**31 - 1) -> Kind:
     """Whole numbers from `minimum` to `maximum`."""
-
-    def convert(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if minimum <= int(text) <= maximum:
-                return int(text)
-        raise ValueError(f"a whole number from {minimum:,} to {maximum:,}")
-
-    return Kind("N", convert)
+    wanted = f"a whole number from {minimum:,} to {maximum:,}"
+    return checked("N", wanted, int, lambda number: minimum <= number <= maximum)
 
 
 def number(wanted: str, fits: Callable[[float], bool]) -> Kind:
-    """Finite numbers for which `fits` is true; `wanted` says in words which these are."""
-
-    def convert(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if fits(float(text)) and math.isfinite(float(text)):
-                return float(text)
-        raise ValueError(wanted)
-
-    return Kind("X", convert)
+    """Finite numbers for which `fits` is true."""
+    return checked("X", wanted, float, lambda x: math.isfinite(x) and fits(x))
 
 
 def one_of(*words: str) -> Kind:
     """One of these words."""
-
-    def convert(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"one of {', '.join(words)}")
-        return text
-
-    return Kind("|".join(words), convert)
+    return checked("|".join(words), f"one of {', '.join(words)}", str, words.__contains__)

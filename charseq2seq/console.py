@@ -40,11 +40,7 @@ def log_errors_only() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """From now on write the log to this file too, every line timed; at 10 MB it is rotated, and 3 old ones are kept.
-
-    Raises:
-        SuiteError: the file cannot be written.
-    """
+    """From now on write the log to this file too, or raise SuiteError; at 10 MB it is rotated, 3 old ones are kept."""
     from logging.handlers import RotatingFileHandler
 
     try:
@@ -57,10 +53,7 @@ def log_to_file(path: Path) -> None:
 
 def is_terminal() -> bool:
     """Whether the log goes to a terminal."""
-    try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # closed
-        return False
+    return os.isatty(2)
 
 
 def input_waits() -> bool:
@@ -74,7 +67,7 @@ def input_waits() -> bool:
     return False
 
 
-def log(message: str = "") -> None:
+def log(message: str) -> None:
     """Write a message to the log, every line timed unless a person is reading."""
     if not _Output.errors_only:
         _write(message)
@@ -94,12 +87,7 @@ def _write(message: str) -> None:
 
 
 def write_result(text: str) -> None:
-    """Write to stdout at once.
-
-    Raises:
-        BrokenPipeError: its reader went away; `run` turns this into exit code 141.
-        SuiteError: it cannot be written, e.g. because it is a file on a full disk.
-    """
+    """Write to stdout at once, or raise SuiteError; BrokenPipeError if its reader went away."""
     if sys.stdout is None or _Output.errors_only:
         return
     try:
@@ -109,10 +97,8 @@ def write_result(text: str) -> None:
         _discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise
-        raise SuiteError(
-            f"the result cannot be written to stdout ({error.strerror}); send it somewhere else and run again.",
-            ExitCode.IO_ERROR,
-        ) from error
+        said = f"the result cannot be written to stdout ({error.strerror}); send it somewhere else and run again."
+        raise SuiteError(said, ExitCode.IO_ERROR) from error
 
 
 def _discard(stream: TextIO) -> None:
@@ -139,8 +125,7 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
     report: dict[str, Any] = {}
     try:
         code, facts = _attempt(_check_folder)
-        if code == ExitCode.OK:
-            code, facts = _attempt(lambda: main(None, report))
+        code, facts = (code, facts) if code else _attempt(lambda: main(None, report))
         if report:
             report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
             unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))

@@ -1,7 +1,6 @@
 """The device, its precision, and every setting that holds for the whole process: threads, allocator, denormals.
 
-How many CPUs and how much memory there are for this process is asked here too: a container or a scheduler may leave it
-a part of the machine.
+So are the CPUs and the memory that a container or a scheduler leaves to this process.
 """
 
 from __future__ import annotations
@@ -31,17 +30,12 @@ if TYPE_CHECKING:
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
 _SPINS = "1000"  # of a thread of GNU's OpenMP before it sleeps, where other programs run; usual are 300,000
-_SET_BY_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 _ROOT = Path("/")  # of /proc and /sys
 
 
 def choose_device(asked: str) -> tuple[str, str]:
-    """The device to use, and why.
-
-    Raises:
-        SuiteError: the device asked for is not there.
-    """
+    """The device to use, and why; or raise SuiteError if it is not there."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -50,19 +44,13 @@ def choose_device(asked: str) -> tuple[str, str]:
         return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
     if there[asked]:
         return asked, f"device {asked}: asked for"
-    raise SuiteError(
-        f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device; use --device auto, or install a "
-        "PyTorch built for it (pytorch.org/get-started).",
-        ExitCode.USAGE,
-    )
+    problem = f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device"
+    remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
+    raise SuiteError(f"{problem}; {remedy}", ExitCode.USAGE)
 
 
 def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """The precision of the forward and backward pass, and why.
-
-    Raises:
-        SuiteError: fp16 was asked for on a CPU, where it has no fast arithmetic and would overflow.
-    """
+    """The precision of the forward and backward pass, and why; or raise SuiteError if it is not for this device."""
     import torch
 
     if asked == "fp16" and device == "cpu":
@@ -73,24 +61,19 @@ def choose_precision(asked: str, device: str) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "precision bf16: this GPU computes in it"
         return "fp16", "precision fp16 with loss scaling: this GPU has no bf16"
-    if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-            return "bf16", "precision bf16: this CPU has bf16 matrix products"
-        return "fp32", "precision fp32: this CPU has no bf16 matrix products"
-    return "fp32", "precision fp32: the safe choice on this device"
+    capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        return "bf16", "precision bf16: this CPU has bf16 matrix products"
+    return "fp32", f"precision fp32: this {'CPU' if device == 'cpu' else 'device'} has no fast bf16"
 
 
 def describe_hardware(device: str) -> str:
     """The kind of hardware, without the machine's name."""
     import torch
 
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    if device == "mps":
-        return "Apple GPU (MPS)"
-    name = torch.cpu.get_capabilities().get("cpu_name", "unknown CPU")
-    return f"{name}, {torch.get_num_threads()} threads"
+    if device != "cpu":
+        return torch.cuda.get_device_name() if device == "cuda" else "Apple GPU (MPS)"
+    return f"{torch.cpu.get_capabilities().get('cpu_name', 'unknown CPU')}, {torch.get_num_threads()} threads"
 
 
 def torch_dtype(precision: str) -> torch.dtype:
@@ -106,13 +89,11 @@ def choose_threads(asked: int | None) -> tuple[int, str]:
 
     if asked is not None:
         return asked, f"threads {asked}: asked for"
-    found = torch.get_num_threads()
-    if found == _threads_of_variable():
-        return found, f"threads {found}: OMP_NUM_THREADS"
     cpus, reason = available_cpus()
-    if found < cpus:
-        return found, f"threads {found}: what PyTorch chooses here ({reason})"
-    return math.ceil(cpus), f"threads {math.ceil(cpus)}: {reason}"
+    if found := _threads_of_variable():
+        return found, f"threads {found}: OMP_NUM_THREADS"
+    threads = min(torch.get_num_threads(), math.ceil(cpus))  # PyTorch may want only one a core
+    return threads, f"threads {threads}: {reason}"
 
 
 def available_cpus() -> tuple[float, str]:
@@ -157,23 +138,18 @@ def _limits(controller: str, *files: str) -> Iterator[list[float]]:
 
 
 def choose_waiting(asked: int | None) -> str:
-    """How threads wait for one another, in words; to be called before torch is imported.
+    """Let threads sleep while they wait for one another if other programs need the CPUs; returns that in words, or "".
 
-    Threads that spin are faster where nothing else runs. Elsewhere they take the CPU from the very thread for which
-    they wait. GNU's OpenMP reads the setting when it is loaded; one that the user has made stays.
-
-    Args:
-        asked: the number of threads that was asked for.
+    Threads that spin are faster, but elsewhere they take the CPU from the very thread for which they wait. GNU's OpenMP
+    reads the setting when it is loaded, so this comes before torch is imported. What the user has set stays.
     """
     cpus, _ = available_cpus()
     threads = asked or _threads_of_variable() or math.ceil(cpus)
-    if threads == 1:
+    if threads == 1 or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return ""
-    if given := [name for name in _SET_BY_USERS if name in os.environ]:
-        return f"they wait as {given[0]} says"
     others = _others_running()
     if threads <= cpus and others + threads <= (os.cpu_count() or 1):
-        return "they spin while they wait"
+        return ""
     os.environ["GOMP_SPINCOUNT"] = _SPINS
     return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"
 
@@ -185,15 +161,13 @@ def _threads_of_variable() -> int | None:
 
 
 def _others_running(looks: int = 10, pause: float = 0.005) -> float:
-    """How many threads of other programs run or wait for a CPU, as the kernel says now; else the last minute's load."""
+    """How many threads of other programs run or wait for a CPU now; 0 where the kernel does not say it."""
     seen = []
     with contextlib.suppress(OSError):
         for _ in range(looks):
             seen += re.findall(r"^procs_running (\d+)", (_ROOT / "proc/stat").read_text(), re.MULTILINE)
             time.sleep(pause)
-    if seen:
-        return sum(map(int, seen)) / len(seen) - 1  # this thread runs while it looks
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return sum(map(int, seen)) / len(seen) - 1 if seen else 0.0  # this thread runs while it looks
 
 
 def use_threads(number: int) -> None:
@@ -218,21 +192,15 @@ def one_thread() -> Iterator[None]:
         use_threads(threads)
 
 
-def allow_tf32() -> None:
-    """Let GPUs that have TF32 use it for products of float32."""
-    import torch
-
-    torch.set_float32_matmul_precision("high")
-
-
-def tune_cpu() -> None:
-    """Treat denormal numbers as zero, and keep the memory that this process frees.
+def tune() -> None:
+    """Let GPUs use TF32 for products of float32, treat denormal numbers as zero, and keep the memory that is freed.
 
     A CPU computes with denormals a hundred times slower. A training step frees more than 100 MiB; to fetch and clear
     the pages again takes a tenth of its time (benchmarks/LOG.md). Only glibc has these settings.
     """
     import torch
 
+    torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -240,28 +208,26 @@ def tune_cpu() -> None:
             mallopt(parameter, limit)
 
 
-def suitable_kernels(device: str) -> Kernels:
-    """What is fastest on a device: on an NVIDIA GPU Triton's kernels, if Triton works there."""
-    from encoder_decoder_transformer import Kernels
-
-    return (_triton_kernels() if device == "cuda" else None) or Kernels()
-
-
 @functools.cache
-def _triton_kernels() -> Kernels | None:
-    """Those of `gpu_kernels`, tried once: Triton needs a C compiler, Python's headers and a GPU of 2017 or later."""
+def suitable_kernels(device: str) -> Kernels:
+    """What is fastest on a device: on an NVIDIA GPU Triton's kernels, if Triton works there.
+
+    It needs a C compiler, Python's headers and a GPU of 2017 or later.
+    """
     import importlib.util
 
     import torch
 
-    if importlib.util.find_spec("triton") is None:
-        return None
-    try:
-        from charseq2seq.gpu_kernels import KERNELS
+    from encoder_decoder_transformer import Kernels
 
-        KERNELS.normalize_and_rotate(torch.ones(1, 1, 1, 2, device="cuda"), torch.ones(2, 1, 2, device="cuda"))
-    # Which error it is depends on what is missing; all of it means the same.
-    except Exception as error:
-        log(f"note: Triton does not work here ({' '.join(str(error).split()):.200}); PyTorch's slower operations do.")
-        return None
-    return KERNELS
+    if device == "cuda" and importlib.util.find_spec("triton") is not None:
+        try:
+            from charseq2seq.gpu_kernels import KERNELS
+
+            KERNELS.normalize_and_rotate(torch.ones(1, 1, 1, 2, device="cuda"), torch.ones(2, 1, 2, device="cuda"))
+            return KERNELS
+        # Which error it is depends on what is missing; all of it means the same.
+        except Exception as error:
+            why = f"{' '.join(str(error).split()):.200}"
+            log(f"note: Triton does not work here ({why}); PyTorch's slower operations do.")
+    return Kernels()

@@ -10,25 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from charseq2seq.command_line import (
-    FILE,
-    SWITCH,
-    Kind,
-    Options,
-    expand_home,
-    filled,
-    number,
-    one_of,
-    option,
-    read_options,
-    whole,
-)
+from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
 from charseq2seq.device import choose_device, choose_precision, choose_threads
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
 from charseq2seq.files import lock_path, resume_path
@@ -59,7 +47,6 @@ _DROPPED = number("a number at least 0 and below 1", lambda x: 0 <= x < 1)
 _PROBABILITY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
-
 # What the rows of a group share.
 _what = partial(option, group="what to do")
 _train = partial(option, modes=("train",))
@@ -69,7 +56,7 @@ _run = partial(_course, **_RESULT)
 _memory = partial(_train, group="memory and speed (train)", recorded=True)
 _publishing = partial(_train, group="publishing (train)", needs="push_to_hf")
 _text = partial(option, group="text (generate)", modes=("generate",))
-_NAME, _TEXT, _TOKEN, _PATH = filled("NAME"), Kind("TEXT"), filled("TOKEN"), Kind("PATH", FILE.convert)
+_NAME, _TEXT, _TOKEN = filled("NAME"), Kind("TEXT"), filled("TOKEN")
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
@@ -80,16 +67,12 @@ class Settings(Options):
 
     An option that was not given is None if its default depends on the device or the text, whatever its type here is.
     `resolve_settings` and then `with_text_defaults` fill it in.
-
-    Attributes:
-        reasons: why device, precision and size are what they are, for the user; empty before they are decided.
-        undecided: the options that were not asked for, whose defaults may depend on the text.
     """
 
     mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
     model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
-        _PATH,
+        FILE._replace(metavar="PATH"),
         "a UTF-8 text: a file, a folder of *.txt or a quoted pattern, plain or .gz, .bz2, .xz (default: Shakespeare's "
         "plays, prepared on first use). evaluate scores the validation split of the model's text, all of any other",
         modes=("train", "evaluate"),
@@ -150,7 +133,7 @@ class Settings(Options):
         _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU; none with another limit)"
     )
     patience: int | None = _run(
-        whole(1), "end after so many evaluations without improvement (default: 5; never with a limit)"
+        whole(1), "evaluations without improvement that end a run (default: 5; none with a limit)"
     )
     batch_size: int = _run(
         whole(1, 1_048_576),
@@ -162,11 +145,9 @@ class Settings(Options):
         _NOT_NEGATIVE, "times the learning rate, at every step (default: hidden weights shrink to a quarter an epoch)"
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
-    log_interval: int = _course(
-        whole(1), "steps between lines of progress where there is no terminal", 100, recorded=True
-    )
+    log_interval: int = _course(whole(1), "steps between lines of progress where there is no terminal", 100)
     resume: str = _course(
-        Kind("auto|never|FILE", expand_home),
+        Kind("auto|never|FILE", os.path.expanduser),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
         "auto",
     )
@@ -191,12 +172,10 @@ class Settings(Options):
     num_samples: int = _text(whole(1), "texts to write", 1)
     temperature: float = _text(_NOT_NEGATIVE, "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
     top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
-    top_p: float | None = _text(
-        _PROBABILITY, "sample from the fewest characters with this total probability (default: 1, all)"
-    )
+    top_p: float | None = _text(_PROBABILITY, "sample from the fewest characters of this probability (default: 1, all)")
 
-    reasons: tuple[str, ...] = ()
-    undecided: frozenset[str] = frozenset()
+    reasons: tuple[str, ...] = ()  # why device, precision, threads and size are what they are, for the user
+    undecided: frozenset[str] = frozenset()  # the options that were not asked for
 
     def model_config(self, vocab_size: int) -> dict[str, Any]:
         """Keyword arguments of `Transformer`."""
@@ -232,8 +211,7 @@ read_settings = partial(read_options, Settings)
 def training_command(training_args: Mapping[str, Any], steps: int | None) -> list[str]:
     """The flags that train a model like a given one, for its card; options that this version lacks are left out.
 
-    They ask for the steps that the run made, even if a time limit ended it: another machine makes more or fewer in
-    that time.
+    Where a time limit ended the run they ask for its steps: another machine makes more or fewer in that time.
     """
     told = {name: training_args.get(name) for name, row in OPTIONS.items() if row.changes_weights}
     told |= {"device": None, "max_minutes": None}
@@ -244,26 +222,18 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
 
 
 def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Settings:
-    """Fill in what the device decides, and the text to train on.
-
-    Args:
-        asked: what the command line says.
-        data_path: the text.
-        waiting: how threads wait for one another, for the user.
+    """Fill in the text to train on and what the device decides; `waiting` says how its threads wait, for the user.
 
     Raises:
-        SuiteError: a device or precision was asked for that this machine does not have, or the model's sizes do not
-            fit together; all of it at once.
+        SuiteError: this machine does not have what was asked for, or the model's sizes do not fit together.
     """
-    problems: list[str] = []
-    device, device_reason = _collect_problem(problems, "cpu", choose_device, asked.device)
-    precision, precision_reason = _collect_problem(problems, "fp32", choose_precision, asked.precision, device)
+    device, device_reason = choose_device(asked.device)
+    precision, precision_reason = choose_precision(asked.precision, device)
     num_threads, threads_reason = choose_threads(asked.num_threads)
     threads_reason += f"; {waiting}" if waiting else ""
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
-    size, size_reason = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
-    if asked.size:
-        size, size_reason = asked.size, "asked for"
+    usual = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
+    size, size_reason = (asked.size, "asked for") if asked.size else usual
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
     defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": num_threads}
@@ -281,39 +251,22 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    if problems := [*problems, *_size_problems(settings)]:
+    if problems := list(_size_problems(settings)):
         raise SuiteError(list_problems(problems), ExitCode.USAGE)
     return settings
-
-
-def _collect_problem(
-    problems: list[str], instead: str, choose: Callable[..., tuple[str, str]], *asked: str
-) -> tuple[str, str]:
-    """Return what `choose` returns; if it refuses, add its reason to `problems` and return `instead`."""
-    try:
-        return choose(*asked)
-    except SuiteError as error:
-        problems.append(str(error))
-        return instead, ""
 
 
 def _size_problems(settings: Settings) -> Iterator[str]:
     from charseq2seq.checkpoint import LARGEST_TABLE
 
-    d_model, num_heads = settings.d_model, settings.num_heads
-    if d_model % (2 * num_heads):
-        near = 2 * num_heads * max(1, round(d_model / num_heads / 2))
-        problem = f"--d_model {d_model} cannot be divided into {num_heads} heads of an even size"
-        yield f"{problem}; choose --d_model {near}, say."
-    if num_heads % settings.num_kv_heads:
-        yield f"--num_kv_heads {settings.num_kv_heads} must divide --num_heads {num_heads}; choose 1, say."
-    source_length, target_length = settings.source_length, settings.target_length
-    longest = LARGEST_TABLE * num_heads // d_model
-    if source_length + target_length > longest:
-        yield (
-            f"--source_length {source_length:,} and --target_length {target_length:,} are together more than "
-            f"{longest:,}, the most that a model file may have with this --d_model; choose shorter ones or more heads."
-        )
+    d_model, heads, longest = settings.d_model, settings.num_heads, settings.source_length + settings.target_length
+    if d_model % (2 * heads):
+        near = 2 * heads * max(1, round(d_model / heads / 2))
+        yield f"--d_model {d_model} cannot be divided into {heads} heads of an even size; choose --d_model {near}, say."
+    if heads % settings.num_kv_heads:
+        yield f"--num_kv_heads {settings.num_kv_heads} must divide --num_heads {heads}; choose 1, say."
+    if longest > (most := LARGEST_TABLE * heads // d_model):
+        yield f"--source_length and --target_length are together more than {most:,}; choose shorter ones or more heads."
 
 
 # --- push_to_huggingface.py
@@ -326,9 +279,9 @@ class PushOptions(Options):
     """The options of push_to_huggingface.py, a field each."""
 
     model_path: Path = _what(FILE, "the model file", DEFAULT_MODEL_PATH)
-    output_dir: Path | None = _what(Kind("DIR", FILE.convert), "build the repository folder here and keep it")
+    output_dir: Path | None = _what(FILE._replace(metavar="DIR"), "build the repository folder here and keep it")
     only_if_better: float | None = _what(
-        Kind("MARGIN", _NOT_NEGATIVE.convert),
+        _NOT_NEGATIVE._replace(metavar="MARGIN"),
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (default: 0)",
         without_value=0.0,
     )
@@ -345,7 +298,7 @@ class PushOptions(Options):
     check: bool = _how(SWITCH, "only find out whether a push could work", excludes="dry_run")
     dry_run: bool = _how(SWITCH, "do everything but send, and print the plan")
     no_verify: bool = _how(SWITCH, "do not download and run what was pushed")
-    timeout: float = _how(Kind("SECONDS", _POSITIVE.convert), "seconds to wait for one answer", 60.0)
+    timeout: float = _how(_POSITIVE._replace(metavar="SECONDS"), "seconds to wait for one answer", 60.0)
     json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
     def contradictions(self) -> Iterator[str]:

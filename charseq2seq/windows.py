@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from charseq2seq.corpus import Ids
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 # A batch reads its full source with this probability, else a shorter one or none, so that the model also learns to go
 # on from short and empty prompts (benchmarks/LOG.md has its cost).
@@ -37,21 +34,17 @@ def ids_on_device(ids: Ids, device: torch.device | str) -> Tensor:
 
     PyTorch can index signed types only, so ids above 32,767 look negative: read them by `gather`, which undoes that.
     """
-    import torch
-
     signed = ids if ids.dtype == np.uint8 else ids.view(np.dtype(f"i{ids.itemsize}"))
     return torch.from_numpy(np.ascontiguousarray(signed)).to(device)
 
 
 def gather(ids: Tensor, starts: Tensor, source_length: int, target_length: int) -> tuple[Tensor, Tensor]:
-    """Slice windows out of a text, on the text's device: source (batch, source_length), target (batch, target_length).
+    """Slice windows out of a text, on its device: source (batch, source_length) and target (batch, target_length).
 
     Args:
         ids: what `ids_on_device` returned, (characters,).
-        starts: where the targets begin, int64, (batch,).
+        starts: where the targets begin, (batch,).
     """
-    import torch
-
     offsets = torch.arange(-source_length, target_length, device=ids.device)
     windows = ids[starts[:, None] + offsets].long()
     if ids.dtype == torch.int16:
@@ -63,22 +56,17 @@ def gather(ids: Tensor, starts: Tensor, source_length: int, target_length: int) 
 class WindowSampler:
     """Batches of windows, shuffled epoch by epoch.
 
-    Everything is a function of the seed and of two counters, `epoch` and `position`, so that a resumed run
-    continues with exactly the batch that would have come next.
-
-    Attributes:
-        characters: length of the training split.
-        epoch: which epoch the next batch begins in.
-        position: how many windows of this epoch were given.
+    Everything is a function of the seed and of two counters, so a resumed run continues with the batch that would have
+    come next.
     """
 
-    characters: int
+    characters: int  # of the training split
     source_length: int
     target_length: int
     batch_size: int
     seed: int
-    epoch: int = 0
-    position: int = 0
+    epoch: int = 0  # in which the next batch begins
+    position: int = 0  # windows of this epoch that were given
     _order: npt.NDArray[np.int64] | None = None
 
     def _shuffled_starts(self) -> npt.NDArray[np.int64]:
@@ -93,8 +81,6 @@ class WindowSampler:
 
         Where `size` processes share a batch, the one called `rank` gets every `size`-th of its windows.
         """
-        import torch
-
         rows: list[npt.NDArray[np.int64]] = []
         generator = np.random.default_rng([self.seed, self.epoch, self.position])
         while (missing := self.batch_size - sum(map(len, rows))) > 0:  # a batch may reach into the next epoch
@@ -123,8 +109,6 @@ def tile(
         Where the targets begin, (up to batch_size,), int64; their source length, shorter at the beginning of a text;
         their target length, shorter at the end.
     """
-    import torch
-
     shapes: dict[tuple[int, int], list[int]] = {}
     for start in range(first, last, target_length):
         shape = (min(start, source_length), min(last - start, target_length))

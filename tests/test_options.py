@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from charseq2seq import __version__
-from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.errors import ExitCode
 from charseq2seq.options import OPTIONS, SIZES, read_push_options, read_settings, resolve_settings, training_command
 from encoder_decoder_transformer import Transformer
@@ -20,19 +19,16 @@ from tests.hub.server import fake_token
 from tests.train_client import TINY, Trainee, see, see_refused
 from tests.warm_client import WarmClient
 
-ENOUGH = 8 << 30  # bytes of address space for what must not take the machine's memory
+ENOUGH = 1 << 30  # bytes beside those of the imports, for what must not take the machine's memory
 PROGRAMS = ["train_transformer.py", "push_to_huggingface.py"]
 
 # A line: exit code, arguments besides those of a short training run, and after "->" what the answer matches.
 WRONG_ARGUMENTS = r"""
 USAGE --max_steps -3 -> --max_steps must be a whole number from 1 to 2,147,483,647, not '-3'
 USAGE --learning_rate nan -> --learning_rate must be a number above 0 and at most 1e\+36, not 'nan'
-USAGE --max_minutes inf -> --max_minutes must be a finite number above 0, not 'inf'
 USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads of an even size; choose --d_model 66
-USAGE --num_heads 1024 -> --d_model 16 cannot be divided into 1024 heads
 USAGE --num_kv_heads 3 -> --num_kv_heads 3 must divide --num_heads 2; choose 1, say
-USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> length 16,384 are together more than 16,384, the
-USAGE --device tpu -> --device must be one of auto, cpu, cuda, mps, not 'tpu'
+USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> are together more than 16,384; choose shorter
 USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU use bf16 or fp32
 USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, not 'sleep'
 USAGE --temprature 1 -> unrecognized arguments: --temprature 1; did you mean --temperature\?
@@ -41,25 +37,19 @@ USAGE --mode generate -> --data_path belongs to --mode train and evaluate, not -
 USAGE --mode generate --prompt_file prompt.txt --log_file prompt.txt -> --log_file and --prompt_file name the same file
 USAGE --mode generate --prompt x --prompt_file y -> --prompt and --prompt_file exclude each other
 USAGE --hf_repo_name poet -> --hf_repo_name needs --push_to_hf
-USAGE --push_to_hf --hf_token x --hf_token_file y -> --hf_token and --hf_token_file exclude each other
-USAGE --num_threads 4096 -> --num_threads must be a whole number from 1 to \d+, not
 USAGE @nul.args -> --data_path must be a path without NUL characters, not
 USAGE --mode generate --prompt --num_chars 5 -> --prompt needs a value; one that is itself a flag is given as --prompt=V
 USAGE --data_path text.txt transformer_model.pth -> unrecognized arguments: transformer_model\.pth; quote a pattern, so
-USAGE @absent.args -> the arguments file absent\.args cannot be read: No such file or directory
 USAGE @open.args -> the arguments file open\.args cannot be read: .*; close its quotes
 USAGE @latin.args -> the arguments file latin\.args cannot be read: it is not UTF-8
-USAGE @circle.args -> an arguments file names itself
+USAGE @circle.args -> --seed must be a whole number from 0 to 2,147,483,647, not .many
 USAGE --model_path text.txt -> --model_path and --data_path name the same file, .*; choose another
 USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
-USAGE --model_path text --data_path text.lock -> --data_path and the lock of --model_path name the same file, .*; choose
 CANNOT_CREATE --model_path '' -> Is a directory;
 CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: No such file or directory;
-CANNOT_CREATE --model_path text.txt/m.pth -> Not a directory
 CANNOT_CREATE --model_path N244.pth -> File name too long;
 CANNOT_CREATE --log_file no/x.log -> no/x\.log: No such file or directory;
 NO_INPUT --resume absent.pth -> absent\.pth does not exist; --resume takes
-BAD_DATA --resume text.txt -> text\.txt cannot be used: it is no checkpoint archive
 BAD_DATA --resume transformer_model.pth -> not a charseq2seq resume state file
 BAD_DATA --source_length 16384 -> needs at least 3\d,\d{3}; give a
 OUT_OF_MEMORY --d_model 65536 --d_ff 1048576 -> a model of [\d,]+ parameters takes about .* choose a smaller
@@ -78,7 +68,7 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     code, (words, says) = ExitCode[name], rest.split(" -> ")
     for file, content in (
         ("open", b'--prompt "unclosed\n'),
-        ("circle", b"@circle.args\n"),
+        ("circle", b"@circle.args --seed many\n"),
         ("nul", b"--data_path 'a\0b'\n"),
         ("latin", b"--prompt \xe9\n"),
     ):
@@ -86,7 +76,8 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     before = {path: path.read_bytes() for path in (owner.text, owner.model)}
     arguments = shlex.split(re.sub(r"N(\d+)", lambda length: "n" * int(length[1]), words))
     arguments += [] if "--max_steps" in arguments else ["--max_steps", "2"]
-    done = client.run(owner.home, "--data_path", "text.txt", *TINY, *arguments, memory=ENOUGH)
+    memory = client.size + ENOUGH if Path("/proc/self/status").exists() else 0
+    done = client.run(owner.home, "--data_path", "text.txt", *TINY, *arguments, memory=memory)
     (see_refused if done.out else see)(done, code, says)
     assert done.out or code == ExitCode.USAGE, "only a command line that is not understood has no report"
     assert {path: path.read_bytes() for path in before} == before
@@ -94,23 +85,14 @@ def test_a_wrong_argument_is_refused(line: str, client: WarmClient, owner: Train
     assert not list(owner.home.glob("*.tmp"))
 
 
-def test_a_link_that_names_itself_gives_way_to_the_model(client: WarmClient, user: Trainee) -> None:
-    (user.home / "round").symlink_to("round")
-    done = client.train(user, "--max_steps", "2", "--model_path", "round")
-    assert done.code == 0 and load_checkpoint(user.home / "round"), done.log
-
-
 def test_all_problems_are_told_at_once(client: WarmClient, user: Trainee) -> None:
     wrong_values = "--max_steps 0 --dropout nan --device tpu --hf_private --top_k 3"
     done = client.run(user.home, *wrong_values.split(), "--bogus", fake_token("mistaken"))
     see(done, ExitCode.USAGE, r"error: 6 problems:")
-    for told in ("--max_steps must", "--dropout must", "--device must", "unrecognized arguments: --bogus …"):
+    for told in ("max_steps must", "dropout must", "device must", "arguments: --bogus …", "private needs", "k belongs"):
         assert told in done.log
-    for told in ("--hf_private needs --push_to_hf", "--top_k belongs to --mode generate"):
-        assert told in done.log
-    if ABSENT:
-        done = client.run(user.home, "--device", ABSENT[0], "--precision", "fp16", "--num_heads", "1024")
-        see_refused(done, ExitCode.USAGE, r"3 problems:")
+    done = client.run(user.home, "--num_heads", "1024", "--num_kv_heads", "3")
+    see_refused(done, ExitCode.USAGE, r"2 problems:")
 
 
 def test_arguments_come_from_a_file_too(client: WarmClient, owner: Trainee) -> None:
@@ -199,7 +181,7 @@ def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Pat
     assert recorded["data"] == "text.txt" and recorded["seed"] == 1337 and "secret" not in repr(settings)
     assert not {"model_path", "data_path", "log_file", "hf_token", "resume", "size"} & recorded.keys()
     assert set(settings.identity()) < set(recorded)
-    only_rounding = {"log_interval", "num_threads", "accumulation_steps", "gradient_checkpointing"}
+    only_rounding = {"num_threads", "accumulation_steps", "gradient_checkpointing"}
     assert recorded.keys() - settings.identity().keys() == {"data", *only_rounding}
 
 

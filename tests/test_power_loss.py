@@ -85,7 +85,7 @@ def test_a_torn_file_in_all_its_forms() -> None:
     assert torn >= {b"old", b"old\0\0\0", b"ned", b"newe", b"newe\0\0", b"newer", b"\0\0\0\0r!", b"newer!"}
 
 
-@pytest.mark.parametrize("nth", range(1, 7))
+@pytest.mark.parametrize("nth", [1, 4, 5])
 def test_a_call_that_fails_leaves_the_old_file_or_the_new_one(nth: int, tmp_path: Path) -> None:
     done, _ = save(tmp_path, nth, errno=28)
     assert "No space left on device; check the disk" in done.stderr.splitlines()[-1]

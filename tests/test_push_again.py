@@ -30,11 +30,13 @@ def test_a_name_in_other_capitals_is_the_same_repository(alice: Publisher, hub: 
 
 def test_what_a_person_wrote_into_the_card_is_kept_or_told_of(alice: Publisher, hub: HubServer) -> None:
     assert alice.push("--no_verify").code == 0
-    edited = card_of(hub).replace("language: en\n", "language: no # bokmål\n").replace("## Samples", "## My samples")
+    edited = (
+        card_of(hub).replace("language: en\n", "language: no # bokmål\n").replace("## What it writes", "## My texts")
+    )
     commit = hub.repo(REPO).push({"README.md": edited.encode()})
     alice.save(tiny_checkpoint(1.4))
     done = alice.push("--no_verify")
-    assert done.code == 0 and "language: no # bokmål\n" in card_of(hub) and "## My samples" not in card_of(hub)
+    assert done.code == 0 and "language: no # bokmål\n" in card_of(hub) and "## My texts" not in card_of(hub)
     assert "note: README.md on the Hub: somebody edited the part between the marks" in done.log
     assert f"Commit {commit.id[:8]} keeps what was there" in done.log
     assert "up to date" in alice.push("--no_verify").log
@@ -117,6 +119,7 @@ def propose(hub: HubServer, alice: Publisher) -> Callable[[float], tuple[str, st
     return run
 
 
+@pytest.mark.slow
 def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callable[[float], tuple[str, str]]) -> None:
     assert propose(1.5) == ("proposed", "/discussions/1")
     assert propose(1.5) == ("up to date", "/discussions/1")
@@ -131,6 +134,7 @@ def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callab
     assert list(repository.proposals) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_pull_request_of_another_kind_is_left_alone(
     hub: HubServer, propose: Callable[[float], tuple[str, str]]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,6 @@ def record_of(folder: Path) -> dict[str, Any]:
     record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
     assert record is not None
     return record
-
-
-def test_all_files_of_the_guide_are_there(built: Path) -> None:
-    assert set(contents(built)) == ALL_FILES
-    assert set(record_of(built)["files"]) == ALL_FILES
 
 
 def test_config_and_weights_make_the_very_model(built: Path) -> None:
@@ -110,13 +105,7 @@ def test_nothing_tells_of_the_machine_or_the_moment(built: Path, tmp_path: Path)
     for name, content in contents(built).items():
         for secret in (str(Path.home()).encode() + b"/", str(built).encode(), str(tmp_path).encode(), b"2026-"):
             assert secret not in content, name
-    picture = (built / "training_curve.png").read_bytes()
-    kinds, position = [], 8
-    while position < len(picture):
-        size, kind = struct.unpack_from(">I4s", picture, position)
-        kinds.append(kind)
-        position += size + 12
-    assert not {b"tEXt", b"iTXt", b"tIME"} & set(kinds)
+    assert not re.search(b"tEXt|iTXt|tIME", (built / "training_curve.png").read_bytes())
 
 
 def test_json_stays_json_where_a_loss_is_not_a_number(tmp_path: Path) -> None:
@@ -125,20 +114,6 @@ def test_json_stays_json_where_a_loss_is_not_a_number(tmp_path: Path) -> None:
     text = (tmp_path / "folder" / "training_args.json").read_text()
     metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["metrics"]
     assert metrics["history"][0]["train_nats_per_char"] is None and metrics["extra"] == [1, None]
-
-
-def test_a_checkpoint_without_history_has_no_picture(tmp_path: Path) -> None:
-    build_folder(tiny_checkpoint(history=[]), tmp_path / "folder", "alice/m")
-    assert set(contents(tmp_path / "folder")) == ALL_FILES - {"training_curve.png"}
-    assert "training_curve" not in (tmp_path / "folder" / "README.md").read_text()
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SuiteError, match=r"thesis\.txt") as refusal:
-        build_folder(tiny_checkpoint(), tmp_path, "alice/m")
-    assert refusal.value.exit_code == ExitCode.CANNOT_CREATE
-    assert set(contents(tmp_path)) == {"thesis.txt"}
 
 
 def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
@@ -155,22 +130,21 @@ def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
     assert contents(tmp_path) == whole
 
 
-@pytest.mark.parametrize("record", [b'{"lr": 1}', b"\xff", b"{"])
-def test_a_folder_with_a_record_of_another_tool_is_left_alone(record: bytes, tmp_path: Path) -> None:
-    theirs = {"training_args.json": record, "README.md": b"a year's work", "config.json": b"{}"}
+@pytest.mark.parametrize("record", [None, b'{"lr": 1}', b"\xff", b"{"])
+def test_a_folder_of_somebody_else_is_left_alone(record: bytes | None, tmp_path: Path) -> None:
+    theirs = {"README.md": b"a year's work", "config.json": b"{}"}
+    theirs |= {"training_args.json": record} if record else {}
     for name, content in theirs.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(SuiteError, match="holds other files"):
+    with pytest.raises(SuiteError, match=r"holds other files \(README\.md") as refusal:
         build_folder(tiny_checkpoint(), tmp_path, "alice/m")
-    assert contents(tmp_path) == theirs
+    assert refusal.value.exit_code == ExitCode.CANNOT_CREATE and contents(tmp_path) == theirs
 
 
-def test_a_record_that_names_files_elsewhere_is_none_of_ours(built: Path) -> None:
+def test_a_record_of_another_tool_is_none_of_ours(built: Path) -> None:
     record = record_of(built)
     assert parse_record(json.dumps(record)) == record
-    for name in ("../secret", "/etc/passwd", "x" * 5000, 3):
-        assert parse_record(json.dumps({**record, "files": [name]})) is None
-    for odd in ("", "[1]", "[" * 100_000, json.dumps({**record, "made_by": "another tool"})):
+    for odd in ("[1]", "[" * 100_000, *(json.dumps({**record, name: [3]}) for name in ("made_by", "metrics", "files"))):
         assert parse_record(odd) is None
 
 
@@ -183,7 +157,7 @@ def damaged(folder: Path, name: str, content: bytes) -> Path:
 
 def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path) -> None:
     prove_folder(built)
-    assert set(contents(built)) == ALL_FILES, "the proof leaves nothing behind"
+    assert set(contents(built)) == ALL_FILES == set(record_of(built)["files"]), "the proof leaves nothing behind"
     other = tmp_path / "other"
     build_folder(tiny_checkpoint(seed=1), other, "alice/m")
     weights = (other / "model.safetensors").read_bytes()
@@ -206,12 +180,10 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
     [
         (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
         ("ghp_" + "a" * 36, "what looks like a token"),
-        ("hf_jwt_" + "a.b-" * 10, "what looks like a token"),
         ("/home/alice/corpus.txt", "a path of a machine"),
         ("C:\\Users\\alice\\corpus.txt", "a path of a machine"),
         (str(ROOT / "data"), "a path of a machine"),
         (f"at {ROOT}: it is", "a path of a machine"),
-        (f"https://huggingface.co/alice{ROOT}-poet", None),
         (f"{ROOT}-poet", None),
         ("a secret of no known shape", "the token in use, in notes.txt"),
         ("hf_hub_download and /home pages", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import pkgutil
 import pty
@@ -32,11 +33,10 @@ PHASES: dict[str, tuple[list[str], str, int, str]] = {
     "preparing the default text": (["--max_steps", "8"], "data.prepare:prepare", 0, UNTOUCHED),
     "reading the text": (TRAIN, "charseq2seq.training.run:load_corpus", 0, UNTOUCHED),
     "building the model": (TRAIN, "charseq2seq.training.trainer:build_optimizers", 0, UNTOUCHED),
-    "trying an evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 0, UNTOUCHED),
     "the first step": (TRAIN, "charseq2seq.training.trainer:gather", 0, UNFINISHED),
     "a step": (TRAIN, "charseq2seq.training.trainer:gather", 3, UNFINISHED),
-    "an evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 1, UNFINISHED),
-    "the last evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 3, UNFINISHED),
+    "an evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 0, UNFINISHED),
+    "the last evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 2, UNFINISHED),
     "the sample": (TRAIN, "charseq2seq.generation:TextGenerator.stream", 0, FINISHED),
     "reading the model": (EVALUATE, "charseq2seq.checkpoint:load_checkpoint", 0, FINISHED),
     "evaluating": (EVALUATE, "charseq2seq.training.evaluation:evaluate", 0, FINISHED),
@@ -62,8 +62,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "number"), list(zip(PHASES, itertools.cycle(STOP_SIGNALS))))
 def test_a_signal_ends_every_phase_before_it_is_over(
     phase: str, number: signal.Signals, user: Trainee, straight: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:

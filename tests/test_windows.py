@@ -98,20 +98,10 @@ def test_windows_depend_on_seed_epoch_and_position_alone(seed: int, epoch: int, 
         np.random.seed(global_seed)
         batches(windows, other % 7)  # a different past
         windows.restore(epoch, position)
-        states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
-        with torch.device("meta"):  # what a model under construction may be told; windows are numbers all the same
-            starts, length = windows.next_batch()
-        assert starts.device.type == "cpu" and type(length) is int
-        assert torch.equal(torch.get_rng_state(), states[0])
-        assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
-        results.append((starts.tolist(), length))
-    assert results[0] == results[1]
-
-
-def test_another_seed_is_another_order() -> None:
-    first, same, other = (batches(sampler(seed=seed), 200) for seed in (3, 3, 4))
-    assert first == same
-    assert all([batch[part] for batch in first] != [batch[part] for batch in other] for part in (0, 1))
+        state = torch.get_rng_state()
+        results.append(batches(windows, 3))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert results[0] == results[1] != batches(sampler(batch=9, seed=seed + 1), 3)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -134,8 +124,6 @@ def test_the_source_lengths_are_the_full_one_and_its_halves_down_to_none() -> No
     assert source_lengths(64) == [0, 4, 8, 16, 32, 64]
     assert source_lengths(7) == [0, 1, 3, 7]
     assert source_lengths(1) == [0, 1]
-    for longest in range(1, 300):
-        assert len(source_lengths(longest)) <= 6, "a GPU captures a graph for each"
 
 
 @pytest.mark.parametrize("source", [1, 7, 64])

@@ -257,7 +257,7 @@ class ModelFiles:
         render_card(loaded, "alice/model", {}, None)
         json.dumps([loaded.config, loaded.training_args, loaded.metrics, loaded.corpus, loaded.environment])
         if loaded.metrics != self.checkpoint.metrics:
-            draw_training_curve(loaded.metrics)
+            draw_training_curve(loaded.metrics, loaded.config["vocab_size"])
 
 
 # --- JSON files

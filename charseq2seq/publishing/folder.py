@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 MADE_BY = "charseq2seq"
 CURVE = "training_curve.png"
 
-_LONGEST_NAME = 100  # characters; ours are shorter
-
 _HERE = Path(__file__).parent
 _COPIED = {
     "encoder_decoder_transformer.py": _HERE.parents[1] / "encoder_decoder_transformer.py",
@@ -54,7 +52,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     vocabulary = checkpoint.vocabulary()
     texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
-    curve = draw_training_curve(checkpoint.metrics)
+    curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     if curve is not None:
         atomic_write_bytes(folder / CURVE, curve)
     # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
@@ -74,7 +72,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     with one_thread():  # always with the same seed
         samples = {
             temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
-            for temperature in (0.5, 0.9)
+            for temperature in (0.5, 0.8, 1.0)
         }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
     texts[RECORD] = _json(record)  # the last one
@@ -89,12 +87,12 @@ def parse_record(text: str) -> dict[str, Any] | None:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or record.get("made_by") != MADE_BY or not isinstance(record.get("metrics"), dict):
+    if not isinstance(record, dict) or record.get("made_by") != MADE_BY:
         return None
-    files = record.get("files")
-    if not isinstance(files, list) or not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in files):
+    metrics, corpus, files = (record.get(name) for name in ("metrics", "corpus", "files"))
+    if not isinstance(metrics, dict) or not isinstance(corpus, dict) or not isinstance(files, list):
         return None
-    return record if all(Path(name).name == name for name in files) else None  # a folder could lead outside
+    return record if all(isinstance(name, str) for name in files) else None
 
 
 def _claim(folder: Path) -> None:
@@ -111,7 +109,7 @@ def _claim(folder: Path) -> None:
         problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
         raise SuiteError(problem, ExitCode.CANNOT_CREATE)
     # A record without files, until all others are written: the folder is ours, and not whole.
-    atomic_write_text(folder / RECORD, _json({"made_by": MADE_BY, "files": [], "metrics": {}}))
+    atomic_write_text(folder / RECORD, _json({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
     for path in left:
         path.unlink(missing_ok=True)
 

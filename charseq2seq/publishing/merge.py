@@ -1,36 +1,35 @@
 """Two cards made one: the suite's part is made anew, and what people wrote on the Hub stays.
 
-The metadata is edited as text, key by key. So what is not ours stays letter for letter, with its comments, and means
-what the Hub reads in it: in YAML 1.2 `no` is a word, and for PyYAML it is false.
+The metadata is split into its top-level entries and merged as text. So what people wrote stays letter for letter, with
+its comments, and means what the Hub reads in it: in YAML 1.2 `no` is a word, and for PyYAML it is false.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
-_BEGIN = re.compile(r"<!-- charseq2seq begins: \S*(?P<seal> [0-9a-f]{16})? [^\n]*-->")
-_END = "<!-- charseq2seq ends -->"
-_BLOCK = re.compile(f"{_BEGIN.pattern}(?P<text>.*?){_END}\n*", re.DOTALL)
+_MARK, _END = "<!-- charseq2seq begins: ", "<!-- charseq2seq ends -->"
+_BLOCK = re.compile(rf"(?P<mark>{_MARK}[^\n]*-->)(?P<text>.*?){_END}", re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(?P<yaml>(?:[^\n]*\n)*?)---[ \t]*(?:\n|\Z)")
-_PROPOSED = ("license", "language", "pipeline_tag")  # a person may choose others on the website
+_COMMENTS_BELOW = re.compile(r"(^[ \t]*(#.*)?\n)*\Z", re.MULTILINE)
 _ENOUGH_LINES = 10  # of ours, for a text without any mark to be ours
 
 
 def is_our_card(text: str) -> bool:
     """Whether a README.md bears a mark of this suite."""
-    return _BEGIN.search(text) is not None or _END in text
+    return _MARK in text or _END in text
 
 
 def seal(card: str) -> str:
     """Our card with a checksum of its text in the first mark, by which a later push sees that somebody edited it."""
     block = _BLOCK.search(card)
     assert block is not None, "our card has its marks"
-    at = block.start() + block[0].index(" (")
-    return f"{card[:at]} {_checksum(block['text'])}{card[at:]}"
+    mark = block["mark"].replace(" (", f" {_checksum(block['text'])} (", 1)
+    return card.replace(block["mark"], mark)
 
 
 def _checksum(text: str) -> str:
@@ -41,22 +40,23 @@ def _checksum(text: str) -> str:
 def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
     """Our new card with everything in it that people wrote into the published one.
 
-    Text outside the marks stays. So do metadata that we do not write, and another licence, language or pipeline; tags
-    and datasets are united; results are ours, except for other models' ones. A card without marks (made on the
-    website) keeps its text, below ours.
+    Text outside the marks stays; a card without marks (made on the website) keeps its text, below ours. Metadata that
+    the published card has stay too, but lists get our entries besides, and results are ours, except for other models'.
 
     Returns:
         The card, and a sentence for each thing of theirs that it no longer holds.
     """
-    mark, theirs = ("\ufeff", theirs[1:]) if theirs.startswith("\ufeff") else ("", theirs)
-    line_end = "\r\n" if "\r\n" in theirs else "\n"
+    import yaml
+
     our_front, our_text = _split(ours)
-    their_front, their_text = _split(theirs.replace("\r\n", "\n"))
-    our_names = re.findall(r"<!-- charseq2seq begins: \S*?/(\S+)", ours + theirs)  # before and after a renaming
-    front, lost = _merge_metadata(our_front, their_front, our_names)
+    their_front, their_text = _split(theirs.removeprefix("\ufeff").replace("\r\n", "\n"))
+    our_names = re.findall(rf"{_MARK}\S*?/(\S+)", ours + theirs)  # before and after a renaming
+    try:
+        front, lost = _merge_metadata(our_front, their_front, our_names)
+    except yaml.YAMLError as error:
+        front, lost = our_front, [f"the metadata is not YAML ({' '.join(str(error).split())}), so it is made anew"]
     text, lost_text = _merge_texts(our_text, their_text)
-    card = f"{mark}---\n{front}---\n{text}"
-    return card.replace("\n", line_end), lost + lost_text
+    return f"---\n{front}---\n{text}", lost + lost_text
 
 
 def _split(card: str) -> tuple[str, str]:
@@ -65,81 +65,52 @@ def _split(card: str) -> tuple[str, str]:
     return (found["yaml"], card[found.end() :]) if found else ("", card)
 
 
-# --- the text
-
-
 def _merge_texts(ours: str, theirs: str) -> tuple[str, list[str]]:
-    block = _BLOCK.search(ours)
+    block, published = _BLOCK.search(ours), _BLOCK.search(theirs)
     assert block is not None, "our card has its marks"
-    begin, end, lost = _find_block(block[0], theirs)
-    if begin == end:
-        return (f"\n{block[0].strip()}\n\n{theirs.strip()}\n" if theirs.strip() else ours), lost
-    # An earlier version wrote the card twice where a mark was missing.
-    rest = _BLOCK.sub("", theirs[end:])
-    return theirs[:begin] + block[0].rstrip() + rest, lost
-
-
-def _find_block(block: str, text: str) -> tuple[int, int, list[str]]:
-    """Where our part of a published text begins and ends, and what is lost with it.
-
-    Where a mark was deleted, that is where the first or last line stands that our part has too.
-    """
-    known = {line.strip() for line in block.splitlines() if len(line) > 12 or line.startswith("# ")}
-    begin, end = _BEGIN.search(text), text.find(_END)
-    if whole := _BLOCK.search(text):
-        was_edited = whole["seal"] and whole["seal"].strip() != _checksum(whole["text"])
+    if published is not None:
+        was_edited = _checksum(published["text"]) not in published["mark"]
         lost = ["somebody edited the part between the marks, which is made anew"] if was_edited else []
-        return whole.start(), whole.start() + len(whole[0].rstrip()), lost
-    ours = [line.span() for line in re.finditer("[^\n]+", text) if line[0].strip() in known]
-    if begin is not None:
-        first, last = begin.start(), max([begin.end(), *(stop for _, stop in ours)])
-    elif end >= 0:
-        first, last = min([end, *(start for start, _ in ours)]), end + len(_END)
-    elif len(ours) >= _ENOUGH_LINES:
-        first, last = ours[0][0], ours[-1][1]
-    else:
-        return 0, 0, []
-    return first, last, ["a mark was missing, so the part from our first line to our last is made anew"]
-
-
-# --- the metadata, as nodes of YAML: what was written and where, not what PyYAML would make of it
+        return theirs[: published.start()] + block[0] + theirs[published.end() :], lost
+    # Where a mark was deleted, our part is from the first to the last line that is ours.
+    known = {line.strip() for line in block[0].splitlines() if len(line) > 12 or line.startswith("# ")}
+    lines = [line for line in re.finditer("[^\n]+", theirs) if line[0].strip() in known or line[0].startswith(_MARK)]
+    if not is_our_card(theirs) and len(lines) < _ENOUGH_LINES:
+        return f"\n{block[0]}\n\n{theirs.strip()}".rstrip() + "\n", []
+    lost = ["a mark was missing, so the part from our first line to our last is made anew"]
+    return theirs[: lines[0].start()] + block[0] + theirs[lines[-1].end() :], lost
 
 
 def _merge_metadata(ours: str, theirs: str, our_names: list[str]) -> tuple[str, list[str]]:
+    entries, lost = _entries(theirs), []
+    above = theirs.removesuffix("".join(text for _, text in entries.values()))
+    for name, (mine, our_text) in _entries(ours).items():
+        node, text = entries.get(name, (None, ""))
+        if node is None or node.tag.endswith(":null"):
+            merged = our_text
+        elif name == "model-index":
+            mine.value += _others(node, our_names)
+            merged = text if _yaml(mine) == _yaml(node) else f"{name}:\n{_yaml(mine)}"
+        else:
+            merged = _united(name, mine, node, text)
+        if merged != text:
+            value = _COMMENTS_BELOW.sub("", text)
+            lost += [f"comments in {name}"] if re.search(r"\s#", value) else []
+            entries[name] = node, merged + text.removeprefix(value)
+    return "".join([above, *(text for _, text in entries.values())]), lost
+
+
+def _entries(front: str) -> dict[str, tuple[Any, str]]:
+    """The top-level entries: name -> node and text; comments and empty lines below an entry belong to it."""
     import yaml
 
-    compose: Callable[[str], Any] = yaml.compose
-    try:
-        root = compose(theirs)
-        if root is not None and root.flow_style:  # {a: 1}: there are no lines to be edited
-            root.flow_style = False
-            theirs = _yaml(root)
-            root = compose(theirs)
-    except yaml.YAMLError as error:
-        return ours, [f"the metadata is not YAML ({' '.join(str(error).split())}), so it is made anew"]
-    if root is None:
-        return theirs + ours, []
-    if not isinstance(root, yaml.MappingNode):
-        return ours, ["the metadata is not of the form `name: value`, so it is made anew"]
-    pairs = {key.value: (key, value) for key, value in root.value if key.id == "scalar"}
-    edits, added, lost = [], [], []
-    for key, value in compose(ours).value:
-        if key.value not in pairs:
-            added.append((key, value))
-        elif key.value == "model-index":
-            begin, end = _lines(theirs, *pairs["model-index"])
-            value.value += _others(pairs["model-index"][1], our_names)
-            if _yaml(value) != _yaml(pairs["model-index"][1]):
-                edits.append((begin, end, f"model-index:\n{_yaml(value)}"))
-                lost += ["comments among the results"] if re.search(r"\s#", theirs[begin:end]) else []
-        elif key.value not in _PROPOSED or _is_empty(pairs[key.value][1]):
-            edits += _unite(theirs, pairs[key.value][1], value)
-    if "library_name" in pairs and pairs["library_name"][1].value == "pytorch":  # ours, of an earlier version
-        edits.append((*_lines(theirs, *pairs["library_name"]), ""))
-    for begin, end, text in sorted(edits, reverse=True):
-        theirs = theirs[:begin] + text + theirs[end:]
-    root.value = added
-    return theirs + (_yaml(root) if added else ""), lost
+    root: Any = yaml.compose(front)
+    pairs = [] if root is None else root.value
+    if pairs and (root.id != "mapping" or root.flow_style or any(key.id != "scalar" for key, _ in pairs)):
+        raise yaml.YAMLError("it is not of the form `name: value`, a line each")
+    begins = [key.start_mark.index for key, _ in pairs] + [len(front)]
+    texts = [front[begin:end] for begin, end in itertools.pairwise(begins)]
+    return {key.value: (value, text) for (key, value), text in zip(pairs, texts, strict=True)}
 
 
 def _yaml(node: Any) -> str:
@@ -148,40 +119,18 @@ def _yaml(node: Any) -> str:
     return str(yaml.serialize(node, width=1 << 30, allow_unicode=True))
 
 
-def _is_empty(node: Any) -> bool:
-    return node.id == "scalar" and node.value in ("", "~", "null") and not node.style
-
-
-def _lines(text: str, key: Any, value: Any) -> tuple[int, int]:
-    """From where to where a name and its value stand, whole lines, without what comes after them."""
-    while value.id != "scalar" and not value.flow_style:
-        value = value.value[-1][1] if value.id == "mapping" else value.value[-1]
-    stop = len(text[: value.end_mark.index].rstrip())
-    return key.start_mark.index, text.index("\n", stop) + 1
-
-
 def _others(node: Any, our_names: list[str]) -> list[Any]:
     """The entries of a model-index that are not ours."""
     models = [model for model in node.value if model.id == "mapping"] if node.id == "sequence" else []
     return [m for m in models if not any(k.value == "name" and v.value in our_names for k, v in m.value)]
 
 
-def _unite(text: str, theirs: Any, ours: Any) -> list[tuple[int, int, str]]:
-    """The edit that puts into a value of theirs what ours has besides."""
-    begin, end = theirs.start_mark.index, theirs.end_mark.index
-    mine = [item.value for item in ours.value] if isinstance(ours.value, list) else [ours.value]
-    if _is_empty(theirs):
-        return [(begin, end, f" [{', '.join(mine)}]" if isinstance(ours.value, list) else f" {mine[0]}")]
-    if theirs.id == "mapping":  # no list, and nothing that the Hub takes
-        return []
+def _united(name: str, ours: Any, theirs: Any, text: str) -> str:
+    """An entry of theirs, with what a list of ours has besides."""
+    if ours.id != "sequence":
+        return text
     items = theirs.value if theirs.id == "sequence" else [theirs]
-    mine = [one for one in mine if one not in [item.value for item in items]]
-    if not mine:
-        return []
-    if items == [theirs]:  # `tags: mine`
-        return [(begin, end, f"[{', '.join([json.dumps(theirs.value, ensure_ascii=False), *mine])}]")]
-    if theirs.flow_style:
-        at = items[-1].end_mark.index if items else begin + 1
-        return [(at, at, ", ".join(["", *mine] if items else mine))]
-    _, at = _lines(text, theirs, theirs)
-    return [(at, at, "".join(f"{' ' * theirs.start_mark.column}- {one}\n" for one in mine))]
+    words = [item.value for item in items if item.id == "scalar"]  # the Hub takes nothing else
+    missing = [item.value for item in ours.value if item.value not in words]
+    # Quoted: so every reader of YAML takes `no` for a word.
+    return f"{name}: {json.dumps(words + missing, ensure_ascii=False)}\n" if missing else text

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
@@ -21,7 +21,7 @@ from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
-from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying, when_visible
+from charseq2seq.publishing.hub import CARD, Hub, Remote, retrying, when_visible
 from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
@@ -36,6 +36,7 @@ from charseq2seq.publishing.secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
 
 _LOST = ("dropped", "timeout", "server")  # failures after which a commit may have been made all the same
 
@@ -45,7 +46,7 @@ class Change:
     """One file, compared with what is published; `size` in bytes."""
 
     name: str
-    state: Literal["new", "changed", "same", "removed"]
+    state: str  # "new", "changed", "same" or "removed"
     size: int
 
 
@@ -54,11 +55,12 @@ class Outcome:
     """How a push ended, and where.
 
     Attributes:
+        state: "pushed", "proposed", "up to date", "not better", "planned" or "checked".
         url: address of the model, or of the pull request that proposes it.
         commit: id of the new commit, or of the newest one if nothing was sent; None after `check` and `dry_run`.
     """
 
-    state: Literal["pushed", "proposed", "up to date", "not better", "planned", "checked"]
+    state: str
     url: str
     repo_id: str
     commit: str | None = None
@@ -103,45 +105,18 @@ def publish(request: PushOptions) -> Outcome:
         if request.dry_run or (push.has_changes and push.is_better):
             log("proof: a fresh process loads the folder and runs its example")
             prove_folder(path)
-        if request.dry_run:
-            return Outcome("planned", found.url, found.repo_id, changes=push.changes)
-        outcome = push.commit()
-        if outcome.state in ("pushed", "proposed"):
-            with _unconfirmed(outcome.url, found.token):
-                push.verify(outcome.commit or "")
-                push.make_tag(outcome.commit or "")
-        elif outcome.state == "up to date":
-            push.make_tag(outcome.commit or "")
-    return outcome
+        return Outcome("planned", found.url, found.repo_id, changes=push.changes) if request.dry_run else push.send()
 
 
-@contextlib.contextmanager
-def _unconfirmed(url: str, token: str) -> Iterator[None]:
-    """Say of whatever goes wrong here that the commit is made."""
-    try:
-        with user_errors(token):
-            yield
-    except SuiteError as error:
-        if isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed"):
-            raise
-        why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
-        raise PublishError("unconfirmed", f"{url}: {why}") from error
-
-
-def _change(name: str, file: CommitOperationAdd, there: RemoteFile | None) -> Change:
-    same: Literal["same", "changed"] = "same" if is_same(file, there) else "changed"
-    return Change(name, same if there else "new", file.upload_info.size)
-
-
-def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
+def is_same(file: CommitOperationAdd, there: RepoFile | None) -> bool:
     """Whether a published file has this content."""
     info = file.upload_info
     if there is None or info.size != there.size:
         return False
-    if there.is_large:
-        return info.sha256.hex() == there.digest
+    if there.lfs:
+        return info.sha256.hex() == there.lfs.sha256
     with file.as_file() as content:
-        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.digest  # git's blob id
+        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.blob_id  # git's blob id
 
 
 class Push:
@@ -151,6 +126,7 @@ class Push:
 
     Attributes:
         remote: what is published; this and the others here are made anew whenever the Hub is read.
+        proposal: address of our open pull request, which is then what is compared and updated, or "".
         files: name -> huggingface_hub's object for the file, which computes its hash once.
         changes: every file, compared with what is published.
         is_better: see the function.
@@ -161,13 +137,21 @@ class Push:
 
         self.request, self.found, self.record = request, found, record
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
-        self.has_sent = self.may_have_arrived = False
+        self.may_be_made = False  # our commit: it was sent, and not refused
         self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
         self._card = (folder / CARD).read_text(encoding="utf-8")
         self._compare(found.remote)
-        self._find_proposal()
 
     def _compare(self, remote: Remote | None) -> None:
+        self.proposal = ""
+        self._compare_with(remote)
+        if self.request.create_pr and self.has_changes and remote is not None:
+            found = self.found.hub.find_proposal(remote)
+            if found is not None:
+                self.proposal, proposed = found
+                self._compare_with(proposed)
+
+    def _compare_with(self, remote: Remote | None) -> None:
         from huggingface_hub import CommitOperationAdd
 
         check_remote(remote, self.request)
@@ -179,80 +163,86 @@ class Push:
             for what in lost:
                 log(f"note: {CARD} on the Hub: {what}. Commit {remote.head[:8]} keeps what was there.")
         record = published_record(remote)
+        changes = []
+        for name, file in sorted(self.files.items()):
+            is_known = is_same(file, published.get(name))
+            state = "new" if name not in published else "same" if is_known else "changed"
+            changes.append(Change(name, state, file.upload_info.size))
         gone = set(record["files"]) & set(published) - set(self.files) if record else set()
-        self.changes = (
-            *(_change(name, file, published.get(name)) for name, file in sorted(self.files.items())),
-            *(Change(name, "removed", published[name].size) for name in sorted(gone)),
-        )
+        changes += [Change(name, "removed", published[name].size) for name in sorted(gone)]
+        self.changes = tuple(changes)
         self.has_changes = any(change.state != "same" for change in self.changes)
         if remote and self.request.tag in remote.tags and self.has_changes:
             raise PublishError("tag_taken", f"{self.request.tag} is commit {remote.head[:8]}")
         theirs = record if self.has_changes else None
         self.is_better = is_better(self.record, theirs, self.request.only_if_better)
 
-    def _look_again(self) -> None:
-        try:
-            self._read()
-        except Exception as error:
-            if not self.may_have_arrived or explain(error) is None:
-                raise
-            raise PublishError("unconfirmed", "the answer was lost, and now the Hub is silent") from error
-
     def _read(self) -> None:
         self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
-        self._find_proposal()
 
-    def _find_proposal(self) -> None:
-        """With `create_pr` compare with our open pull request, if there is one, and update that."""
-        self.proposal = ""
-        if self.request.create_pr and self.has_changes and self.remote is not None:
-            found = self.found.hub.find_proposal(self.remote)
-            if found is not None:
-                self.proposal, remote = found
-                self._compare(remote)
+    def send(self) -> Outcome:
+        """Make one commit on top of what is there, verify and tag it.
 
-    def commit(self) -> Outcome:
-        """Make one commit on top of what is there; retried after a transient failure.
-
-        Before each retry the Hub is read again. If only the answer was lost, the commit is found there; if somebody
-        else committed meanwhile, ours goes on top of theirs.
+        After a transient failure it is tried again. Before that the Hub is read again: if only the answer was lost,
+        the commit is found there; if somebody else committed meanwhile, ours goes on top of theirs.
         """
+        with self._unconfirmed():
+            try:
+                outcome = retrying(self._try_to_commit, self._read)
+            except Exception:
+                if not self.may_be_made:
+                    raise
+                self._read()
+                if self.has_changes:
+                    self.may_be_made = False
+                    raise
+                outcome = self._try_to_commit()
+            if self.may_be_made:
+                self._verify(outcome.commit or "")
+            if self.is_better:
+                self._make_tag(outcome.commit or "")
+        return outcome
+
+    @contextlib.contextmanager
+    def _unconfirmed(self) -> Iterator[None]:
+        """Say of whatever goes wrong here, once our commit may be made, that it may be."""
         try:
-            return retrying(self._try_to_commit, self._look_again)
-        except Exception:
-            if not self.may_have_arrived:
+            with user_errors(self.found.token):
+                yield
+        except SuiteError as error:
+            if not self.may_be_made or (
+                isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed")
+            ):
                 raise
-            self._look_again()
-            if self.has_changes:
-                raise
-            return self._try_to_commit()
+            why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
+            raise PublishError("unconfirmed", f"{self.proposal or self.found.url}: {why}") from error
 
     def _try_to_commit(self) -> Outcome:
-        request, repo_id, url, api = self.request, self.found.repo_id, self.found.url, self.found.hub.api
+        request, repo_id, api = self.request, self.found.repo_id, self.found.hub.api
         if self.remote is None:
             retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
-            when_visible(self._look_at_the_new_one)
+            when_visible(self._read_what_was_made)
         remote = self.remote
         assert remote is not None, "it was made just now"
-        if not self.is_better:
-            return Outcome("not better", url, repo_id, remote.head, self.changes)
-        if not remote.has_branch:  # it begins at the head of main
+        if not remote.has_branch and self.is_better:  # it begins at the head of main
             retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
-        commit, proposal = self._send(remote) if self.has_changes else (remote.head, self.proposal)
-        state: Literal["proposed", "pushed", "up to date"] = "proposed" if request.create_pr else "pushed"
-        return Outcome(state if self.has_sent else "up to date", proposal or url, repo_id, commit, self.changes)
+        commit = self._send(remote) if self.has_changes and self.is_better else remote.head
+        state = "proposed" if request.create_pr else "pushed"
+        if not self.may_be_made:
+            state = "up to date" if self.is_better else "not better"
+        return Outcome(state, self.proposal or self.found.url, repo_id, commit, self.changes)
 
-    def _look_at_the_new_one(self) -> None:
-        self._look_again()
+    def _read_what_was_made(self) -> None:
+        self._read()
         if self.remote is None:
             raise PublishError("not_found", f"{self.found.repo_id} was made, but is not there")
 
-    def _send(self, remote: Remote) -> tuple[str, str | None]:
-        """Make the commit; return its id, and the address of its pull request if there is one."""
+    def _send(self, remote: Remote) -> str:
+        """Make the commit, and return its id."""
         loss, step = _loss(self.record), self.record["metrics"].get("step", "?")
         usual = f"{loss:.4f} nats per character, step {step} (charseq2seq {__version__})"
         title, _, description = ((self.request.commit_message or "").strip() or usual).partition("\n")
-        self.has_sent = True
+        self.may_be_made = True
         try:
             made = self.found.hub.commit(
                 self.found.repo_id,
@@ -266,34 +256,30 @@ class Push:
             )
         except Exception as error:
             failure = explain(error)
-            self.may_have_arrived = failure is not None and failure.kind in _LOST
+            self.may_be_made = failure is not None and failure.kind in _LOST
             raise
-        return made.oid, made.pr_url or self.proposal
+        self.proposal = made.pr_url or self.proposal
+        return made.oid
 
-    def verify(self, commit: str) -> None:
-        """Compare every published file with what was sent, then run the example from a fresh download.
-
-        Raises:
-            PublishError: something is not as it should be.
-        """
-        hub, repo_id, files = self.found.hub, self.found.repo_id, self.files
+    def _verify(self, commit: str) -> None:
+        """Compare every published file with what was sent, then run the example from a fresh download."""
+        hub, repo_id = self.found.hub, self.found.repo_id
         published = when_visible(lambda: hub.files(repo_id, commit))
-        wrong = [name for name, file in files.items() if not is_same(file, published.get(name))]
+        wrong = [name for name, file in self.files.items() if not is_same(file, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
         private = retrying(lambda: hub.api.model_info(repo_id)).private
         if self.must_be_private and not private:
             raise PublishError("visibility", "it has become so while this push was made")
-        log(f"verified: the {len(files)} files of commit {commit[:8]} are what was sent")
+        log(f"verified: the {len(self.files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")
         if not self.request.no_verify:
             with tempfile.TemporaryDirectory() as folder:
-                when_visible(lambda: hub.download(repo_id, commit, list(files), Path(folder)))
+                when_visible(lambda: hub.download(repo_id, commit, list(self.files), Path(folder)))
                 run_alone(Path(folder), "usage_example.py")
             log("verified: a fresh download generates text")
 
-    def make_tag(self, commit: str) -> None:
-        """Name the commit, if asked to and not yet done."""
+    def _make_tag(self, commit: str) -> None:
         tag, repo_id, api = self.request.tag, self.found.repo_id, self.found.hub.api
         if tag is not None and self.remote is not None and tag not in self.remote.tags:
             when_visible(lambda: retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)))
@@ -312,9 +298,9 @@ def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin:
     """
     if margin is None or theirs is None:
         return True
-    measured = _how_measured(theirs)
-    different = [name for name, value in _how_measured(ours).items() if value is None or value != measured[name]]
-    if different:
+    measured = [{"corpus sha256": record["corpus"].get("sha256"), **record["metrics"]} for record in (ours, theirs)]
+    names = ("corpus sha256", "protocol", "max_context", "characters")
+    if different := [name for name in names if len({None, *(one.get(name) for one in measured)}) != 2]:
         raise PublishError("not_comparable", f"different or not stated: {', '.join(different)}")
     if _loss(ours) < _loss(theirs) - margin:
         return True
@@ -325,11 +311,3 @@ def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin:
 def _loss(record: Mapping[str, Any]) -> float:
     loss = record["metrics"].get("nats_per_char")
     return float(loss) if isinstance(loss, (int, float)) else math.nan
-
-
-def _how_measured(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal, and known, for two losses to be comparable."""
-    corpus = record.get("corpus")
-    sha256 = corpus.get("sha256") if isinstance(corpus, Mapping) else None
-    measure = {name: record["metrics"].get(name) for name in ("protocol", "max_context", "characters")}
-    return {"corpus sha256": sha256, **measure}

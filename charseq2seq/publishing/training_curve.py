@@ -12,28 +12,30 @@ from charseq2seq.publishing.secrets import no_tokens_for_children
 _TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
 
 
-def draw_training_curve(metrics: Mapping[str, Any]) -> bytes | None:
+def draw_training_curve(metrics: Mapping[str, Any], vocab_size: int) -> bytes | None:
     """Draw the losses of a run, and where the published model stands, as PNG; None for fewer than two points.
 
     Args:
         metrics: of a checkpoint; in its `history` a missing loss leaves a gap.
+        vocab_size: of the model, which begins by guessing: its first logits are all zero.
     """
     history = metrics.get("history") or []
     if len(history) < 2:
         return None
+    names, guessing = ("train_nats_per_char", "nats_per_char"), math.log(vocab_size)
+    history = [{"step": 0, **dict.fromkeys(names, guessing)}, *history]
     with no_tokens_for_children():  # matplotlib's first import starts a program that lists the fonts
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     steps = [point["step"] for point in history]
     training, validation = (
-        [math.nan if point.get(name) is None else point[name] for point in history]
-        for name in ("train_nats_per_char", "nats_per_char")
+        [math.nan if point.get(name) is None else point[name] for point in history] for name in names
     )
     step, loss = metrics.get("step"), metrics.get("nats_per_char")
     picture = io.BytesIO()
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):  # comes with matplotlib: alike everywhere
-        figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    with rc_context({"font.family": "DejaVu Sans", "font.size": 13}):  # comes with matplotlib: alike everywhere
+        figure = Figure(figsize=(7.4, 4.2), dpi=120, layout="constrained")
         axes = figure.subplots()
         axes.plot(steps, training, color=_TRAINING, lw=2, label="training text, running mean")
         axes.plot(steps, validation, "o-", color=_VALIDATION, lw=2, ms=3.5, label="validation text, a part of it")

@@ -1,17 +1,14 @@
 """A whole training step as one CUDA graph: captured once, then replayed.
 
 A step of a small model is a thousand kernels of a few microseconds, and starting each from Python takes longer than
-running it: the GPU waits for the host. A CUDA graph records what a step starts and starts it again in one call. What
-this asks of a step:
+running it: the GPU waits for the host. A CUDA graph records what a step starts and starts it again in one call
+(PyTorch's notes on CUDA semantics describe the method). What this asks of a step:
 
 - every tensor stays where it is: inputs are copied into fixed buffers, weights and optimizer state change in place;
 - nothing is read back to the host, and learning rates are tensors, or the first ones would be replayed for ever;
-- shapes never change: there is a graph for each variant (here: for each source length). The graphs share one pool of
-  memory, because only one of them runs at a time.
+- shapes never change: there is a graph for each variant (here: for each source length), all in one pool of memory.
 
-The first call of a variant runs uncaptured, on the stream that captures later: it sets up libraries and optimizer
-state. It is a step like any other, so nothing has to be undone. PyTorch's notes on CUDA semantics describe the
-method.
+The first call of a variant is an uncaptured step: it sets up libraries and optimizer state.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from charseq2seq.console import log
+from charseq2seq.options import Settings
 
 
 class GraphedStep:
@@ -31,9 +29,6 @@ class GraphedStep:
     Args:
         step: takes a tensor on the GPU, of one shape in every call, and a variant, which decides shapes inside;
             returns a tensor, the loss. Everything else that it changes, it changes in place.
-
-    Attributes:
-        graphs: the graph of each variant, and the tensor of its loss.
     """
 
     def __init__(self, step: Callable[[Tensor, Any], Tensor]) -> None:
@@ -41,7 +36,7 @@ class GraphedStep:
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._inputs: Tensor | None = None
-        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # of each variant, with its loss
         self._warm: set[Any] = set()
 
     def __call__(self, inputs: Tensor, variant: Any) -> Tensor:
@@ -76,25 +71,17 @@ class GraphedStep:
 
 
 def captured_where_possible(
-    step: Callable[[Tensor, Any], Tensor], device: str, precision: str, *, checkpointing: bool, processes: int
+    step: Callable[[Tensor, Any], Tensor], settings: Settings, processes: int
 ) -> Callable[[Tensor, Any], Tensor]:
     """A step as a CUDA graph, or as it is where a run's steps cannot be captured; a GPU's log says why."""
-    reason = why_not(device, precision, checkpointing=checkpointing, processes=processes)
-    if reason is None:
-        return GraphedStep(step)
-    if device == "cuda":
-        log(f"steps are not captured as a CUDA graph: {reason}")
-    return step
-
-
-def why_not(device: str, precision: str, *, checkpointing: bool, processes: int) -> str | None:
-    """Why a run's steps cannot be captured, or None where they can."""
-    if device != "cuda":
-        return f"not on {device}"
-    if precision == "fp16":
-        return "fp16's loss scaling reads the gradients back"
-    if checkpointing:
-        return "gradient checkpointing saves random states"
-    if processes > 1:
-        return "several processes exchange gradients while they are computed"
-    return None
+    if settings.device != "cuda":
+        return step
+    reasons = {
+        "fp16's loss scaling reads the gradients back": settings.precision == "fp16",
+        "gradient checkpointing saves random states": settings.gradient_checkpointing,
+        "several processes exchange gradients while they are computed": processes > 1,
+    }
+    obstacles = [reason for reason, applies in reasons.items() if applies]
+    if obstacles:
+        log(f"steps are not captured as a CUDA graph: {'; '.join(obstacles)}")
+    return step if obstacles else GraphedStep(step)

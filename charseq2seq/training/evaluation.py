@@ -14,7 +14,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
@@ -22,16 +26,12 @@ from charseq2seq.corpus import Ids, Text, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group
-from charseq2seq.vocabulary import describe_character
+from charseq2seq.vocabulary import describe_unknown
 from charseq2seq.windows import gather, ids_on_device, tile
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from encoder_decoder_transformer import Transformer
+from encoder_decoder_transformer import Transformer
 
 LONGEST_BEGINNING = 1_000  # characters by which a text is known again that was continued or changed
-_LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more memory than training
+_BATCH = 32  # windows that are scored at once: evaluating must not need more memory than training
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,6 @@ class Evaluation:
         }
 
 
-def batch_size(model: Transformer) -> int:
-    """Windows that are scored at once."""
-    if model.device.type != "cuda":
-        return 32
-    widest = max(model.head.out_features, *(len(weight) for weight in model.decoder.parameters()))
-    return max(1, min(256, _LARGEST_TENSOR // (widest * (model.source_length + model.target_length))))
-
-
 def evaluate(
     model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
 ) -> Evaluation:
@@ -67,20 +59,16 @@ def evaluate(
 
     Args:
         model: in the precision it was trained in; its training mode is kept.
-        ids: the text, (characters,), or what `ids_on_device` makes of it; what stands before `first` serves as
-            context, unscored.
+        ids: the text, (characters,), or what `ids_on_device` makes of it; what stands before `first` is context.
         group: the processes that share the work; each has the model and the text, and all get the same result.
     """
-    import torch
-    import torch.nn.functional as F
-
-    last, size = len(ids) if last is None else last, batch_size(model)
+    last = len(ids) if last is None else last
     ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
-        batches = tile(first, last, model.source_length, model.target_length, size)
+        batches = tile(first, last, model.source_length, model.target_length, _BATCH)
         for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
             source, target = gather(ids, starts.to(ids.device), source_length, target_length)
             logits = model(source, target)
@@ -105,13 +93,8 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Score a text file: the validation split of the text that the model was trained on, all of any other.
 
-    Args:
-        checkpoint: the model.
-        path: a text.
-        device, precision, encoding: see `Settings`.
-        unknown: "skip" leaves characters out that the vocabulary lacks, and counts them.
-
-    A text that begins with the training text is scored from the end of its training part on.
+    A text that begins with the training text is scored from the end of its training part on. `unknown` "skip" leaves
+    characters out that the vocabulary lacks, and counts them.
 
     Returns:
         `Evaluation.facts()`, with the text's name and sha256, the split, and the number of skipped characters.
@@ -124,14 +107,10 @@ def evaluate_file(
     if form:
         log(f"note: {text.name} is read in the normal form {form} of Unicode, as the model's text was.")
         text = replace(text, pieces=pieces, alphabet="".join(sorted(set().union(*pieces))))
-    missing = vocabulary.unknown_characters(text.alphabet)
-    if missing and unknown == "skip":
-        log(
-            f"note: {text.name} has characters that the model never saw; they are left out: "
-            + ", ".join(describe_character(character) for character in missing)
-        )
     if unknown == "error":
-        vocabulary.encode(text.alphabet)  # lists them
+        vocabulary.encode(text.alphabet)  # lists the characters that it lacks
+    elif missing := vocabulary.unknown_characters(text.alphabet):
+        log(f"note: {text.name} has {describe_unknown(missing)}; they are left out.")
     ids = vocabulary.encode_pieces(text.pieces)
     skipped = text.characters - len(ids)
     if skipped >= len(ids):
@@ -159,29 +138,22 @@ def _unseen_part(text: Text, characters: int, trained_on: Mapping[str, Any]) -> 
     if sha256_of_beginning(text.pieces, trained) != trained_on.get("beginning_sha256"):
         return 0, "all"
     begins = f"note: {text.name} begins as the text that the model was trained on"
-    if characters > trained:
-        log(f"{begins}; only what comes after the {trained:,} characters of its training part is scored.")
-        return trained, "after the training part"
-    log(f"{begins}, and is no longer than its training part: this loss says nothing about other texts.")
-    return 0, "training"
+    if characters <= trained:
+        log(f"{begins}, and is no longer than its training part: this loss says nothing about other texts.")
+        return 0, "training"
+    log(f"{begins}; only what comes after the {trained:,} characters of its training part is scored.")
+    return trained, "after the training part"
 
 
 def sha256_of_beginning(pieces: Iterable[str], train_characters: int) -> str:
     """The sha256 of a text's first thousand characters in UTF-8, or of its training part if that is shorter."""
-    count, beginning = min(LONGEST_BEGINNING, train_characters), ""
-    for piece in pieces:
-        beginning += piece
-        if len(beginning) >= count:
-            break
-    return hashlib.sha256(beginning[:count].encode()).hexdigest()
+    count = min(LONGEST_BEGINNING, train_characters)
+    beginning = "".join(itertools.islice(itertools.chain.from_iterable(pieces), count))
+    return hashlib.sha256(beginning.encode()).hexdigest()
 
 
 def find_own_text(trained_on: Mapping[str, Any], folder: Path) -> Path:
     """The text that a model was trained on: the default text, or a file of its name here or in the model's folder.
-
-    Args:
-        trained_on: the corpus of its checkpoint.
-        folder: of the model.
 
     Raises:
         SuiteError: it is not there, or the default text cannot be prepared.

@@ -1,23 +1,19 @@
-"""Mixed precision without autocast: a working copy of the model computes, the master weights learn.
+"""Mixed precision without autocast: a working copy of the model computes, the float32 master weights learn.
 
-The optimizers keep float32 master weights. Forward and backward pass run in a copy of the model in bf16 or fp16, made
-anew after every step; its gradients are converted once, all together. On CPUs this is faster than autocast, which
-converts every weight at every use (benchmarks/LOG.md). The idea is that of "Mixed Precision Training" (Micikevicius et
-al., 2018, arXiv:1710.03740). In fp32 the working copy is the master itself.
+Forward and backward pass run in a copy of the model in bf16 or fp16, made anew after every step; its gradients are
+converted once, all together ("Mixed Precision Training", Micikevicius et al., 2018, arXiv:1710.03740). On CPUs this is
+faster than autocast, which converts every weight at every use (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from encoder_decoder_transformer import Transformer
+from encoder_decoder_transformer import Transformer
 
 
 class WorkingCopy:
@@ -28,7 +24,7 @@ class WorkingCopy:
         dtype: float32, bfloat16 or float16; loss scaling keeps float16's small gradients from vanishing.
 
     Attributes:
-        model: what forward and backward pass use.
+        model: what forward and backward pass use; in float32 the master itself.
         scaler: float16's loss scaling; does nothing for other types.
     """
 
@@ -57,16 +53,22 @@ class WorkingCopy:
     @torch.no_grad()
     def _convert_gradients(self) -> None:
         """Hand the copy's gradients to the master; an encoder that got no source has none."""
-        converted, computed = [], []
         for weight, gradient, copied in zip(self._masters, self._gradients, self._copies, strict=True):
             weight.grad = None if copied.grad is None else gradient
-            if copied.grad is not None:
-                converted.append(gradient)
-                computed.append(copied.grad)
-        torch._foreach_copy_(converted, computed)
+        computed = [copied.grad for copied in self._copies if copied.grad is not None]
+        torch._foreach_copy_([weight.grad for weight in self._masters if weight.grad is not None], computed)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the master weights into the working copy."""
         if self.model is not self.master:
             torch._foreach_copy_(self._copies, self._masters)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the master weights, on their device."""
+        return {name: weight.detach().clone() for name, weight in self.master.state_dict().items()}
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Set the master weights, and the working copy by them."""
+        self.master.load_state_dict(weights)
+        self.refresh()

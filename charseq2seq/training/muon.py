@@ -14,17 +14,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Entries of the matrices in one stack: what a stack needs while it is used, some 14 bytes each, stays below a GiB.
-_LARGEST_STACK = 1 << 26
-
-# The running mean of squares is over about 1 / (1 - _BETA2) steps.
-_BETA2 = 0.99
+_BETA2 = 0.99  # the running mean of squares is over about 1 / (1 - _BETA2) steps
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -39,8 +34,6 @@ class BatchedMuon(torch.optim.Muon):
         """Update every parameter that has a gradient; there is no `closure` here."""
         for options in self.param_groups:
             weights = [weight for weight in options["params"] if weight.grad is not None]
-            if not weights:
-                continue
             for weight in weights:
                 state = self.state[weight]
                 if not state:
@@ -51,7 +44,10 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, gradients, 1 - options["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, options["momentum"])  # Nesterov momentum
             torch._foreach_mul_(weights, 1 - options["lr"] * options["weight_decay"])
-            for stack in _stacks(weights):
+            of_shape: dict[torch.Size, list[int]] = defaultdict(list)
+            for index, weight in enumerate(weights):
+                of_shape[weight.shape].append(index)
+            for stack in of_shape.values():
                 self._update([weights[index] for index in stack], [updates[index] for index in stack], options)
 
     def _update(self, weights: list[Tensor], updates: list[Tensor], options: dict[str, Any]) -> None:
@@ -92,13 +88,3 @@ def neuron_factors(updates: Tensor, squares: list[Tensor]) -> Tensor:
     divisors = torch.stack(squares).clamp(min=1e-8)  # a column's updates may all have been zero
     normalized = (now / divisors).sum(1, keepdim=True).clamp(min=1e-8)
     return (now.sum(1, keepdim=True) / normalized / divisors).sqrt().unsqueeze(1)
-
-
-def _stacks(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of matrices of one shape, so many that their stack is not too large."""
-    same: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(matrices):
-        same[tuple(matrix.shape)].append(index)
-    for (rows, columns), indices in same.items():
-        most = max(1, _LARGEST_STACK // (rows * columns))
-        yield from (indices[first : first + most] for first in range(0, len(indices), most))

@@ -6,12 +6,13 @@ by `torch.optim.AdamW`. Learning rates are tensors on the weights' device: a cap
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+import torch
+from torch.optim import Optimizer
 
-    from encoder_decoder_transformer import Transformer
+from charseq2seq.training.muon import BatchedMuon
+from encoder_decoder_transformer import Transformer
 
 # AdamW's learning rate divided by Muon's: an update of Muon has the size of its learning rate in every direction of
 # a matrix, one of AdamW in every entry. Measured in benchmarks/LOG.md.
@@ -36,10 +37,6 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         learning_rate: of Muon; AdamW's is `ADAMW_RATIO` times that.
         weight_decay: of the hidden matrices, per unit of learning rate.
     """
-    import torch
-
-    from charseq2seq.training.muon import BatchedMuon
-
     hidden = [p for layers in (model.encoder, model.decoder) for p in layers.parameters()]
     in_hidden = {id(p) for p in hidden}
     others = [p for p in model.parameters() if id(p) not in in_hidden]
@@ -66,9 +63,7 @@ def check_state(optimizer: Optimizer) -> None:
     Raises:
         ValueError: saying so.
     """
-    import torch
-
-    for weight in (weight for options in optimizer.param_groups for weight in options["params"]):
+    for weight in optimizer.param_groups[0]["params"]:
         expected = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
         if isinstance(optimizer, torch.optim.Muon):
             expected = {"momentum_buffer": weight.shape, "squares": (max(weight.shape),)}
@@ -81,6 +76,5 @@ def check_state(optimizer: Optimizer) -> None:
 def set_learning_rates(optimizers: list[Optimizer], progress: float, scale: float = 1.0) -> None:
     """Set every learning rate, in place, to what the schedule has at `progress`, times `scale`."""
     factor = learning_rate_factor(progress) * scale
-    for optimizer in optimizers:
-        for options in optimizer.param_groups:
-            options["lr"].fill_(options["full_lr"] * factor)
+    for options in (optimizer.param_groups[0] for optimizer in optimizers):
+        options["lr"].fill_(options["full_lr"] * factor)

@@ -38,7 +38,7 @@ def is_rank_0() -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, as one of them sees it: its number, 0 to size - 1, and how many there are."""
+    """The processes of a run, as one of them sees it."""
 
     rank: int = 0
     size: int = 1
@@ -116,9 +116,6 @@ ALONE = Group()
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Group]:
     """Join the other processes of this run, if there are any, until the block ends.
-
-    Args:
-        device: "cuda" for one GPU a process and nccl, "cpu" for gloo.
 
     Raises:
         SuiteError: there is no GPU for this process; or another process has gone: torchrun then ends those it started,

@@ -36,25 +36,21 @@ class Progress:
         from tqdm import tqdm
 
         self._log_interval = log_interval
-        self._bar = (
-            tqdm(total=100, bar_format="{desc} {bar} {percentage:3.0f}%{postfix}", leave=False, dynamic_ncols=True)
-            if is_terminal()
-            else None
-        )
+        shape = "{desc} {bar} {percentage:3.0f}%{postfix}"
+        self._bar = tqdm(total=100, bar_format=shape, leave=False, dynamic_ncols=True, disable=not is_terminal())
 
     def close(self) -> None:
         """Remove the bar."""
         with contextlib.suppress(OSError):
-            if self._bar is not None:
-                self._bar.close()
+            self._bar.close()
 
     def show(self, step: int, loss: float, speed: float, spent: float, fraction: float) -> None:
         """Show how far the run is: steps, loss (NaN: not known yet), speed, seconds and the fraction of the budget."""
-        if self._bar is None and step % self._log_interval:
+        if self._bar.disable and step % self._log_interval:
             return
         left = format_duration(spent * (1 / fraction - 1)) if fraction > 0.001 else "?"
         figures = f"loss {loss:.4f} nats/char, " * (not math.isnan(loss)) + f"{speed:,.0f} chars/s"
-        if self._bar is None:
+        if self._bar.disable:
             log(f"step {step:,} ({fraction:.0%}): {figures}, {format_duration(spent)} spent, {left} left")
             return
         self._bar.n = min(100.0, 100 * fraction)
@@ -66,11 +62,9 @@ class Progress:
     def write(self, message: str) -> None:
         """A line of the log that does not break the bar."""
         with contextlib.suppress(OSError):
-            if self._bar is not None:
-                self._bar.clear()
+            self._bar.clear()
             log(message)
-            if self._bar is not None:
-                self._bar.refresh()
+            self._bar.refresh()
 
 
 class OverdueError(BaseException):
@@ -78,11 +72,7 @@ class OverdueError(BaseException):
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop, and how.
-
-    Args:
-        patience: seconds until `OverdueError` is raised wherever the run is; None: never.
-    """
+    """Whether somebody asked the run to stop, and how; after `patience` seconds, if any, `OverdueError` is raised."""
 
     def __init__(self, patience: float | None = None) -> None:
         self.signal: signal.Signals | None = None  # that asked

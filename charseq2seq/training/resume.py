@@ -8,7 +8,6 @@ may be continued on another machine: what it had by default it keeps, and device
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import re
@@ -26,10 +25,8 @@ from charseq2seq.options import LIMITS, OPTIONS, SIZES, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What may differ when a finished run is extended by --resume PATH.
-_BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")
-# What may differ always: a machine's own, and which options were not asked for.
-_MACHINE = ("device", "precision", "defaults")
+_BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")  # may differ where --resume PATH extends a run
+_MACHINE = ("device", "precision", "defaults")  # may differ always
 _KEPT = 3  # resume states that were moved away
 
 
@@ -68,20 +65,15 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
     try:
         if different := content.keys() ^ vars(new).keys():
             raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
-        state = State(**(content | {"identity": identity}))
-        _check_figures(state, {name: type(value) for name, value in vars(new).items()})
-        state.history = [dict(point) for point in state.history]  # a copy: a second try begins with the old one
+        _check_figures(State(**content), {name: type(value) for name, value in vars(new).items()})
     except ValueError as error:
         raise does_not_fit(error) from error
-    return state
+    # A copy of the history: a second try begins with the old one.
+    return State(**content | {"identity": identity, "history": [dict(point) for point in content["history"]]})
 
 
 def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[str, Any] | None]:
     """The state to continue from, or None for a new run; and the settings, which keep what that run had by default.
-
-    Args:
-        settings: with all defaults.
-        sha256: of the text.
 
     Raises:
         SuiteError: the state named by a path cannot be used, or belongs to a different run.
@@ -92,67 +84,42 @@ def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[s
         raise SuiteError(f"{path} does not exist; --resume takes auto, never or a resume state.", ExitCode.NO_INPUT)
     if settings.resume == "never" or not path.exists():
         return settings, None
-    state, continued = _read(path), None
-    different: dict[str, tuple[Any, Any]] | None = None
-    if isinstance(state, SuiteError):
-        if named:
-            raise state
-        reason = f"{state} Starting a new run."
-    elif state.get("finished") and not named:
-        log("resume: the last run here finished; starting a new one.")
-        reason = ""
-    else:
-        adapted = _with_its_defaults(settings, state)
-        identity = run_identity(adapted, sha256)
-        different = _differences(state, identity, _BUDGET if named else ())
-        lines = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in different.items())
-        if different and named:
-            problem = f"{path} belongs to a different run: {lines}"
-            raise SuiteError(
-                f"{problem}. Continue it with {_command(path, different)}, or start anew with --resume never.",
-                ExitCode.USAGE,
-            )
-        reason = f"the unfinished run here is a different one: {lines}. Starting a new run." if different else ""
-        if not different:
-            settings, continued = adapted, state
-            if named and own.exists() and not own.samefile(path):
-                reason, different = _why_not_overwritten(own, identity)
-    if reason:
-        _move_away(own, reason, different, path)
-    return settings, continued
-
-
-def _why_not_overwritten(own: Path, identity: dict[str, Any]) -> tuple[str, dict[str, tuple[Any, Any]] | None]:
-    """Why what lies where a run's state goes has to be kept, or ""; and in what its run differs from this one."""
-    theirs = _read(own)
-    if isinstance(theirs, SuiteError):  # damaged, but not ours to throw away
-        return "a damaged file lies where this run goes.", None
-    reason = "" if theirs.get("finished") else "an unfinished run lies where this one goes."
-    return reason, _differences(theirs, identity)
-
-
-def _read(path: Path) -> dict[str, Any] | SuiteError:
-    """A resume state, or why it cannot be used."""
     try:
         state = load_resume_state(path)
         new_state({}, state)
     except SuiteError as error:
-        return error
-    return state
+        if named:
+            raise
+        _move_away(own, f"{error} Starting a new run.", path)
+        return settings, None
+    if state["finished"] and not named:
+        log("resume: the last run here finished; starting a new one.")
+        return settings, None
+    adapted = _with_its_defaults(settings, state["identity"])
+    different = _differences(state["identity"], run_identity(adapted, sha256), _BUDGET if named else ())
+    lines = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in different.items())
+    if different and named:
+        advice = f"Continue it with {_command(path, different)}, or start anew with --resume never."
+        raise SuiteError(f"{path} belongs to a different run: {lines}. {advice}", ExitCode.USAGE)
+    if different:
+        reason = f"the unfinished run here is a different one: {lines}. Starting a new run."
+        _move_away(own, reason, path, different)
+        return settings, None
+    if named and own.exists() and not own.samefile(path):
+        _move_away(own, "another run lies where this one goes.", path)
+    return adapted, state
 
 
-def _with_its_defaults(settings: Settings, state: dict[str, Any]) -> Settings:
+def _with_its_defaults(settings: Settings, earlier: dict[str, Any]) -> Settings:
     """The settings, with the defaults that the run to continue had; here they may be others."""
-    earlier = _identity(state)
-    defaults = earlier.get("defaults", ["dropout"])  # older states do not tell
+    defaults = earlier.get("defaults")
     names = [name for name in _defaults_of(settings) if isinstance(defaults, list) and name in defaults]
     kept: dict[str, Any] = {name: earlier.get(name) for name in names if earlier.get(name) != getattr(settings, name)}
-    for name, value in kept.items():
-        try:
-            if OPTIONS[name].kind.convert(str(value)) != value:
-                return settings
-        except ValueError:  # nothing that a run has left
+    try:
+        if any(OPTIONS[name].kind.convert(str(value)) != value for name, value in kept.items()):
             return settings
+    except ValueError:  # nothing that a run has left
+        return settings
     reasons = [reason for reason in settings.reasons if not (kept.keys() & SIZES["tiny"] and reason.startswith("size"))]
     reasons += [f"kept from the run to continue: {', '.join(f'{n} {v}' for n, v in kept.items())}"] * bool(kept)
     for name in ("device", "precision"):
@@ -172,27 +139,19 @@ def _defaults_of(settings: Settings) -> list[str]:
 
 
 def _check_figures(state: State, types: dict[str, type]) -> None:
-    """Refuse figures that no run has left: its model would be refused too, when it is done.
-
-    Raises:
-        ValueError: saying which.
-    """
+    """Raise a ValueError for figures that no run has left: its model would be refused too, when it is done."""
     for name, value in vars(state).items():
         if type(value) is not types[name] and (type(value), types[name]) != (int, float):
             raise ValueError(f"its {name} is not of type {types[name].__name__}")
-    counts = [state.step, state.best_step, state.stale_evaluations, state.epoch, state.position]
-    if not all(0 <= count < 2**63 for count in counts):
-        raise ValueError("its counters are not what a run counts to")
+    counts = [state.step, state.best_step, state.stale_evaluations, state.epoch, state.position, state.seconds]
     losses = math.isinf(state.train_loss) or not state.best_loss > -math.inf
-    if losses or not 0 <= state.seconds < math.inf or not 0 < state.learning_rate_scale <= 1:
-        raise ValueError("its seconds, losses or learning rate are not possible")
+    if losses or not all(0 <= count < 2**63 for count in counts) or not 0 < state.learning_rate_scale <= 1:
+        raise ValueError("its counters, losses or learning rate are not possible")
     if problem := history_problem(state.history):
         raise ValueError(problem)
     evaluated = bool(state.history)
     if not state.weights or evaluated != bool(state.best_weights) or evaluated == math.isinf(state.best_loss):
         raise ValueError("its weights are not complete")
-    if not all(type(figure) in (int, float) for figure in state.scaler.values()):
-        raise ValueError("its loss scaling is not in numbers")
 
 
 def does_not_fit(error: Exception) -> SuiteError:
@@ -209,14 +168,8 @@ def run_identity(settings: Settings, sha256: str) -> dict[str, Any]:
     return {"corpus_sha256": sha256, **settings.identity(), "defaults": _defaults_of(settings)}
 
 
-def _identity(state: dict[str, Any]) -> dict[str, Any]:
-    identity = state.get("identity")
-    return identity if isinstance(identity, dict) else {}
-
-
-def _differences(state: dict[str, Any], now: dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """The options in which a state's run and another one differ, with both values; without those that may differ."""
-    earlier = _identity(state)
+def _differences(earlier: dict[str, Any], now: dict[str, Any], but: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """The options in which two runs differ, with both values; without those that may differ."""
     names = sorted((earlier.keys() | now.keys()) - {*but, *_MACHINE})
     return {name: (earlier.get(name), now.get(name)) for name in names if earlier.get(name) != now.get(name)}
 
@@ -224,22 +177,20 @@ def _differences(state: dict[str, Any], now: dict[str, Any], but: tuple[str, ...
 def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
     """The changes to a command line that make it continue a state's run."""
     flags = [f"--{name} {was}" for name, (was, _) in different.items() if was is not None and name != "corpus_sha256"]
-    too_many = [f"without --{name}" for name, (was, _) in different.items() if was is None]
-    own_text = ["with its own text as --data_path"] * ("corpus_sha256" in different)
-    return ", ".join([" ".join([*flags, f"--resume {shlex.quote(str(path))}"]), *own_text, *too_many])
+    changes = [" ".join([*flags, f"--resume {shlex.quote(str(path))}"])]
+    changes += ["with its own text as --data_path"] * ("corpus_sha256" in different)
+    return ", ".join([*changes, *(f"without --{name}" for name, (was, _) in different.items() if was is None)])
 
 
-def _move_away(path: Path, reason: str, different: dict[str, tuple[Any, Any]] | None, continued: Path) -> None:
-    """Keep a resume state that does not fit under a name of its own, so that nothing is lost and cron goes on.
+def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tuple[Any, Any]] | None = None) -> None:
+    """Keep the resume state at `path` under a name of its own, so that nothing is lost and cron goes on.
 
     Args:
-        path: its place.
         reason: why it cannot stay there.
-        different: in what its run differs from this one; None if it cannot be continued.
         continued: what the new run begins with, which stays however old it is.
+        different: in what its run differs from this one; None if other options do not continue it.
     """
-    numbers = itertools.chain([""], itertools.count(2))
-    names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in numbers)
+    names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in ["", *range(2, 1000)])
     kept = next(name for name in names if not name.exists())
     try:
         path.replace(kept)

@@ -27,9 +27,6 @@ def train(settings: Settings) -> Outcome:
     """Do a whole run; no other one can write the same model meanwhile.
 
     If the loss diverges, the run continues once from the last good state with a smaller learning rate.
-
-    Raises:
-        SuiteError: see `load_corpus`, `run_lock`, `find_resume_state` and `Trainer.train`; or the loss diverged twice.
     """
     with process_group(settings.device) as group, contextlib.ExitStack() as held:
         if warning := group.from_rank_0(lambda: held.enter_context(run_lock(settings.model_path))):
@@ -99,7 +96,7 @@ def announce(trainer: Trainer) -> None:
         f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
     ]
     if not trainer.is_first_model and group.rank == 0:
-        replaced = describe_model(settings.model_path)
+        replaced = _describe_model(settings.model_path)
         lines.append(f"replaced when the run ends: {replaced}; to keep it, give another --model_path")
     if group.size > 1 or settings.accumulation_steps > 1:
         lines.append(f"batches: divided among {group.size} processes, {settings.accumulation_steps} parts each")
@@ -109,8 +106,7 @@ def announce(trainer: Trainer) -> None:
     log("\n".join(lines))
 
 
-def describe_model(path: Path) -> str:
-    """What lies where a model will be written, in words."""
+def _describe_model(path: Path) -> str:
     try:
         model = load_checkpoint(path)
     except SuiteError as error:

@@ -10,15 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from charseq2seq.corpus import Corpus
 from charseq2seq.device import available_memory
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import LIMITS, SIZES, Settings
-from charseq2seq.training.resume import State
+from charseq2seq.training.resume import State, does_not_fit
+from encoder_decoder_transformer import Transformer
 
 # Texts of fewer characters to train on: what size of model, windows a step and epochs serve them best, on any device
-# (benchmarks/LOG.md, 2026-11-28). A larger model would know them by heart before it knew their language.
+# (benchmarks/LOG.md, 2026-11-28). A larger model would learn them by heart.
 _SHORT_TEXTS = ((50_000, "nano", 4, 15.0), (250_000, "micro", 8, 10.0))
 _BASE_TEXT = 2_000_000  # characters; on a GPU a shorter text is for size small, because base overfits it
 
@@ -27,8 +29,7 @@ _PATIENCE = 5
 _LATE_ENOUGH = 0.8  # fraction of a run or of its budget: if the best weights are older, the run was too long
 
 # Weight decay per epoch at the full learning rate: ignoring gradients, exp(-1.3) of a hidden matrix is left after an
-# epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was
-# learnt from a character should have faded before the character comes again (benchmarks/LOG.md).
+# epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698).
 DECAY_PER_EPOCH = 1.3
 _LARGEST_DECAY_PER_STEP = 0.02
 
@@ -72,9 +73,9 @@ def advice(corpus: Corpus, loss: float, state: State, budget: int | None) -> tup
     """What the end of a run says about its text and its limits, a sentence each.
 
     Args:
+        corpus, state: of the run at its end.
         loss: of the best weights on the validation split, nats per character.
-        state: of the run at its end.
-        budget: the most steps that a run might have made which its time limit ended, see `step_budget`; else None.
+        budget: the steps that a run was to make which its time limit ended; else None.
     """
     said = []
     if loss > 0.99 * guessing_loss(corpus):
@@ -112,34 +113,25 @@ def step_budget(settings: Settings, characters: int) -> int | None:
 
 def count_parameters(config: dict[str, Any]) -> int:
     """How many weights a model with these keyword arguments of `Transformer` has."""
-    import torch
-
-    from encoder_decoder_transformer import Transformer
-
     with torch.device("meta"):  # sizes without memory
         return sum(weight.numel() for weight in Transformer(**config).parameters())
 
 
 def suitable_weight_decay(learning_rate: float, steps_per_epoch: float) -> float:
-    """The weight decay, per unit of learning rate, for epochs of `steps_per_epoch` steps.
-
-    Rounded to three digits, as it is shown.
-    """
+    """The weight decay, per unit of learning rate, for epochs of `steps_per_epoch` steps; three digits, as shown."""
     decay_per_step = min(DECAY_PER_EPOCH / steps_per_epoch, _LARGEST_DECAY_PER_STEP)
     return float(f"{decay_per_step / max(learning_rate, 1e-36):.3g}")  # finite, however small the learning rate
 
 
 def check_memory(config: dict[str, Any], device: str) -> None:
-    """Refuse a model that this machine's memory cannot hold, before the system's killer ends the run without a word.
+    """Refuse a model whose weights, gradients and optimizer state alone are larger than this machine's memory.
 
-    Args:
-        config: keyword arguments of `Transformer`.
-        device: where it is trained; a GPU has a memory of its own, and says itself when that is full.
-
-    Raises:
-        SuiteError: weights, gradients and optimizer state alone are larger than the memory.
+    The system's killer would end the run without a word. A GPU has a memory of its own, and says when it is full.
     """
-    parameters, memory = count_parameters(config), available_memory()
+    try:
+        parameters, memory = count_parameters(config), available_memory()
+    except ValueError as error:  # sizes that only a damaged resume state can have
+        raise does_not_fit(error) from error
     if device != "cuda" and memory is not None and parameters * _BYTES_PER_PARAMETER > memory:
         raise SuiteError(
             f"a model of {parameters:,} parameters takes about {parameters * _BYTES_PER_PARAMETER / 2**30:,.0f} GiB to "

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint, save_resume_state
 from charseq2seq.corpus import Corpus
-from charseq2seq.device import allow_tf32, describe_hardware, suitable_kernels, torch_dtype, tune_cpu
+from charseq2seq.device import describe_hardware, suitable_kernels, torch_dtype, tune
 from charseq2seq.errors import ExitCode
 from charseq2seq.files import resume_path
 from charseq2seq.options import Settings
@@ -47,11 +47,8 @@ from encoder_decoder_transformer import Transformer
 # the final loss on all of it. That is cheap, and the final loss gains little from the choice of the best weights.
 _SELECTION_CHARACTERS = 32_768
 
-_TRIAL_CHARACTERS = 12_288  # before training, on a CPU
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
-_LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
-_MEASURED_STEPS = 100  # after so many the run says how long it takes
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 
@@ -62,28 +59,20 @@ class _DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        evaluation: of the weights that were kept, on the whole validation split; None where no model was written.
-        complete: whether its budget or its patience ended the run.
-        stopped_by: the exit code of the signal that stopped it, or that came while a complete run was finishing.
-        diverged: what became NaN or infinite, in a sentence; None where nothing did.
-        saved: whether a resume state was written in this session.
-        beginning: of the text.
-        advice: what its end says about its text and its limits, a sentence each.
-    """
-
-    evaluation: Evaluation | None
+    evaluation: (
+        Evaluation | None
+    )  # of the weights that were kept, on the whole validation split; None: no model written
     best_step: int
     steps: int
     seconds: float
-    complete: bool
-    stopped_by: ExitCode | None
-    diverged: str | None = None
-    saved: bool = False
-    beginning: str = ""
-    advice: tuple[str, ...] = ()
+    complete: bool  # its budget or its patience ended the run
+    stopped_by: ExitCode | None  # the signal that stopped it, or that came while a complete run was finishing
+    diverged: str | None = None  # what became NaN or infinite, in a sentence
+    saved: bool = False  # a resume state was written in this session
+    beginning: str = ""  # of the text
+    advice: tuple[str, ...] = ()  # what its end says about its text and its limits, a sentence each
 
 
 class Trainer:
@@ -92,19 +81,14 @@ class Trainer:
     def __init__(self, settings: Settings, corpus: Corpus, state: State, group: Group = ALONE) -> None:
         self.settings, self.corpus, self.state, self.group = settings, corpus, state, group
         torch.manual_seed(settings.seed)
-        allow_tf32()
-        tune_cpu()
+        tune()
         self.config = settings.model_config(len(corpus.vocabulary))
-        try:
-            check_memory(self.config, settings.device)
-        except ValueError as error:  # sizes that only a damaged resume state can have
-            raise does_not_fit(error) from error
+        check_memory(self.config, settings.device)
         self.max_steps = step_budget(settings, corpus.num_train)
         dtype, kernels = torch_dtype(settings.precision), suitable_kernels(settings.device)
         self.master = Transformer(**self.config).to(settings.device).use_kernels(kernels)
         self.master.checkpoint_activations = settings.gradient_checkpointing
-        assert settings.weight_decay is not None
-        self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay)
+        self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay or 0.0)
         source_length, target_length = settings.source_length, settings.target_length
         self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
         self.ids = ids_on_device(corpus.ids, settings.device)
@@ -112,32 +96,18 @@ class Trainer:
         group.check(settings.batch_size, settings.accumulation_steps, corpus.name, corpus.sha256)
         self.is_first_model = group.from_rank_0(lambda: not settings.model_path.exists())
         self.model = group.distribute(self.working.model)
-        self.step = captured_where_possible(
-            self._compute,
-            settings.device,
-            settings.precision,
-            checkpointing=settings.gradient_checkpointing,
-            processes=group.size,
-        )
+        self.step = captured_where_possible(self._compute, settings, group.size)
         self.stop = StopRequest()
         self.unread_losses: list[Tensor] = []
         # Whoever reads a loss waits for the GPU, so losses are read only as often as they are shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
-        self.saved = False  # in this session
-        self.saved_at, self.saved_step = state.seconds, state.step
+        self.saved_at, self.saved_step = state.seconds, -1  # this session has saved nothing yet
         self.save_cost = 0.0  # seconds
         if state.weights:
             self._restore()
 
     def train(self) -> Outcome:
-        """Run to the end of the budget, or until a signal or a divergence; write the model.
-
-        Raises:
-            SuiteError: a file cannot be written.
-        """
-        # Some validation windows before training: what would fail later fails now (the idea is litgpt's).
-        characters = _TRIAL_CHARACTERS if self.settings.device == "cpu" else _SELECTION_CHARACTERS
-        self._score(self.corpus.num_train, min(len(self.corpus.ids), self.corpus.num_train + characters))
+        """Run to the end of the budget, or until a signal or a divergence; write the model."""
         evaluation, complete, diverged = None, False, None
         said: tuple[str, ...] = ()
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
@@ -165,7 +135,7 @@ class Trainer:
             complete=complete,
             stopped_by=self.stop.exit_code,
             diverged=diverged,
-            saved=self.saved,
+            saved=self.saved_step >= 0,
             beginning=self.corpus.beginning,
             advice=said,
         )
@@ -175,48 +145,43 @@ class Trainer:
         return self._fraction(self.state.step, self.state.seconds)
 
     def _fraction(self, step: float, seconds: float) -> float:
-        of_steps = step / self.max_steps if self.max_steps else 0.0
-        of_minutes = seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
-        return min(1.0, max(of_steps, of_minutes))
+        of_minutes = seconds / (60 * (self.settings.max_minutes or math.inf))
+        return min(1.0, max(step / (self.max_steps or math.inf), of_minutes))
 
     def is_complete(self) -> bool:
         """Whether the budget or the patience is used up."""
-        patience = self.settings.patience
-        return self.spent_fraction() >= 1 or (patience is not None and self.state.stale_evaluations >= patience)
+        return self.spent_fraction() >= 1 or self.state.stale_evaluations >= (self.settings.patience or math.inf)
 
     def _run(self, stopwatch: Stopwatch, progress: Progress) -> None:
         try:
             self._loop(stopwatch, progress)
         except OverdueError:  # the step or evaluation is given up; weights and files are as before it
-            if self.saved_step < self.state.step or not self.saved:
+            if self.saved_step < self.state.step:
                 self.save_resume(finished=False)
             raise
 
     def _loop(self, stopwatch: Stopwatch, progress: Progress) -> None:
-        state, first = self.state, self.state.step
-        last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
-        evaluated = self._evaluations_due(last["step"], last["seconds"])
+        state = self.state
         while True:
-            # Only a signal that all processes know of ends the run: one may come to one of them at any time.
+            # Only a signal that all processes know of ends the run.
             stopped, (state.seconds, self.save_cost) = self.group.synchronize(
                 self.stop.signal, stopwatch.seconds(), self.save_cost
             )
-            due, budget_spent = self._evaluations_due(state.step, state.seconds), self.spent_fraction() >= 1
-            if due > evaluated or budget_spent:
+            last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
+            due = self._evaluations_due(state.step, state.seconds) > self._evaluations_due(
+                last["step"], last["seconds"]
+            )
+            if due or self.spent_fraction() >= 1:
                 self._evaluate(progress)
             ends = stopped is not None or self.is_complete()
             since = state.seconds - self.saved_at
-            if ends or since >= _SAVE_SECONDS or (due > evaluated and since * _SAVE_COST >= self.save_cost):
+            if ends or since >= _SAVE_SECONDS or (due and since * _SAVE_COST >= self.save_cost):
                 self.save_resume(finished=False)
             if ends:
                 self.stop.signal = self.stop.signal or stopped
                 return
-            evaluated = due
             self.train_step()
             spent = stopwatch.seconds()
-            if state.step == first + _MEASURED_STEPS:
-                whole = format_duration(spent / self.spent_fraction())
-                progress.write(f"this device: {self._speed(spent):,.0f} characters/s, so the run takes about {whole}")
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
     def _evaluations_due(self, step: float, seconds: float) -> int:
@@ -230,14 +195,11 @@ class Trainer:
         """Target characters per second."""
         return self.state.step * self.settings.batch_size * self.master.target_length / max(seconds, 1e-9)
 
-    # ----- one step ---------------------------------------------------------------------------------------------------
-
     def train_step(self) -> None:
         """Update the weights by the next batch."""
         state, settings, group = self.state, self.settings, self.group
         # The middle of the step: at its beginning the first learning rate would be zero.
-        half_a_step = 0.5 / self.max_steps if self.max_steps else 0.0
-        progress = self.spent_fraction() + half_a_step
+        progress = self.spent_fraction() + 0.5 / (self.max_steps or math.inf)
         set_learning_rates(self.optimizers, progress, state.learning_rate_scale)
         if settings.dropout:  # by seed, step and rank: a resumed run drops the same features
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * group.size + group.rank)
@@ -288,49 +250,44 @@ class Trainer:
                 f"({self.settings.learning_rate * self.state.learning_rate_scale:g}) is too high; try half of it."
             )
 
-    # ----- evaluating -------------------------------------------------------------------------------------------------
-
-    def _score(self, first: int, last: int | None = None) -> Evaluation:
+    def _score(self, characters: int | None = None) -> Evaluation:
+        """The loss on the validation split, or on no more than so many characters of it."""
+        first, end = self.corpus.num_train, len(self.corpus.ids)
+        last = end if characters is None else min(end, first + characters)
         return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
-        """Measure the loss (see `_SELECTION_CHARACTERS`), and keep the weights if they are the best so far."""
+        """Measure the loss, and keep the weights if they are the best so far."""
         state = self.state
         if state.history and state.history[-1]["step"] == state.step:
             return  # the run was killed between its last evaluation and its end, and resumed
-        first = self.corpus.num_train
-        half = max(1, (len(self.corpus.ids) - first) // 2)
-        loss = self._score(first, first + min(half, _SELECTION_CHARACTERS)).nats_per_char
+        half = max(1, (len(self.corpus.ids) - self.corpus.num_train) // 2)
+        loss = self._score(min(half, _SELECTION_CHARACTERS)).nats_per_char
         self._check_finite("validation loss", loss)
         self.stop.hold()
         self._read_losses()
         point = {"step": state.step, "seconds": state.seconds, "train_nats_per_char": state.train_loss}
         state.history.append(point | {"nats_per_char": loss})
-        if len(state.history) > _LONGEST_HISTORY:
-            del state.history[-2::-2]  # the last one stays
         best = loss < state.best_loss
         state.stale_evaluations = 0 if best else state.stale_evaluations + 1
         if best:
-            state.best_loss, state.best_step, state.best_weights = loss, state.step, weights_of(self.master)
+            state.best_loss, state.best_step, state.best_weights = loss, state.step, self.working.weights()
         self.stop.release()
         progress.write(
             f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(state.seconds)} spent"
         )
 
-    # ----- ending and saving ------------------------------------------------------------------------------------------
-
     def _finish(self, progress: Progress) -> Evaluation | None:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
-        complete = self.is_complete()
-        evaluation = None
+        complete, evaluation = self.is_complete(), None
         if complete or self.is_first_model:
             if not self.state.best_weights:  # stopped before the first evaluation
                 self._evaluate(progress)
-            last = weights_of(self.master)
-            self._use(self.state.best_weights)
-            evaluation = self._score(self.corpus.num_train)
-            self._use(last)
+            last = self.working.weights()
+            self.working.load(self.state.best_weights)
+            evaluation = self._score()
+            self.working.load(last)
             self._check_finite("validation loss", evaluation.nats_per_char)
             self.stop.hold()
             if self.group.rank == 0:
@@ -338,10 +295,6 @@ class Trainer:
         if complete:
             self.save_resume(finished=True)
         return evaluation
-
-    def _use(self, weights: dict[str, Tensor]) -> None:
-        self.master.load_state_dict(weights)
-        self.working.refresh()
 
     def _checkpoint(self, evaluation: Evaluation) -> Checkpoint:
         state = self.state
@@ -365,16 +318,12 @@ class Trainer:
         )
 
     def save_resume(self, *, finished: bool) -> None:
-        """Write everything that continuing needs.
-
-        Raises:
-            SuiteError: it cannot be written; an earlier state is untouched.
-        """
+        """Write everything that continuing needs; where it cannot be written, an earlier state is untouched."""
         started = time.perf_counter()
         self.stop.hold()
         self._read_losses()
         state = self.state
-        state.weights = weights_of(self.master)
+        state.weights = self.working.weights()
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
         self._check_finite("size of the weights", float(norms.sum()))  # no loss of these weights is known yet
         if self.group.rank == 0:
@@ -383,7 +332,7 @@ class Trainer:
             state.scaler = self.working.scaler.state_dict()
             save_resume_state(resume_path(self.settings.model_path), vars(state))
         state.weights = {}
-        self.saved, self.saved_at, self.saved_step = True, state.seconds, state.step
+        self.saved_at, self.saved_step = state.seconds, state.step
         self.save_cost = time.perf_counter() - started
         if not finished:
             self.stop.release()
@@ -392,9 +341,9 @@ class Trainer:
         state = self.state
         try:
             if state.best_weights:  # loaded only to see whether they fit
-                self.master.load_state_dict(state.best_weights)
-                state.best_weights = weights_of(self.master)
-            self._use(state.weights)
+                self.working.load(state.best_weights)
+                state.best_weights = self.working.weights()
+            self.working.load(state.weights)
             for optimizer, saved in zip(self.optimizers, state.optimizers, strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": copy.deepcopy(saved)})
                 check_state(optimizer)
@@ -404,8 +353,3 @@ class Trainer:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []
-
-
-def weights_of(model: Transformer) -> dict[str, Tensor]:
-    """A copy of a model's weights, on its device."""
-    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
