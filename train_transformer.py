@@ -9,6 +9,9 @@ Evaluate, one JSON object:
 Generate:
     python train_transformer.py --mode generate --prompt "ROMEO:"
     python train_transformer.py --mode generate --num_chars 2000 --temperature 1
+Write on a page in the browser:
+    python train_transformer.py --mode demo
+    python train_transformer.py --mode demo --model_path poems.pth
 Arguments from a file:
     python train_transformer.py @nightly.args
 
@@ -49,6 +52,10 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
         log_to_file(args.log_file)
     if args.mode == "train":
         return train_and_publish(args, report)
+    if args.mode == "demo":
+        from charseq2seq.demo import serve_demo
+
+        return serve_demo(args.model_path)
     return evaluate(args) if args.mode == "evaluate" else generate(args)
 
 

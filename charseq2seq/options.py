@@ -69,7 +69,7 @@ class Settings(Options):
     `resolve_settings` and then `with_text_defaults` fill it in.
     """
 
-    mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
+    mode: str = _what(one_of("train", "evaluate", "generate", "demo"), "what to do", "train")
     model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
         FILE._replace(metavar="PATH"),

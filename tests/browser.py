@@ -52,10 +52,12 @@ class Browser:
         return self.ask("POST", "/execute/sync", script=script, args=arguments)
 
     def wait(self, condition: str) -> Any:
-        """Wait until an expression is true in the page; returns it."""
-        while not (value := self.run(f"return {condition}")):
+        """Wait until an expression is true in the page, and return it; fail where the page says that something is bad."""
+        script = f"const bad = document.querySelector('.bad'); return [{condition}, bad && bad.textContent]"
+        while not (value := self.run(script))[0]:
+            assert value[1] is None, value[1]
             time.sleep(0.02)
-        return value
+        return value[0]
 
     def type(self, element: str, keys: str) -> None:
         """Press keys in the element of this id."""

@@ -30,7 +30,7 @@ USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads 
 USAGE --num_kv_heads 3 -> --num_kv_heads 3 must divide --num_heads 2; choose 1, say
 USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> are together more than 16,384; choose shorter
 USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU use bf16 or fp32
-USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, not 'sleep'
+USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, demo, not 'sleep'
 USAGE --temprature 1 -> unrecognized arguments: --temprature 1; did you mean --temperature\?
 USAGE --num_chars 5 -> --num_chars belongs to --mode generate, not --mode train
 USAGE --mode generate -> --data_path belongs to --mode train and evaluate, not --mode generate
@@ -142,7 +142,7 @@ def test_help_has_two_examples_of_every_mode_and_every_option(user: Trainee) -> 
         shlex.split(line)[2:] for line in told.splitlines() if line.startswith("    python train_transformer.py")
     ]
     modes = [read_settings(words).mode for words in examples if not any(word.startswith("@") for word in words)]
-    assert {mode: modes.count(mode) for mode in modes} == {"train": 2, "evaluate": 2, "generate": 2}
+    assert {mode: modes.count(mode) for mode in modes} == {"train": 2, "evaluate": 2, "generate": 2, "demo": 2}
     assert all(f"  --{name}" in told and row.help for name, row in OPTIONS.items())
     for size, shape in SIZES.items():
         with torch.device("meta"):
