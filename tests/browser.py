@@ -52,7 +52,7 @@ class Browser:
         return self.ask("POST", "/execute/sync", script=script, args=arguments)
 
     def wait(self, condition: str) -> Any:
-        """Wait until an expression is true in the page, and return it; fail where the page says that something is bad."""
+        """Wait until an expression is true in the page, and return it; fail where the page says what is wrong."""
         script = f"const bad = document.querySelector('.bad'); return [{condition}, bad && bad.textContent]"
         while not (value := self.run(script))[0]:
             assert value[1] is None, value[1]
