@@ -19,7 +19,7 @@ from typing import Any, Literal
 from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
 from charseq2seq.device import choose_device, choose_precision, choose_threads
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
-from charseq2seq.files import lock_path, resume_path
+from charseq2seq.files import lock_path, metrics_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
 _SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
@@ -147,6 +147,7 @@ class Settings(Options):
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(whole(1), "steps between lines of progress where there is no terminal", 100)
+    tensorboard: Path | None = _course(Kind("DIR", FILE.convert), "write TensorBoard's event files into this folder")
     resume: str = _course(
         Kind("auto|never|FILE", os.path.expanduser),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
@@ -201,6 +202,7 @@ class Settings(Options):
         if self.mode == "train" and self.model_path.name:
             paths["the resume state of --model_path"] = resume_path(self.model_path)
             paths["the lock of --model_path"] = lock_path(self.model_path)
+            paths["the metrics of --model_path"] = metrics_path(self.model_path)
         for (one, path), (other, same) in itertools.combinations(paths.items(), 2):
             if (file := os.path.realpath(path)) == os.path.realpath(same):
                 yield f"{one} and {other} name the same file, {file}; choose another for one of them"
