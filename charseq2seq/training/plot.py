@@ -67,6 +67,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Draw the rows of runs, name -> rows, as PNG: solid on the validation split, dotted on the training split."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     def column(rows: list[dict[str, Any]], name: str) -> list[float]:
         return [math.nan if row.get(name) is None else row[name] for row in rows]
@@ -81,6 +82,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
                     training = column(rows, "train_nats_per_char")
                     axes.plot(column(rows, across), training, ":", color=colour, lw=2)
             axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
+            axes.xaxis.set_major_formatter(EngFormatter())  # 200 k, 4 M
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle("solid: validation text, dotted: training text (running mean)", fontsize=12)
