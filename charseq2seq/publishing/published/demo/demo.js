@@ -432,7 +432,8 @@ function startPage() {
     const code = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, 0)}`;
     const names = unknown.slice(0, 9).map((character) => `${character} (${code(character)})`);
     const told = `The model never saw ${names.join(", ")}${unknown.length > 9 ? " and more" : ""}. It reads the rest.`;
-    part("unknown").textContent = idOf.size && unknown.length ? told : "";
+    const sentence = idOf.size && unknown.length ? told : "";
+    if (part("unknown").textContent !== sentence) part("unknown").textContent = sentence; // else it is read aloud again
   }
   /** Fill in some fields, by name, and begin a text. */
   function start(values = []) {
