@@ -31,8 +31,10 @@ _COPIED = {
 }
 
 
-def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str, Any]:
+def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page: bool = False) -> dict[str, Any]:
     """Write the complete repository folder; the card's examples name the repository, `owner/name`.
+
+    With `has_page` the card links to the Space where the model writes.
 
     Returns:
         The content of its `training_args.json`, by which the suite recognises a repository of its own. `files` are
@@ -50,7 +52,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     _claim(folder)
     model = checkpoint.build_model()
     vocabulary = checkpoint.vocabulary()
-    texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
+    texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     if curve is not None:
@@ -74,8 +76,8 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
             temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
             for temperature in (0.5, 0.8, 1.0)
         }
-    texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
-    texts[RECORD] = _json(record)  # the last one
+    texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None, has_page=has_page)
+    texts[RECORD] = json_text(record)  # the last one
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return record
@@ -109,11 +111,11 @@ def _claim(folder: Path) -> None:
         problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
         raise SuiteError(problem, ExitCode.CANNOT_CREATE)
     # A record without files, until all others are written: the folder is ours, and not whole.
-    atomic_write_text(folder / RECORD, _json({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
+    atomic_write_text(folder / RECORD, json_text({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
     for path in left:
         path.unlink(missing_ok=True)
 
 
-def _json(content: Any) -> str:
-    """As text, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
+def json_text(content: Any) -> str:
+    """As JSON, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2) + "\n"
