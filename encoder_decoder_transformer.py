@@ -27,12 +27,19 @@ Shapes are written in comments as `(batch, length, d_model)`. Token ids are int6
     model = Transformer(vocab_size=66)
     logits = model(source, target)                      # training: every target token at once
     ids = model.generate(source, 200, temperature=0.8)  # one token after the other
+
+    model = Transformer.from_pretrained("owner/name")   # a published model; a folder does as well
+    text = model.write("ROMEO:", 300, seed=1)           # what follows the prompt
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -93,14 +100,9 @@ def _rotate(x: Tensor, table: Tensor, direction: int) -> Tensor:
     return torch.addcmul(x * table[0], partners, table[1], value=direction)
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate each pair of features of x, (..., length, head_size), by its position's angle in the table."""
-    return cast("Tensor", _Rotate.apply(x, table))
-
-
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """Normalise the heads of queries or keys, (batch, length, heads, head_size), and give them their positions."""
-    return rotate(normalize(x), table[:, :, None])  # the same rotation for all heads of a position
+    return cast("Tensor", _Rotate.apply(normalize(x), table[:, :, None]))  # all heads of a position alike
 
 
 class _FeedForward(torch.autograd.Function):
@@ -147,8 +149,7 @@ class Kernels(NamedTuple):
 def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
     """Additive mask (target_length, context_length): 0 where a query may look, -inf at its future.
 
-    The last `target_length` columns are the target itself, those before it are all visible. None where there is
-    nothing to hide.
+    The last `target_length` columns are the target itself. None where there is nothing to hide.
     """
     if target_length == 1:
         return None
@@ -159,10 +160,7 @@ def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention; several query heads share a key/value head (grouped-query attention).
 
-    Args:
-        query: (batch, target_length, heads, head_size).
-        key, value: (batch, context_length, kv_heads, head_size).
-        mask: additive, (target_length, context_length), or None.
+    The query is (batch, target_length, heads, head_size), key and value (batch, context_length, kv_heads, head_size).
     """
     if query.device.type == "cpu" and max(query.shape[1], key.shape[1]) <= _LONGEST_EXPLICIT_ATTENTION:
         return _attend_explicitly(query, key, value, mask)
@@ -230,11 +228,11 @@ class Attention(nn.Module):
         key, value = (part(context).unflatten(-1, (self.num_kv_heads, -1)) for part in (self.key, self.value))
         return self.kernels.normalize_and_rotate(key, table), value
 
-    def forward(
-        self, x: Tensor, table: Tensor, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None = None
-    ) -> Tensor:
-        """Every position of `x`, (batch, length, d_model), attends to the context."""
-        query = self.kernels.normalize_and_rotate(self.query(x).unflatten(-1, (self.num_heads, -1)), table)
+    def forward(self, x: Tensor, context: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+        """Every position of x, the last ones of the context, attends to the context; both (batch, length, d_model)."""
+        keys_and_values = self.keys_and_values(context, table)
+        query = self.query(x).unflatten(-1, (self.num_heads, -1))
+        query = self.kernels.normalize_and_rotate(query, table[:, context.shape[1] - x.shape[1] :])
         return self.output(attend(query, *keys_and_values, mask).flatten(2))
 
 
@@ -267,7 +265,7 @@ class Dropout(nn.Module):
         return x * (torch.bernoulli(kept) / kept)
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """Attention and feed-forward block side by side, on one normalised input."""
 
     def __init__(self, d_model: int, num_heads: int, num_kv_heads: int, d_ff: int, dropout: float) -> None:
@@ -276,33 +274,16 @@ class _Layer(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff)
         self.dropout = Dropout(dropout)
 
+    def forward(self, x: Tensor, table: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(batch, length, d_model) -> the same shape.
 
-class EncoderLayer(_Layer):
-    """Every source position attends to every other."""
-
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """(batch, source_length, d_model) -> the same shape."""
-        h = normalize(x)
-        attended = self.attention(h, table, self.attention.keys_and_values(h, table))
-        return x + self.dropout(attended + self.feed_forward(h))
-
-
-class DecoderLayer(_Layer):
-    """Every target position attends to the whole source and to the target before it."""
-
-    def forward(self, x: Tensor, memory: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
-        """All target positions at once.
-
-        Args:
-            x: (batch, target_length, d_model).
-            memory: the encoder's output, (batch, source_length, d_model).
-            table: rotary table for source and target positions, (2, source_length + target_length, ...).
-            mask: `causal_mask(target_length, source_length + target_length)`.
+        In the encoder every position attends to every other; in the decoder to the memory, which is the encoder's
+        output, (batch, source_length, d_model), and to those positions of x that the mask leaves visible. The rotary
+        table has a row for each position of memory and x.
         """
         h = normalize(x)
-        keys_and_values = self.attention.keys_and_values(torch.cat([memory, h], dim=1), table)
-        attended = self.attention(h, table[:, memory.shape[1] :], keys_and_values, mask)
-        return x + self.dropout(attended + self.feed_forward(h))
+        context = h if memory is None else torch.cat([memory, h], dim=1)
+        return x + self.dropout(self.attention(h, context, table, mask) + self.feed_forward(h))
 
 
 class Transformer(nn.Module):
@@ -341,10 +322,9 @@ class Transformer(nn.Module):
         bigram: bool = True,
         num_kv_heads: int = 1,
     ) -> None:
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        counts = {"vocab_size": vocab_size, "d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
-        counts |= {"num_encoder_layers": num_encoder_layers, "num_decoder_layers": num_decoder_layers, "d_ff": d_ff}
-        counts |= {"source_length": source_length, "target_length": target_length}
+        counts = {name: value for name, value in self.config.items() if name not in ("dropout", "start_id", "bigram")}
         problems = [f"{name} must be at least 1, not {number}" for name, number in counts.items() if number < 1]
         if min(d_model, num_heads) > 0 and (d_model % num_heads or d_model // num_heads % 2):
             problems.append(f"d_model / num_heads must be an even whole number, not {d_model} / {num_heads}")
@@ -357,15 +337,15 @@ class Transformer(nn.Module):
         if problems:
             raise ValueError("; ".join(problems))
 
+        self.vocab: dict[str, int] = {}  # token -> id, where the model came with one
         self.source_length = source_length
         self.target_length = target_length
         self.start_id = start_id
-        self.num_heads = num_heads
         self.checkpoint_activations = False  # True saves memory and costs time: each layer is computed twice
         self.embedding = Embedding(vocab_size, d_model)
         sizes = (d_model, num_heads, num_kv_heads, d_ff, dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(num_encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_decoder_layers))
+        self.encoder = nn.ModuleList(Layer(*sizes) for _ in range(num_encoder_layers))
+        self.decoder = nn.ModuleList(Layer(*sizes) for _ in range(num_decoder_layers))
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         self.bigram = nn.Embedding(vocab_size, vocab_size) if bigram else None
         self.dropout = Dropout(dropout)
@@ -396,14 +376,7 @@ class Transformer(nn.Module):
         return self.head.weight.device
 
     def encode(self, source: Tensor) -> Tensor:
-        """Read the source.
-
-        Args:
-            source: ids, (batch, source_length); may have length 0.
-
-        Returns:
-            The memory, (batch, source_length, d_model).
-        """
+        """Ids, (batch, source_length), may have length 0 -> the memory, (batch, source_length, d_model)."""
         x = self.dropout(self.embedding(source))
         table = self.rotary[:, : source.shape[1]]
         if source.shape[1]:
@@ -416,8 +389,7 @@ class Transformer(nn.Module):
 
         Args:
             memory: the result of `encode`, (batch, source_length, d_model).
-            text: the result of `decoder_context`: ids, (batch, source_length + target_length - 1), or
-                (batch, target_length) after an empty source.
+            text: ids of the source, or of the start token if the source is empty, and of all but the last target token.
 
         Returns:
             Logits in float32, (batch, target_length, vocab_size).
@@ -429,7 +401,7 @@ class Transformer(nn.Module):
         x = self.dropout(self.embedding(text[:, first - before :])[:, before:])
         mask = causal_mask(length, end, like=x)
         for layer in self.decoder:
-            x = self._run(layer, x, memory, self.rotary[:, :end], mask)
+            x = self._run(layer, x, self.rotary[:, :end], memory, mask)
         return self.logits(x, decoder_input)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
@@ -456,14 +428,6 @@ class Transformer(nn.Module):
                 module.kernels = cast("Any", kernels)
         return self
 
-    def decoder_context(self, source: Tensor, target: Tensor) -> Tensor:
-        """The source, or the start token if it is empty, and the target without its last token.
-
-        Its last `target_length` tokens are the decoder's input: the token before each target token.
-        """
-        before = source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
-        return torch.cat([before, target[:, :-1]], dim=1)
-
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Teacher forcing: logits of every target token, given the source and the target tokens before it.
 
@@ -474,7 +438,8 @@ class Transformer(nn.Module):
         Returns:
             Logits in float32, (batch, target_length, vocab_size); entry i scores target token i.
         """
-        return self.decode(self.encode(source), self.decoder_context(source, target))
+        before = source if source.shape[1] else source.new_full((source.shape[0], 1), self.start_id)
+        return self.decode(self.encode(source), torch.cat([before, target[:, :-1]], dim=1))
 
     @torch.inference_mode()
     def stream(
@@ -510,16 +475,15 @@ class Transformer(nn.Module):
         decoder = CachedDecoder(self, len(text), (temperature, top_k, top_p))
         while num_tokens > 0:
             decoder.begin(text)
-            length = min(num_tokens, self.target_length)
-            random = self._random_numbers(len(text), generator)
+            random = self._random_numbers(len(text), generator)[:num_tokens]
             tokens: list[Tensor] = []
-            while len(tokens) < length:
-                # A GPU works ahead of the caller, who would otherwise wait for it at every token.
-                until = min(length, len(tokens) + (_TOKENS_AHEAD if self.device.type == "cuda" else 1))
-                ahead = [decoder.step(numbers) for numbers in random[len(tokens) : until]]
+            # A GPU works ahead of the caller, who would otherwise wait for it at every token.
+            number = _TOKENS_AHEAD if self.device.type == "cuda" else 1
+            for first in range(0, len(random), number):
+                ahead = [decoder.step(numbers) for numbers in random[first : first + number]]
                 tokens += ahead
                 yield from ahead
-            num_tokens -= length
+            num_tokens -= len(tokens)
             text = torch.cat([text, torch.stack(tokens, dim=1)], dim=1)[:, -self.source_length :]
 
     def _random_numbers(self, batch: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
@@ -535,6 +499,92 @@ class Transformer(nn.Module):
         tokens = list(self.stream(source, num_tokens, **sampling))
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
 
+    def write(
+        self,
+        prompt: str,
+        num_chars: int = 300,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """The text that follows a prompt, without the prompt; for the arguments see `stream`.
+
+        The same seed gives the same text. The prompt may be empty.
+
+        Raises:
+            ValueError: the prompt has characters that the model never saw, or the model has no vocabulary.
+        """
+        if not self.vocab:
+            raise ValueError("the model has no vocabulary: load it with Transformer.from_pretrained")
+        if unknown := sorted(set(prompt).difference(self.vocab)):
+            raise ValueError(f"the model never saw {', '.join(map(repr, unknown))}; leave them out of the prompt")
+        source = torch.tensor([[self.vocab[character] for character in prompt]], dtype=torch.long, device=self.device)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        ids = self.generate(source, num_chars, generator=generator, **sampling)[0].tolist()
+        token_of_id = {number: token for token, number in self.vocab.items()}
+        return "".join(token_of_id[number] for number in ids)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Transformer:
+        """A published model, on the CPU, ready to write; no code of its repository is run.
+
+        Args:
+            name: a folder, or a repository of the Hugging Face Hub, `owner/name`, which needs `huggingface_hub`.
+            revision: the repository's branch, tag or commit.
+            token: for a private repository; without it, the one that `hf auth login` stored.
+
+        Raises:
+            ValueError: files are missing or damaged, or do not fit this version of the model.
+        """
+        # Safetensors first: such a file can hold nothing but tensors.
+        for weights in ("model.safetensors", "pytorch_model.bin")[0 if find_spec("safetensors") else 1 :]:
+            folder = Path(name)
+            if not folder.is_dir():
+                from huggingface_hub import snapshot_download
+
+                files = ["config.json", "vocab.json", weights]
+                folder = Path(snapshot_download(str(name), revision=revision, token=token, allow_patterns=files))
+            if (folder / weights).is_file():
+                break
+        try:
+            return cls._from_files(folder, folder / weights)
+        # Which error it is depends on the libraries; all of it means the same to the user.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            problem = "files are missing, damaged or of another version of the model"
+            raise ValueError(f"{name} cannot be loaded: {problem} ({reason})") from error
+
+    @classmethod
+    def _from_files(cls, folder: Path, weights: Path) -> Transformer:
+        config, vocab = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "vocab.json"))
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            model = cls(**config)
+        if weights.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            model.load_state_dict(load_file(weights))
+        else:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"])
+        if vocab and sorted(vocab.values()) != list(range(config["vocab_size"])):
+            raise ValueError("vocab.json and config.json differ in size")
+        model.vocab = vocab
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write what `from_pretrained` reads: config.json, vocab.json and, in float32, model.safetensors."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, content in {"config.json": self.config, "vocab.json": self.vocab}.items():
+            Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        weights = {name: weight.float().cpu().contiguous() for name, weight in self.state_dict().items()}
+        save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+
 
 # ----- writing: the decoder one position at a time ----------------------------------------------------------------
 
@@ -542,15 +592,11 @@ class Transformer(nn.Module):
 class _CachedLayer:
     """A decoder layer that takes one position after the other and caches its keys and values.
 
-    Args:
-        layer: its weights must not change as long as this is in use.
-
-    Attributes:
-        keys, values: (batch, kv_heads, positions, head_size). On a GPU they have room for all positions from the
-            start, because a CUDA graph needs fixed addresses; on a CPU they grow.
+    Both are (batch, kv_heads, positions, head_size). On a GPU they have room for all positions from the start, because
+    a CUDA graph needs fixed addresses; on a CPU they grow.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, layer: Layer) -> None:
         attention, feed_forward = layer.attention, layer.feed_forward
         self.attention = attention
         self.head_size = len(attention.query.weight) // attention.num_heads
@@ -573,13 +619,10 @@ class _CachedLayer:
         self.keys[:, :, : keys.shape[2]], self.values[:, :, : keys.shape[2]] = keys, values
 
     def step(self, x: Tensor, position: Tensor, table: Tensor, hidden: Tensor) -> Tensor:
-        """`DecoderLayer.forward` for one more position.
+        """`Layer.forward` for one more position, int64, (1,).
 
-        Args:
-            x: (batch, d_model).
-            position: int64, (1,).
-            table: the position's rows of the rotary table, (2, 1, head_size).
-            hidden: additive mask, (1, capacity).
+        x is (batch, d_model), the position's part of the rotary table (2, 1, head_size), the additive mask `hidden`
+        (1, capacity).
         """
         batch, heads, kv_heads = len(x), self.attention.num_heads, self.attention.num_kv_heads
         if not self.on_gpu and int(position) == self.keys.shape[2]:
@@ -606,21 +649,16 @@ class _CachedLayer:
 
 
 class CachedDecoder:
-    """Generates a batch of texts, one token after the other; every layer caches its keys and values.
+    """Generates a batch of texts, one token after the other; the model must not change meanwhile.
 
     On a GPU, starting some hundred small kernels takes longer than running them. So a step is captured there once, as
-    a CUDA graph, and replayed for every token.
-
-    Args:
-        model: must not change as long as this is in use.
-        batch: number of texts.
-        sampling: temperature, top_k and top_p of `Transformer.stream`.
+    a CUDA graph, and replayed for every token. `sampling` is temperature, top_k and top_p of `Transformer.stream`.
     """
 
     def __init__(self, model: Transformer, batch: int, sampling: tuple[float, int | None, float | None]) -> None:
         device = model.device
         self.model, self.sampling = model, sampling
-        self.layers = [_CachedLayer(layer) for layer in cast("list[DecoderLayer]", list(model.decoder))]
+        self.layers = [_CachedLayer(layer) for layer in cast("list[Layer]", list(model.decoder))]
         tables = torch.cat(model.embedding.tables())
         self.tables = F.pad(tables, (0, 0, 0, 1))  # the last row, zeros, stands for tokens before the text
         self.first_rows = torch.arange(0, len(tables), len(model.embedding.weight), device=device)
@@ -676,15 +714,9 @@ class CachedDecoder:
 def sample(
     logits: Tensor, random: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Sample a token per row: top-k, temperature, top-p.
+    """Sample a token for each row of logits, (batch, vocab_size): top-k, then temperature, then top-p.
 
-    Args:
-        logits: (batch, vocab_size).
-        random: (batch,), numbers from 0 to below 1.
-        temperature, top_k, top_p: as in `Transformer.stream`.
-
-    Returns:
-        ids, (batch,).
+    The random numbers, (batch,), are from 0 to below 1.
     """
     if temperature < 1e-30:  # so small that the likeliest token is certain
         return logits.argmax(dim=-1)

@@ -85,20 +85,18 @@ def _launch_rotate(x: Tensor, gradient: Tensor, table: Tensor, *, backward: bool
 class _NormalizeAndRotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
-        x = x.contiguous()
-        table = table.contiguous()
+        x, table = x.contiguous(), table.contiguous()
         ctx.save_for_backward(x, table)
-        return _launch_rotate(x, x, table, backward=False) if x.numel() else x.clone()
+        return _launch_rotate(x, x, table, backward=False) if x.numel() else x.clone()  # an empty source has no rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         x, table = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        return (_launch_rotate(x, gradient, table, backward=True) if x.numel() else gradient), None
+        return _launch_rotate(x, gradients[0].contiguous(), table, backward=True), None
 
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
-    """The model's function of this name; x: (batch, length, heads, head_size), table: (2, length, head_size)."""
+    """The model's function of this name."""
     return cast("Tensor", _NormalizeAndRotate.apply(x, table))
 
 
@@ -124,19 +122,17 @@ def _launch_square(wide: Tensor, gradient: Tensor, *, backward: bool) -> Tensor:
 class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, wide: Tensor) -> Tensor:
-        wide = wide.contiguous()
         ctx.save_for_backward(wide)
-        return _launch_square(wide, wide, backward=False) if wide.numel() else wide.clone()
+        return _launch_square(wide, wide, backward=False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (wide,) = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        return _launch_square(wide, gradient, backward=True) if wide.numel() else gradient
+        return _launch_square(wide, gradients[0].contiguous(), backward=True)
 
 
 def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """The model's function of this name; x: (..., d_model), up: (d_ff, d_model), down: (d_model, d_ff)."""
+    """The model's function of this name."""
     return F.linear(cast("Tensor", _SquaredReLU.apply(F.linear(x, up))), down)
 
 

@@ -20,27 +20,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
 
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from encoder_decoder_transformer import DecoderLayer, Transformer
+from encoder_decoder_transformer import Layer, Transformer
+from encoder_decoder_transformer import sample as sample_rows
 
 Array = npt.NDArray[np.float32]
 
 _EPSILON = 1e-5  # of torch.nn.functional.layer_norm
-_SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30  # beyond these float32 overflows
 
 
 class NumpyDecoder:
-    """A model's decoder for one text at a time: a new stream ends the one before.
-
-    Args:
-        model: its weights must not change as long as this is in use.
+    """A model's decoder for one text at a time: a new stream ends the one before. The weights must not change.
 
     Attributes:
         tables: what a token adds to its own position and to those 1, 2, ... after it, (vocab_size, d_model) each.
@@ -59,15 +55,14 @@ class NumpyDecoder:
         self.bias = rows if model.bigram is None else _array(model.bigram.weight) + never
         capacity = model.source_length + model.target_length
         factors = _rotary_factors(model)
-        self.layers = [_Layer(layer, capacity, factors) for layer in cast("list[DecoderLayer]", list(model.decoder))]
+        self.layers = [_Layer(layer, capacity, factors) for layer in cast("list[Layer]", list(model.decoder))]
         self.x, self.normalized = np.empty_like(self.tables[0][0]), np.empty_like(self.tables[0][0])
         self.scores = np.empty_like(self.bias[0])
 
     @staticmethod
     def supports(model: Transformer) -> bool:
         """Whether this can generate for a model: on the CPU, with one key/value head."""
-        attention = cast("DecoderLayer", model.decoder[0]).attention
-        return model.device.type == "cpu" and len(attention.key.weight) * model.num_heads == len(attention.query.weight)
+        return model.device.type == "cpu" and model.config["num_kv_heads"] == 1
 
     def stream(
         self,
@@ -80,8 +75,6 @@ class NumpyDecoder:
         generator: Generator | None = None,
     ) -> Iterator[int]:
         """The tokens of `Transformer.stream` for a batch of one, as numbers; for the arguments see there."""
-        import torch
-
         model = self.model.eval()
         text = source[0, -model.source_length :].tolist()
         while num_tokens > 0:
@@ -101,8 +94,6 @@ class NumpyDecoder:
 
     def begin(self, source: Tensor) -> None:
         """Read a source, (1, up to source_length), and forget everything else."""
-        import torch
-
         with torch.inference_mode():
             memory = _array(self.model.encode(source)[0])
         for layer in self.layers:
@@ -149,7 +140,7 @@ class _Layer:
         change           (d)              what is added to the residual stream
     """
 
-    def __init__(self, layer: DecoderLayer, capacity: int, factors: npt.NDArray[np.complex64]) -> None:
+    def __init__(self, layer: Layer, capacity: int, factors: npt.NDArray[np.complex64]) -> None:
         attention = layer.attention
         heads, half = attention.num_heads, factors.shape[2]
         size, d_model = 2 * half, heads * 2 * half
@@ -212,22 +203,12 @@ class _Layer:
 
 
 def sample(scores: Array, number: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
-    """What `encoder_decoder_transformer.sample` returns for this random number, faster in the usual case.
-
-    Args:
-        scores: (vocab_size,); overwritten.
-        number: from 0 to below 1.
-        temperature, top_k, top_p: see `Transformer.stream`.
-    """
-    if top_k is not None or top_p is not None or temperature < _SMALLEST_TEMPERATURE:
-        import torch
-
-        from encoder_decoder_transformer import sample as sample_rows
-
+    """What `encoder_decoder_transformer.sample` returns, faster in the usual case; overwrites the scores."""
+    if top_k is not None or top_p is not None or temperature < 1e-30:
         return int(sample_rows(torch.from_numpy(scores)[None], torch.tensor([number]), temperature, top_k, top_p))
     scores -= np.maximum.reduce(scores)
     if temperature != 1:
-        scores *= np.float32(1 / min(temperature, _LARGEST_TEMPERATURE))
+        scores *= np.float32(1 / min(temperature, 1e30))  # so that it stays finite
     cumulative = np.add.accumulate(np.exp(scores, scores))
     token = int(cumulative.searchsorted(np.float32(number) * cumulative[-1], side="right"))
     return token if token < len(scores) else 0  # where the scores are NaN
@@ -245,7 +226,7 @@ def _rotary_factors(model: Transformer) -> npt.NDArray[np.complex64]:
     factors = (cos[:, None, :half] + 1j * signed_sin[:, None, half:]).astype(np.complex64)
     # Before the rotation queries and keys have length 1. It should be sqrt(head_size), and attention divides by as
     # much: so it is right for queries, and keys have to be stretched.
-    return np.concatenate([factors] * model.num_heads + [factors * np.float32((2 * half) ** 0.5)], axis=1)
+    return np.concatenate([factors] * model.config["num_heads"] + [factors * np.float32((2 * half) ** 0.5)], axis=1)
 
 
 def _pairwise(weight: Array, half: int) -> Array:

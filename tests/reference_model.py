@@ -40,7 +40,7 @@ class Reference:
 
     def __init__(self, model: Transformer) -> None:
         self.weights = {name: weight.detach().double() for name, weight in model.state_dict().items()}
-        self.heads = model.num_heads
+        self.heads = model.config["num_heads"]
         self.start_id = model.start_id
 
     def logits(self, source: list[int], target: list[int]) -> Tensor:

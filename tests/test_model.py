@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import encoder_decoder_transformer
-from charseq2seq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from charseq2seq.errors import SuiteError
+from charseq2seq.checkpoint import load_checkpoint, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
-from encoder_decoder_transformer import Dropout, Transformer, attend, causal_mask, rotary_table, rotate
+from encoder_decoder_transformer import Dropout, Transformer, attend, causal_mask
 from tests.push_client import tiny_checkpoint
 from tests.reference_model import SIZES, Reference, random_ids, random_model
 
@@ -51,74 +49,26 @@ def test_gradients_are_those_of_the_reference(num_kv_heads: int) -> None:
         assert (gradient.double() - exact).norm() < 1e-3 * exact.norm(), name
 
 
-# --- attention and positions
-
-
-def future(length: int, context: int) -> Tensor:
-    """True where a query would look ahead, (length, context)."""
-    return torch.ones(length, context, dtype=torch.bool).triu(context - length + 1)
-
-
-def by_the_library(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
-    """PyTorch's own grouped-query attention."""
-    queries, keys, values = (x.transpose(1, 2) for x in (query, key, value))
-    visible = None if hidden is None else ~hidden
-    return F.scaled_dot_product_attention(queries, keys, values, visible, enable_gqa=True).transpose(1, 2)
-
-
-@pytest.mark.parametrize(("length", "context"), [(4, 4), (3, 7), (1, 5), (1, 1)])
+@pytest.mark.parametrize(("length", "context"), [(4, 4), (3, 7), (1, 5), (700, 700)])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (6, 1), (6, 2), (6, 6), (1, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (6, 2), (4, 4)])
 @pytest.mark.parametrize("longest", [512, 0])
 def test_attention_is_that_of_the_library(
     length: int, context: int, causal: bool, heads: int, kv_heads: int, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By two products and a softmax, and by what is used for long texts and on GPUs."""
+    """By two products and a softmax, and by what is used for long texts and on GPUs; the gradients too."""
     monkeypatch.setattr(encoder_decoder_transformer, "_LONGEST_EXPLICIT_ATTENTION", longest)
     torch.manual_seed(0)
-    query = torch.randn(2, length, heads, 8)
-    key, value = torch.randn(2, 2, context, kv_heads, 8)
-    hidden = future(length, context) if causal else None
-    output = attend(query, key, value, causal_mask(length, context, like=query) if causal else None)
-    assert output.shape == query.shape
-    torch.testing.assert_close(output, by_the_library(query, key, value, hidden), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_gradients_of_attention_are_those_of_the_library(kv_heads: int) -> None:
-    torch.manual_seed(0)
-    query, (key, value) = torch.randn(2, 5, 4, 8), torch.randn(2, 2, 9, kv_heads, 8)
+    query, (key, value) = torch.randn(2, length, heads, 8), torch.randn(2, 2, context, kv_heads, 8)
     inputs = [x.requires_grad_() for x in (query, key, value)]
-    ours = attend(query, key, value, causal_mask(5, 9, like=query))
-    theirs = by_the_library(query, key, value, future(5, 9))
+    ours = attend(query, key, value, causal_mask(length, context, like=query) if causal else None)
+    visible = torch.ones(length, context, dtype=torch.bool).tril(context - length) if causal else None
+    queries, keys, values = (x.transpose(1, 2) for x in inputs)
+    theirs = F.scaled_dot_product_attention(queries, keys, values, visible, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     gradient = torch.randn_like(ours)
     for one, other in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (ours, theirs)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_attention_of_a_long_text_is_the_same(kv_heads: int) -> None:
-    torch.manual_seed(0)
-    query, (key, value) = torch.randn(1, 700, 2, 4), torch.randn(2, 1, 700, kv_heads, 4)
-    output = attend(query, key, value, causal_mask(700, 700, like=query))
-    torch.testing.assert_close(output, by_the_library(query, key, value, future(700, 700)))
-    beginning = attend(query[:, :5], key[:, :5], value[:, :5], causal_mask(5, 5, like=query))
-    torch.testing.assert_close(output[:, :5], beginning)
-
-
-def test_rotary_positions_are_relative() -> None:
-    torch.manual_seed(0)
-    table = rotary_table(50, 16)
-    query, key = torch.randn(2, 16)
-
-    def score(i: int, j: int) -> float:
-        return float(rotate(query[None], table[:, i : i + 1]) @ rotate(key[None], table[:, j : j + 1]).T)
-
-    for distance in (0, 1, 7):
-        scores = [score(i + distance, i) for i in (0, 3, 20, 40)]
-        assert scores == pytest.approx([scores[0]] * 4, abs=1e-4)
-    assert abs(score(8, 1) - score(8, 2)) > 1e-2
-    assert rotate(query[None], table[:, :1])[0].tolist() == pytest.approx(query.tolist(), abs=1e-6)
 
 
 # --- who sees what
@@ -133,35 +83,6 @@ def test_no_logit_depends_on_a_later_target_token() -> None:
         moved = (model(source, other) - logits).abs().amax(dim=(0, 2))
         assert moved[: changed + 1].max() < 1e-5, "entry i scores token i from those before it"
         assert (moved[changed + 1 :] > 1e-3).all(), "and it does see them"
-
-
-def test_the_encoder_sees_both_sides_and_the_decoder_all_of_it() -> None:
-    model, source, target = random_model(), random_ids(1, 6), random_ids(1, 5, seed=2)
-    memory, logits = model.encode(source), model(source, target)
-    for changed in range(6):
-        other = source.clone()
-        other[0, changed] = other[0, changed] % (SIZES["vocab_size"] - 1) + 1
-        assert ((model.encode(other) - memory).abs().amax(dim=2) > 1e-3).all()
-        assert ((model(other, target) - logits).abs().amax(dim=2) > 1e-3).all()
-
-
-def test_the_rows_of_a_batch_do_not_see_each_other() -> None:
-    model, source, target = random_model(), random_ids(4, 6), random_ids(4, 5, seed=2)
-    alone = torch.cat([model(source[i : i + 1], target[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(model(source, target), alone, rtol=1e-4, atol=1e-5)
-    together = model.generate(source, 12, temperature=0)
-    assert together.tolist() == [model.generate(source[i : i + 1], 12, temperature=0)[0].tolist() for i in range(4)]
-
-
-def test_forward_is_encode_then_decode() -> None:
-    model, source, target = random_model(), random_ids(2, 6), random_ids(2, 5, seed=2)
-    context = model.decoder_context(source, target)
-    assert torch.equal(context, torch.cat([source, target[:, :-1]], dim=1))
-    assert torch.equal(model.decode(model.encode(source), context), model(source, target))
-    nothing = source[:, :0]
-    context = model.decoder_context(nothing, target)
-    assert context.tolist() == [[model.start_id, *row[:-1]] for row in target.tolist()]
-    assert torch.equal(model.decode(model.encode(nothing), context), model(nothing, target))
 
 
 # --- a fresh model
@@ -225,30 +146,14 @@ def test_wrong_sizes_are_refused_all_at_once(changes: dict[str, Any], named: lis
 # --- in a checkpoint
 
 
-def checkpoint_with(model: Transformer, config: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of this model."""
-    vocabulary = CharVocabulary("abcdefghij")
-    return replace(
-        tiny_checkpoint(), config=config, model_state_dict=model.state_dict(), vocab=vocabulary.index_of_token()
-    )
-
-
 def test_a_model_file_without_the_number_of_key_value_heads_has_one_of_them(tmp_path: Path) -> None:
     """Those that were published before there were several."""
     model, path, source = random_model(), tmp_path / "model.pth", random_ids(1, 6)
+    vocab = CharVocabulary("abcdefghij").index_of_token()
     assert "num_kv_heads" not in SIZES
-    save_checkpoint(path, checkpoint_with(model, SIZES))
-    loaded = load_checkpoint(path)
-    assert "num_kv_heads" not in loaded.config
-    assert torch.equal(loaded.build_model()(source, source[:, :5]), model(source, source[:, :5]))
-
-
-def test_a_model_file_with_another_number_of_key_value_heads_than_its_weights_is_refused(tmp_path: Path) -> None:
-    for number, config in enumerate((SIZES, SIZES | {"num_kv_heads": 4}, SIZES | {"num_kv_heads": 3})):
-        path = tmp_path / f"{number}.pth"
-        save_checkpoint(path, checkpoint_with(random_model(num_kv_heads=2), config))
-        with pytest.raises(SuiteError, match=r"weights do not fit|its config does not fit"):
-            load_checkpoint(path)
+    save_checkpoint(path, replace(tiny_checkpoint(), config=SIZES, model_state_dict=model.state_dict(), vocab=vocab))
+    loaded = load_checkpoint(path).build_model()
+    assert torch.equal(loaded(source, source[:, :5]), model(source, source[:, :5]))
 
 
 # --- learning

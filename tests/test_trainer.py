@@ -222,26 +222,20 @@ def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, m
 
 
 class SlowSaving:
-    """What stands in for a trainer's clock and for writing its state: nothing takes time but as it is told.
+    """What stands in for a trainer's clock and for writing its state: a step takes a second, saving `cost`."""
 
-    Attributes:
-        now: seconds.
-        spent: of them, on saving.
-        saves: the step of every save.
-    """
-
-    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, cost: float, per_step: float) -> None:
-        self.now, self.spent, self.saves = 0.0, 0.0, []  # type: ignore[var-annotated]
+    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, cost: float) -> None:
+        self.now = 0.0
+        self.saves: list[int] = []  # the step of each
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr("charseq2seq.training.progress._LONGEST_TICK", math.inf)
 
         def save(path: Path, state: dict[str, Any]) -> None:
             self.saves.append(state["step"])
             self.now += cost
-            self.spent += cost
 
         def compute(starts: Tensor, source_length: int) -> Tensor:
-            self.now += per_step
+            self.now += 1.0
             return torch.tensor(1.0)
 
         monkeypatch.setattr(module, "save_resume_state", save)
@@ -250,7 +244,7 @@ class SlowSaving:
 
 def test_saving_takes_at_most_a_twentieth_of_the_time(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
     training = tiny_trainer(user, "--max_steps", "200", "--eval_interval", "1")
-    clock = SlowSaving(training, monkeypatch, cost=2.0, per_step=1.0)
+    clock = SlowSaving(training, monkeypatch, cost=2.0)
     training.train()
     regular = clock.saves[:-2]  # the last two are those of a run that ends
     assert regular[0] == 1, "the first evaluation is saved at once"
@@ -270,6 +264,6 @@ def test_when_a_run_saves(
     cost: float, interval: str, steps: str, saves: list[int], user: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = tiny_trainer(user, "--max_steps", steps, "--eval_interval", interval)
-    clock = SlowSaving(training, monkeypatch, cost=cost, per_step=1.0)
+    clock = SlowSaving(training, monkeypatch, cost=cost)
     training.train()
     assert clock.saves == pytest.approx(saves, abs=3 * (cost == 1))

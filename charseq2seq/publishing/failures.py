@@ -7,12 +7,10 @@ a new exception class one of `_CLASS`. What `explain` does not know is a defect 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import os
 import re
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +20,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 _TOKENS_PAGE = "huggingface.co/settings/tokens"
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 _ALSO_OF_TRAINING = ("repo_name", "username", "token", "token_file", "private")  # as --hf_repo_name and so on
-_OF_CONNECTIONS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE")
-_OF_THE_NETWORK = ("unreachable", "timeout", "dropped", "not_the_hub", "server")
-_REQUEST_IDS = ("X-Request-Id", "X-Amzn-Trace-Id", "X-Amz-Cf-Id")
+_OF_THE_NETWORK = re.compile(r"HF_ENDPOINT|\w+_PROXY|\w+_OFFLINE|SSL_CERT_\w+", re.IGNORECASE)  # variables
 
 
 @dataclass(frozen=True)
@@ -161,10 +157,20 @@ class PublishError(SuiteError):
         self.facts = {"error": kind, "message": headline, "cause": self.cause, "remedy": failure.remedy}
         self.facts |= {"status": status, "request_id": request_id}
 
-    def knowing(self, more: str) -> PublishError:
-        """The same failure, with what else is known of it."""
-        detail = "; ".join(filter(None, (self.detail, more)))
-        return PublishError(self.kind, detail, status=self.status, request_id=self.request_id)
+
+@contextlib.contextmanager
+def knowing(kind: str, more: str, token: str | None = None, *, transient: bool = False) -> Iterator[None]:
+    """Add to a failure of one kind what is known here and the Hub does not say."""
+    try:
+        yield
+    except Exception as error:
+        failure = explain(error, token)
+        if failure is None or failure.kind != kind:
+            raise
+        detail = "; ".join(filter(None, (failure.detail, more)))
+        failure = PublishError(kind, detail, status=failure.status, request_id=failure.request_id)
+        failure.transient |= transient
+        raise failure from error
 
 
 @contextlib.contextmanager
@@ -194,32 +200,31 @@ def explain(error: BaseException, token: str | None = None) -> PublishError | No
     for cause in causes:
         if isinstance(cause, PublishError):
             return cause
-    if any("Invalid metadata in README.md" in str(cause) for cause in causes):  # the library's words
-        return PublishError("rejected", _one_line(error, token))
-    response = _response(causes)
+    response = _first(causes, "response")
     if response is None:
         found = ((kind, str(cause)) for cause in causes if (kind := _kind_of_exception(cause)))
         kind, said = next(found, (None, ""))
-        status = request_id = None
     else:
-        said = next((text for cause in causes if (text := getattr(cause, "server_message", None))), "")
-        kind, status = _kind_of_response(response, said), response.status_code
-        request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
+        said = _first(causes, "server_message") or ""
+        kind = _kind_of_response(response, said)
     if kind is None:
         return None
-    more = (_one_line(said, token), _clock(response) if kind == "storage" else "", _settings(kind))
-    return PublishError(kind, "; ".join(filter(None, more)), status=status, request_id=request_id)
+    said = textwrap.shorten(said.replace(token or "\0", "…"), 300, placeholder=" …")
+    detail = "; ".join(filter(None, (said, _settings(kind))))
+    status = response.status_code if response is not None else None
+    return PublishError(kind, detail, status=status, request_id=_first(causes, "request_id"))
 
 
 def is_xet_failure(error: BaseException) -> bool:
     """Whether Xet's own client failed, which has no HTTP response to show; plain LFS may still work."""
     causes = list(_causes(error))
     builtin = (ConnectionError, RuntimeError, TimeoutError, OSError)
-    return _response(causes) is None and any(type(cause) in builtin for cause in causes)
+    return _first(causes, "response") is None and any(type(cause) in builtin for cause in causes)
 
 
-def _response(causes: list[BaseException]) -> Any:
-    return next((found for cause in causes if (found := getattr(cause, "response", None)) is not None), None)
+def _first(causes: list[BaseException], name: str) -> Any:
+    """An attribute of the first of the exceptions that has it."""
+    return next((found for cause in causes if (found := getattr(cause, name, None)) is not None), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -230,10 +235,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _STATUS = {401: "bad_token", 402: "quota", 403: "forbidden", 404: "not_found", 407: "unreachable", 408: "timeout"}
-_STATUS |= {405: "not_the_hub", 511: "not_the_hub", 412: "moved", 413: "too_large", 429: "rate_limit"}
-# 403 and 400 mean many things; the Hub's sentence tells them apart.
-_SAID = {"storage limit": "quota", "quota": "quota", "namespace": "namespace", "create_pr": "exists"}  # somebody else's
-_SAID |= {"larger than": "too_large", "too large": "too_large"}
+_STATUS |= {405: "not_the_hub", 511: "not_the_hub", 412: "moved", 413: "too_large", 429: "rate_limit", 409: "exists"}
+# Some mean many things; the Hub's sentence tells them apart.
+_SAID = {"storage limit": "quota", "quota": "quota", "namespace": "namespace", "create_pr": "namespace"}
+_SAID |= {"larger than": "too_large", "too large": "too_large", "in progress": "moved"}
 
 
 def _kind_of_response(response: Any, said: str) -> str:
@@ -249,21 +254,11 @@ def _kind_of_response(response: Any, said: str) -> str:
     return _kind_of_status(status, said)
 
 
-def _clock(response: Any) -> str:
-    """By how much this machine's clock is wrong, where it is; signed addresses are valid for minutes."""
-    try:
-        late = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
-    except (KeyError, ValueError):
-        return ""
-    way = "slow" if late > 0 else "fast"
-    return f"this machine's clock is {abs(late) / 60:.0f} minutes {way}" if abs(late) > 240 else ""
-
-
 def _settings(kind: str) -> str:
-    """Which Hub it is, where it is another than usual, and for failures of the network the proxies."""
-    names = ("HF_ENDPOINT", *_OF_CONNECTIONS) if kind in _OF_THE_NETWORK else ("HF_ENDPOINT",)
-    used = [f"{name}={value}" for name, value in os.environ.items() if name.upper() in names]
-    return hide_password(", ".join(one for one in used if one.rstrip("/") != "HF_ENDPOINT=https://huggingface.co"))
+    """Which Hub it is, where one is named, and for failures of the network the proxies and the like."""
+    is_network = FAILURES[kind].exit_code == ExitCode.UNAVAILABLE
+    used = (name for name in os.environ if name == "HF_ENDPOINT" or (is_network and _OF_THE_NETWORK.fullmatch(name)))
+    return hide_password(", ".join(f"{name}={os.environ[name]}" for name in used))
 
 
 def hide_password(text: str) -> str:
@@ -272,13 +267,8 @@ def hide_password(text: str) -> str:
 
 
 def _kind_of_status(status: int, said: str) -> str:
-    said = said.lower()
-    if status in (400, 403):
-        said_so = (kind for phrase, kind in _SAID.items() if phrase in said)
-        return next(said_so, _STATUS.get(status, "rejected"))
-    if status == 409:
-        return "moved" if "progress" in said else "exists"
-    return _STATUS.get(status, "server" if status >= 500 else "rejected")
+    said_so = (kind for phrase, kind in _SAID.items() if phrase in said.lower() and status in (400, 403, 409))
+    return next(said_so, _STATUS.get(status, "server" if status >= 500 else "rejected"))
 
 
 # By the class's name: the HTTP library is httpx or httpx2, depending on the version of huggingface_hub.
@@ -286,6 +276,7 @@ _CLASS = {
     "LocalTokenNotFoundError": "no_token",
     "HFValidationError": "invalid_name",
     "JSONDecodeError": "server",  # a gateway's HTML page where the Hub answers JSON
+    "ConnectionError": "unreachable",  # Xet's
     **dict.fromkeys(("ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "TimeoutError"), "timeout"),
     **dict.fromkeys(("RemoteProtocolError", "ReadError", "WriteError", "CloseError"), "dropped"),
     **dict.fromkeys(("ConnectError", "ProxyError", "OfflineModeIsEnabled", "ConnectionRefusedError"), "unreachable"),
@@ -298,9 +289,4 @@ def _kind_of_exception(error: BaseException) -> str | None:
         return _kind_of_status(int(found[1]), text)
     if "LFS batch API returned errors" in text:
         return _kind_of_status(400, text)
-    return _CLASS.get(type(error).__name__) or ("unreachable" if type(error) is ConnectionError else None)
-
-
-def _one_line(said: Any, token: str | None) -> str:
-    """Some 300 characters at most, without the token."""
-    return textwrap.shorten(str(said).replace(token or "\0", "…"), 300, placeholder=" …")
+    return _CLASS.get(type(error).__name__)

@@ -7,7 +7,6 @@ documented hook, gives every request a time limit, shortens those sleeps and kee
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import functools
 import logging
 import os
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from charseq2seq.console import is_terminal, log
-from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
+from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure, knowing
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
 
 MAIN, PROPOSALS = "main", "refs/pr/"  # of a pull request the number follows
 CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
@@ -47,15 +47,6 @@ class Account:
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A published file: its size in bytes, and the sha256 of its content or, for a small text, git's sha1."""
-
-    size: int
-    digest: str
-    is_large: bool
-
-
-@dataclass(frozen=True)
 class Remote:
     """A repository at one moment."""
 
@@ -65,7 +56,7 @@ class Remote:
     revision: str  # the branch, or the pull request
     has_branch: bool  # False where that revision is still to be made, from main
     tags: Mapping[str, str]  # name -> commit id
-    files: Mapping[str, RemoteFile]
+    files: Mapping[str, RepoFile]
     texts: Mapping[str, str]  # content of `CARD` and `RECORD`, where they are there
 
 
@@ -87,7 +78,6 @@ class Hub:
             disable_progress_bars()
         self._token, self._user = token, ""
         self.api = HfApi(token=token)
-        self.endpoint = self.api.endpoint
 
     def whoami(self) -> Account:
         """Ask the Hub whose token this is."""
@@ -107,17 +97,15 @@ class Hub:
         """
         from huggingface_hub.errors import HfHubHTTPError
 
+        taken_off = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
         try:
-            info = retrying(lambda: self.api.model_info(repo_id))
+            with knowing("bad_token", taken_off, self._token):
+                info = retrying(lambda: self.api.model_info(repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
                 other = self._other_capitals(repo_id)
                 return self.read(other, revision) if other else None
-            failure = explain(error, self._token)
-            if failure is None or failure.kind != "bad_token":
-                raise
-            taken_off = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
-            raise failure.knowing(taken_off) from error
+            raise
         repo_id = info.id
         refs = retrying(lambda: self.api.list_repo_refs(repo_id))
         branches = {one.name: one.target_commit for one in refs.branches}
@@ -158,16 +146,13 @@ class Hub:
                 return one.url, proposed
         return None
 
-    def files(self, repo_id: str, commit: str) -> dict[str, RemoteFile]:
-        """Every file of a commit: path -> size and digest."""
+    def files(self, repo_id: str, commit: str) -> dict[str, RepoFile]:
+        """Every file of a commit, by its path."""
         from huggingface_hub.hf_api import RepoFile
 
         # Not `retrying`: the library itself repeats listings, for some 20 seconds.
-        return {
-            one.path: RemoteFile(one.size, one.lfs.sha256 if one.lfs else one.blob_id, one.lfs is not None)
-            for one in self.api.list_repo_tree(repo_id, recursive=True, revision=commit)
-            if isinstance(one, RepoFile)
-        }
+        listing = self.api.list_repo_tree(repo_id, recursive=True, revision=commit)
+        return {one.path: one for one in listing if isinstance(one, RepoFile)}
 
     def check_write(self, repo_id: str, revision: str, create_pr: bool) -> None:
         """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
@@ -181,12 +166,13 @@ class Hub:
         Raises:
             PublishError: it does not, and says why.
         """
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub.utils import get_session, hf_raise_for_status
+
+        # Not `ModelCard.validate`, which sends the metadata as it would write them itself.
+        body = {"repoType": "model", "content": card}
 
         def ask() -> list[Any]:
-            body = {"repoType": "model", "content": card}
-            headers = build_hf_headers(token=self._token)
-            response = get_session().post(f"{self.endpoint}/api/validate-yaml", json=body, headers=headers)
+            response = get_session().post(f"{self.api.endpoint}/api/validate-yaml", json=body)
             if response.status_code == 400:
                 return list(response.json()["errors"])
             hf_raise_for_status(response)
@@ -214,12 +200,8 @@ class Hub:
                 log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
                 constants.HF_HUB_DISABLE_XET = True
                 return self.api.create_commit(repo_id, operations, **options)
-            failure = explain(error, self._token)
-            if failure is None or failure.kind != "forbidden":
+            with knowing("forbidden", "it allowed this token to write a moment ago", self._token, transient=True):
                 raise
-            failure = failure.knowing("it allowed this token to write a moment ago")
-            failure.transient = True
-            raise failure from error
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Download files of a commit into a folder, past any cache."""
@@ -235,7 +217,7 @@ class Hub:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
-        url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.endpoint)
+        url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.api.endpoint)
         response = get_session().get(url, headers=build_hf_headers(token=self._token))
         hf_raise_for_status(response)
         try:
@@ -271,8 +253,8 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
             is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
             if failure is None or not failure.transient or is_silent:
                 raise
-            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After")
-        seconds = max(pause * random.uniform(0.75, 1.5), float(asked or 0))
+            asked = _seconds_asked(getattr(getattr(error, "response", None), "headers", {}))
+        seconds = max(pause * random.uniform(0.75, 1.5), asked)
         log(f"{failure.what}; trying again in {seconds:.1f} s.")
         time.sleep(seconds)
         between()
@@ -312,7 +294,7 @@ def limit_client(timeout: float, token: str | None = None) -> None:
 def _limit_xet(timeout: float) -> None:
     """Xet's own client reads its limits from the environment; it tries twice, then the LFS path is taken."""
     limits = {"CONNECT_TIMEOUT": min(CONNECT_SECONDS, timeout), "READ_TIMEOUT": timeout, "RETRY_MAX_DURATION": timeout}
-    for name, seconds in {**limits, "RETRY_BASE_DELAY": 0.5}.items():
+    for name, seconds in limits.items():
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds * 1000:.0f}ms")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
 
@@ -326,8 +308,7 @@ def _check_answer(response: Any) -> None:
     status, asked = response.status_code, _seconds_asked(response.headers)
     response.headers.pop("RateLimit", None)
     if status in (429, 503) and asked > LONGEST_PAUSE:
-        when = f"{asked / 60:.0f} minutes" if asked < 7200 else f"{asked / 3600:.0f} hours"
-        kind = "rate_limit" if status == 429 else "server"
+        kind, when = "rate_limit" if status == 429 else "server", f"{asked / 60:.0f} minutes"
         failure = PublishError(kind, f"it asks to come back in {when}, which is too long to wait", status=status)
         failure.transient = False
         raise failure
@@ -342,11 +323,7 @@ def _check_answer(response: Any) -> None:
 
 
 def _seconds_asked(headers: Any) -> float:
-    """How long the Hub asks to wait: a number of seconds, a date, or its own `RateLimit: "api";r=0;t=N`."""
-    asked = headers.get("Retry-After", "")
-    if found := re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(r"(\d+)", asked):
-        return float(found[1])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    """How long the Hub asks to wait: `Retry-After: N`, or its own `RateLimit: "api";r=0;t=N`."""
+    own, usual = headers.get("RateLimit", ""), headers.get("Retry-After", "")
+    found = re.search(r"\bt=(\d+)", own) or re.fullmatch(r"(\d+)", usual)
+    return float(found[1]) if found else 0.0

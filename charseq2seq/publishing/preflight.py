@@ -15,7 +15,7 @@ from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card
-from charseq2seq.publishing.failures import PublishError, explain
+from charseq2seq.publishing.failures import PublishError, explain, knowing
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
@@ -43,7 +43,7 @@ class PreflightResult:
     @property
     def url(self) -> str:
         """Where the model lives, or will."""
-        return f"{self.hub.endpoint}/{self.repo_id}"
+        return f"{self.hub.api.endpoint}/{self.repo_id}"
 
 
 def preflight(request: PushOptions) -> PreflightResult:
@@ -63,34 +63,33 @@ def preflight(request: PushOptions) -> PreflightResult:
         check_ref("--tag", request.tag or "v1")
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
-        account = _whoami(hub, token, source)
+        others = "".join(f"; {other} was not used" for other in other_sources(source))
+        with knowing("bad_token", f"it is from {source}{others}", token):
+            account = hub.whoami()
         repo_id = target(request, account.name)
         check_name(repo_id)
-        log(f"target: {hub.endpoint}/{repo_id}")
+        log(f"target: {hub.api.endpoint}/{repo_id}")
         remote = hub.read(repo_id, request.revision)
         if remote is not None and remote.repo_id != repo_id:
             repo_id = remote.repo_id
             log(f"note: that is {repo_id} by now; the push goes there. Name it so from now on.")
-        log(f"account: {_describe(account, repo_id.partition('/')[0])}")
+        log(f"account: {_describe(account, repo_id)}")
         _check_rights(account, repo_id, remote, request)
         check_remote(remote, request)
-        if remote is not None and CARD in remote.texts:
-            hub.check_card(merge_cards(sample_card(repo_id), remote.texts[CARD])[0])
+        card = sample_card(repo_id)
+        hub.check_card(merge_cards(card, remote.texts[CARD])[0] if remote and CARD in remote.texts else card)
         if remote is None:
             log(f"repository: new, to be made {'private' if request.private else 'public'}")
         else:
-            _check_write(hub, account, remote, request)
+            with knowing("namespace", f"the role of {account.name} there is {_role(account, repo_id)}", token):
+                hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
             may = "a pull request may be made" if request.create_pr else "may be pushed to"
             log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
         return PreflightResult(hub, token, repo_id, remote)
 
 
 def require_libraries() -> None:
-    """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported.
-
-    Raises:
-        SuiteError: which one, and how to install it.
-    """
+    """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported."""
     needed = [name for name in _LIBRARIES if find_spec(name) is None]
     if not needed and (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
         needed = [f"huggingface_hub 1.0 or newer, and this one is {version}"]
@@ -99,40 +98,16 @@ def require_libraries() -> None:
         raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
 
 
-def _whoami(hub: Hub, token: str, source: str) -> Account:
-    try:
-        return hub.whoami()
-    except Exception as error:
-        failure = explain(error, token)
-        if failure is None or failure.kind != "bad_token":
-            raise
-        others = "".join(f"; {other} was not used" for other in other_sources(source))
-        raise failure.knowing(f"it is from {source}{others}") from error
+def _role(account: Account, repo_id: str) -> str:
+    return account.roles.get(repo_id.partition("/")[0], "none") or "not stated"
 
 
-def _check_write(hub: Hub, account: Account, remote: Remote, request: PushOptions) -> None:
-    """Ask the Hub itself; it knows more than roles tell."""
-    try:
-        hub.check_write(remote.repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
-    except Exception as error:
-        failure, owner = explain(error), remote.repo_id.partition("/")[0]
-        if failure is None or failure.kind != "exists" or owner == account.name or owner not in account.roles:
-            raise
-        role = account.roles[owner] or "not stated"
-        what = f"the role of {account.name} in {owner} is {role}, which may not change this repository"
-        raise PublishError("namespace", what, status=failure.status) from error
-
-
-def _describe(account: Account, namespace: str) -> str:
+def _describe(account: Account, repo_id: str) -> str:
     """Who it is, what the token may do, and what the namespace is to them."""
-    scopes = f" for {', '.join(sorted(account.scopes))}" if account.token_role == "fineGrained" else ""
-    if namespace == account.name:
-        relation = "their own"
-    elif namespace in account.roles:
-        relation = f"an organisation, role {account.roles[namespace] or 'not stated'}"
-    else:
-        relation = "neither theirs nor an organisation of theirs"
-    return f"{account.name}, token role {account.token_role or 'not stated'}{scopes}; namespace {namespace}: {relation}"
+    namespace, token_role = repo_id.partition("/")[0], account.token_role or "not stated"
+    scopes = f" for {', '.join(sorted(account.scopes))}" if token_role == "fineGrained" else ""
+    relation = "their own" if namespace == account.name else f"role {_role(account, repo_id)}"
+    return f"{account.name}, token role {token_role}{scopes}; namespace {namespace}: {relation}"
 
 
 @contextlib.contextmanager
@@ -159,11 +134,7 @@ def target(request: PushOptions, account: str) -> str:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse a name that the Hub would not take.
-
-    Raises:
-        HFValidationError, PublishError: it would not.
-    """
+    """Refuse a name that the Hub would not take."""
     from huggingface_hub.utils import validate_repo_id
 
     if repo_id.count("/") != 1:
@@ -172,21 +143,13 @@ def check_name(repo_id: str) -> None:
 
 
 def check_ref(flag: str, name: str) -> None:
-    """Refuse the name of a branch or tag that git would not take, and what only looks like a branch.
-
-    Raises:
-        PublishError: it would not.
-    """
+    """Refuse the name of a branch or tag that git would not take, and what only looks like a branch."""
     if _NO_REF.search(name):
         raise PublishError("bad_ref", f"{flag} {name!r}")
 
 
 def check_remote(remote: Remote | None, request: PushOptions) -> None:
-    """Refuse to publish what shall be private, to push over the work of others, and to move a tag.
-
-    Raises:
-        PublishError: what stands in the way.
-    """
+    """Refuse to publish what shall be private, to push over the work of others, and to move a tag."""
     if remote is None:
         return
     if (tagged := remote.tags.get(request.tag or "", remote.head)) != remote.head:

@@ -21,7 +21,7 @@ from charseq2seq.errors import SuiteError
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
-from charseq2seq.publishing.hub import CARD, Hub, Remote, RemoteFile, retrying, when_visible
+from charseq2seq.publishing.hub import CARD, Hub, Remote, retrying, when_visible
 from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
@@ -36,6 +36,7 @@ from charseq2seq.publishing.secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
 
 _LOST = ("dropped", "timeout", "server")  # failures after which a commit may have been made all the same
 
@@ -107,15 +108,15 @@ def publish(request: PushOptions) -> Outcome:
         return Outcome("planned", found.url, found.repo_id, changes=push.changes) if request.dry_run else push.send()
 
 
-def is_same(file: CommitOperationAdd, there: RemoteFile | None) -> bool:
+def is_same(file: CommitOperationAdd, there: RepoFile | None) -> bool:
     """Whether a published file has this content."""
     info = file.upload_info
     if there is None or info.size != there.size:
         return False
-    if there.is_large:
-        return info.sha256.hex() == there.digest
+    if there.lfs:
+        return info.sha256.hex() == there.lfs.sha256
     with file.as_file() as content:
-        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.digest  # git's blob id
+        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.blob_id  # git's blob id
 
 
 class Push:

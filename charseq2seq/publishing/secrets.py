@@ -17,7 +17,7 @@ from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError, explain
 
 _SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
-_HOME = re.compile(r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+")
+_HOME = r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+"
 _SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
 _SUITE = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
-    set_variables = [name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()]
+    variable = next(filter(os.environ.get, TOKEN_VARIABLES), None)
     if token is not None:
         _warn_of_the_command_line()
         found, source = token, "the command line"
@@ -37,8 +37,8 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
         found, source = _read_token_file(token_file), str(token_file)
     elif "HF_OIDC_RESOURCE" in os.environ:
         found, source = _sign_in_without_key(), "keyless sign-in (HF_OIDC_RESOURCE)"
-    elif set_variables:
-        found, source = os.environ[set_variables[0]], set_variables[0]
+    elif variable is not None:
+        found, source = os.environ[variable], variable
     else:
         found, source = _stored_login(), "the stored login"
     if not (found := _unwrapped(found)):
@@ -54,7 +54,7 @@ def other_sources(source: str) -> list[str]:
     """Where else there is something that could be a token."""
     from huggingface_hub import constants
 
-    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if os.environ.get(name, "").strip()]
+    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if name in os.environ]
     others += ["the stored login"] if os.access(constants.HF_TOKEN_PATH, os.F_OK) else []
     return [other for other in others if other not in source]
 
@@ -132,12 +132,11 @@ def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> Non
     Raises:
         PublishError: something was found; the message says where, and never shows it.
     """
-    folders = [Path.cwd(), _SUITE]
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        folders.append(Path.home())
-    paths = [str(path) for path in folders if len(str(path)) >= _SHORTEST_PATH]
+    places = [
+        str(path) for path in (Path.cwd(), _SUITE, os.environ.get("HOME", "")) if len(str(path)) >= _SHORTEST_PATH
+    ]
     # Not the middle of another path or of an address: a folder may have the repository's name.
-    machine = re.compile(r"(?<![\w.-])(?:" + "|".join(map(re.escape, paths)) + r")(?![\w-])") if paths else _HOME
+    machine = re.compile("|".join([_HOME, *(rf"(?<![\w.-]){re.escape(path)}(?![\w-])" for path in places)]))
     found = []
     for name in names:
         content = (folder / name).read_bytes()
@@ -148,7 +147,7 @@ def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> Non
         for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
             if TOKEN.search(line):
                 found.append(f"what looks like a token, in {name} line {number}")
-            elif _HOME.search(line) or machine.search(line):
+            elif machine.search(line):
                 found.append(f"a path of a machine, in {name} line {number}")
     if found:
         raise PublishError("secret", "; ".join(found[:5]))

@@ -36,7 +36,14 @@ def check_surroundings() -> None:
         _make_client()
     except Exception:
         variables = {name: os.environ.pop(name) for name in filter(_READ_BY_THE_CLIENT.fullmatch, list(os.environ))}
-        wrong = [f"{name}={value} ({why})" for name, value in variables.items() if (why := _why_not(name, value))]
+        wrong = []
+        for name, value in variables.items():  # which of them is wrong by itself?
+            os.environ[name] = value
+            try:
+                _make_client()
+            except Exception as error:
+                wrong.append(f"{name}={value} ({error})")
+            del os.environ[name]
         os.environ.update(variables)
         if not wrong:
             raise
@@ -44,16 +51,10 @@ def check_surroundings() -> None:
 
 
 def _make_client() -> None:
-    """Do all that depends on the environment, as the client will.
-
-    Raises:
-        Exception: of any class; it does not say which variable is wrong.
-    """
+    """Do all that depends on the environment, as the client will; what it raises does not name the variable."""
     address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
         raise ValueError("an address is https://HOST or http://HOST:PORT")
-    if (folder := os.environ.get("SSL_CERT_DIR")) and not any(map(os.path.isdir, folder.split(os.pathsep))):
-        raise NotADirectoryError("no such folder")
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         int(os.environ.get(name, "1"))
     from huggingface_hub.utils._http import default_client_factory
@@ -61,33 +62,20 @@ def _make_client() -> None:
     default_client_factory().close()
 
 
-def _why_not(name: str, value: str) -> str:
-    """What is wrong with a variable, by itself; nothing where the client can be made with it."""
-    os.environ[name] = value
-    try:
-        _make_client()
-    except Exception as error:
-        return str(error)
-    finally:
-        del os.environ[name]
-    return ""
-
-
 def _move_caches() -> None:
-    """Send the client's caches and logs to a folder of this process where a user's own cannot be written.
+    """Give the client a home of this process's own where the user's cannot be written.
 
     Xet's client would else write its log to stdout, and fail.
     """
-    home = Path(os.path.expandvars(os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    with contextlib.suppress(RuntimeError):  # this user has no home at all
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.path.expandvars(os.environ.get("HF_HOME", f"{caches}/huggingface")))
+    with contextlib.suppress(OSError, RuntimeError):  # the second: this user has no home at all
         home = home.expanduser()
-    there = next((folder for folder in (home, *home.parents) if os.access(folder, os.F_OK)), home)
-    is_homeless = home.parts[:1] == ("~",)
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK) and not is_homeless:
+        home.mkdir(parents=True, exist_ok=True)
+    if os.access(home, os.W_OK | os.X_OK):
         return
     folder = tempfile.mkdtemp(prefix="charseq2seq-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     log(f"note: {home} cannot be written, so the Hub's client keeps its caches in {folder} for now.")
-    os.environ.update({"HF_XET_CACHE": f"{folder}/xet", "HF_XET_LOG_DEST": f"{folder}/logs/"})
-    if is_homeless:
-        os.environ["HF_HOME"] = folder
+    os.environ.setdefault("HF_TOKEN_PATH", str(home / "token"))
+    os.environ["HF_HOME"] = folder

@@ -1,17 +1,14 @@
 """A whole training step as one CUDA graph: captured once, then replayed.
 
 A step of a small model is a thousand kernels of a few microseconds, and starting each from Python takes longer than
-running it: the GPU waits for the host. A CUDA graph records what a step starts and starts it again in one call. What
-this asks of a step:
+running it: the GPU waits for the host. A CUDA graph records what a step starts and starts it again in one call
+(PyTorch's notes on CUDA semantics describe the method). What this asks of a step:
 
 - every tensor stays where it is: inputs are copied into fixed buffers, weights and optimizer state change in place;
 - nothing is read back to the host, and learning rates are tensors, or the first ones would be replayed for ever;
-- shapes never change: there is a graph for each variant (here: for each source length). The graphs share one pool of
-  memory, because only one of them runs at a time.
+- shapes never change: there is a graph for each variant (here: for each source length), all in one pool of memory.
 
-The first call of a variant runs uncaptured, on the stream that captures later: it sets up libraries and optimizer
-state. It is a step like any other, so nothing has to be undone. PyTorch's notes on CUDA semantics describe the
-method.
+The first call of a variant is an uncaptured step: it sets up libraries and optimizer state.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from charseq2seq.windows import gather, ids_on_device, tile
 from encoder_decoder_transformer import Transformer
 
 LONGEST_BEGINNING = 1_000  # characters by which a text is known again that was continued or changed
-_LARGEST_TENSOR = 1 << 27  # numbers, on a GPU: evaluating must not need more memory than training
+_BATCH = 32  # windows that are scored at once: evaluating must not need more memory than training
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,6 @@ class Evaluation:
         }
 
 
-def batch_size(model: Transformer) -> int:
-    """Windows that are scored at once."""
-    if model.device.type != "cuda":
-        return 32
-    widest = max(model.head.out_features, *(len(weight) for weight in model.decoder.parameters()))
-    return max(1, min(256, _LARGEST_TENSOR // (widest * (model.source_length + model.target_length))))
-
-
 def evaluate(
     model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
 ) -> Evaluation:
@@ -70,13 +62,13 @@ def evaluate(
         ids: the text, (characters,), or what `ids_on_device` makes of it; what stands before `first` is context.
         group: the processes that share the work; each has the model and the text, and all get the same result.
     """
-    last, size = len(ids) if last is None else last, batch_size(model)
+    last = len(ids) if last is None else last
     ids = ids if isinstance(ids, torch.Tensor) else ids_on_device(ids, model.device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
-        batches = tile(first, last, model.source_length, model.target_length, size)
+        batches = tile(first, last, model.source_length, model.target_length, _BATCH)
         for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
             source, target = gather(ids, starts.to(ids.device), source_length, target_length)
             logits = model(source, target)

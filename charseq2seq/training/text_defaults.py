@@ -20,7 +20,7 @@ from charseq2seq.training.resume import State, does_not_fit
 from encoder_decoder_transformer import Transformer
 
 # Texts of fewer characters to train on: what size of model, windows a step and epochs serve them best, on any device
-# (benchmarks/LOG.md, 2026-11-28). A larger model would know them by heart before it knew their language.
+# (benchmarks/LOG.md, 2026-11-28). A larger model would learn them by heart.
 _SHORT_TEXTS = ((50_000, "nano", 4, 15.0), (250_000, "micro", 8, 10.0))
 _BASE_TEXT = 2_000_000  # characters; on a GPU a shorter text is for size small, because base overfits it
 
@@ -29,8 +29,7 @@ _PATIENCE = 5
 _LATE_ENOUGH = 0.8  # fraction of a run or of its budget: if the best weights are older, the run was too long
 
 # Weight decay per epoch at the full learning rate: ignoring gradients, exp(-1.3) of a hidden matrix is left after an
-# epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698): what was
-# learnt from a character should have faded before the character comes again (benchmarks/LOG.md).
+# epoch. A rate per epoch, not per step, suits texts of all sizes (Wang and Aitchison, 2024, arXiv:2405.13698).
 DECAY_PER_EPOCH = 1.3
 _LARGEST_DECAY_PER_STEP = 0.02
 

@@ -47,7 +47,6 @@ from encoder_decoder_transformer import Transformer
 # the final loss on all of it. That is cheap, and the final loss gains little from the choice of the best weights.
 _SELECTION_CHARACTERS = 32_768
 
-_TRIAL_CHARACTERS = 12_288  # before training
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
@@ -109,8 +108,6 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal or a divergence; write the model."""
-        # Some validation windows before training: what would fail later fails now (the idea is litgpt's).
-        self._score(_TRIAL_CHARACTERS)
         evaluation, complete, diverged = None, False, None
         said: tuple[str, ...] = ()
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
@@ -166,7 +163,7 @@ class Trainer:
     def _loop(self, stopwatch: Stopwatch, progress: Progress) -> None:
         state = self.state
         while True:
-            # Only a signal that all processes know of ends the run: one may come to one of them at any time.
+            # Only a signal that all processes know of ends the run.
             stopped, (state.seconds, self.save_cost) = self.group.synchronize(
                 self.stop.signal, stopwatch.seconds(), self.save_cost
             )
