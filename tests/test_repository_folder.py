@@ -97,7 +97,7 @@ def test_model_code_and_example_are_the_files_of_this_project(built: Path) -> No
     model_file = ROOT / "encoder_decoder_transformer.py"
     assert (built / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
     pins = (built / "requirements.txt").read_text().split()
-    assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "huggingface_hub"}
+    assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "safetensors", "huggingface_hub"}
     assert set(pins) <= set((ROOT / "requirements_transformer.txt").read_text().split())
 
 
@@ -123,7 +123,7 @@ def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
     whole = contents(tmp_path)
     (tmp_path / "README.md.0123abcd.tmp").write_bytes(b"of a run that was killed")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_: 1 / 0)
+        patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_, **__: 1 / 0)
         build_folder(tiny_checkpoint(), tmp_path, "alice/m")
     assert json.loads((tmp_path / "training_args.json").read_text())["files"] == []
     build_folder(tiny_checkpoint(), tmp_path, "alice/m")
