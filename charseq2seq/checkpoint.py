@@ -13,7 +13,7 @@ import pickle
 import platform
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 4  # 1 had multi-head attention, 2 no convolution over embeddings, 3 blocks one after the other
 LARGEST_TABLE = 1 << 23  # positions times head size: a small file must not ask for a huge rotary table
 
-_MODEL = "charseq2seq model"
-_RESUME = "charseq2seq resume state"
+_MODEL, _RESUME = "charseq2seq model", "charseq2seq resume state"
 
 # Limits of what is not a weight: values and characters of text together, levels of nesting, size of a number.
 _LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300
@@ -76,15 +75,17 @@ def library_versions() -> dict[str, str]:
     import numpy as np
     import torch
 
-    versions = {"suite": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    return versions | {"torch": str(torch.__version__)}  # a plain str: its own type would not load safely
+    torch_version = str(torch.__version__)  # its own type would not load safely
+    python_version = platform.python_version()
+    return {"suite": __version__, "python": python_version, "numpy": np.__version__, "torch": torch_version}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the model file, whole or not at all; see `atomic_write`."""
     # Clones, because a view would bring its whole storage into the file.
     weights = {name: tensor.detach().to("cpu").clone() for name, tensor in checkpoint.model_state_dict.items()}
-    _save(path, _MODEL, {name: dict(part) for name, part in vars(checkpoint).items()} | {"model_state_dict": weights})
+    parts = {name: dict(part) for name, part in vars(checkpoint).items()}
+    _save(path, _MODEL, parts | {"model_state_dict": weights})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -94,65 +95,55 @@ def load_checkpoint(path: Path) -> Checkpoint:
         SuiteError: missing, unreadable, damaged, not of this suite, of a newer format, or its parts do not fit.
     """
     content = _load(path, _MODEL)
-    parts: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Checkpoint)}
-    if missing := sorted(name for name, part in parts.items() if not isinstance(part, dict)):
+    names = [field.name for field in fields(Checkpoint)]
+    if missing := [name for name in names if not isinstance(content.get(name), dict)]:
         raise _unusable(path, f"it lacks {', '.join(missing)}")
-    checkpoint = Checkpoint(**{name: dict(part) for name, part in parts.items()})
-    weights = checkpoint.model_state_dict
-    if problem := _facts_problem(checkpoint) or _weights_problem(weights, path) or _config_problem(checkpoint):
+    checkpoint = Checkpoint(**{name: dict(content[name]) for name in names})
+    if problem := next(_problems(checkpoint, path.stat().st_size), ""):
         raise _unusable(path, problem)
     return checkpoint
 
 
-def _facts_problem(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with all that is not a weight, as part of a sentence; None where nothing is."""
-    for name in ("config", "vocab", "training_args", "metrics", "corpus", "environment"):
-        if not _is_json(getattr(checkpoint, name)):
-            return f"its {name} are not what JSON can hold"
-    corpus, metrics = checkpoint.corpus, checkpoint.metrics
+def _problems(checkpoint: Checkpoint, file_size: int) -> Iterator[str]:
+    """What is wrong with a checkpoint, as parts of sentences; the first matters, what follows it may not hold."""
+    import torch
+
+    facts = {name: part for name, part in vars(checkpoint).items() if name != "model_state_dict"}
+    yield from (f"its {name} are not what JSON can hold" for name, part in facts.items() if not _is_json(part))
+    corpus, metrics, weights = checkpoint.corpus, checkpoint.metrics, checkpoint.model_state_dict
     counts = [corpus.get(name) for name in _COUNTS]
     counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
     if not counted or not all(isinstance(corpus.get(name), str) for name in ("name", "sha256")):
-        return "its corpus lacks a name, a sha256 or the numbers of characters"
+        yield "its corpus lacks a name, a sha256 or the numbers of characters"
     loss = metrics.get("nats_per_char")
     if loss is None or not all(_is_figure(metrics.get(name)) for name in _FIGURES) or not math.isfinite(loss):
-        return "its metrics lack a loss, or are not numbers"
+        yield "its metrics lack a loss, or are not numbers"
     try:
-        vocabulary = checkpoint.vocabulary()
+        if checkpoint.config.get("vocab_size") != len(checkpoint.vocabulary()):
+            yield "its vocabulary and its model differ in size"
     except SuiteError as error:
-        return str(error).rstrip(".")
-    if checkpoint.config.get("vocab_size") != len(vocabulary):
-        return "its vocabulary and its model differ in size"
-    return history_problem(metrics.get("history", []))
-
-
-def history_problem(history: Any) -> str | None:
-    """What is wrong with a list of losses, in words."""
-    points: list[Any] = history if isinstance(history, list) else [None]
-    fine = (isinstance(p, dict) and type(p.get("step")) is int and all(map(_is_figure, p.values())) for p in points)
-    return None if all(fine) else "its history is not a list of steps and losses"
-
-
-def _weights_problem(weights: Mapping[str, Any], path: Path) -> str | None:
-    import torch
-
+        yield str(error).rstrip(".")
+    if problem := history_problem(metrics.get("history", [])):
+        yield problem
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
-            return f"its weight {name!r:.80} is not a float32 tensor"
-    if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:  # tensors that share their bytes
-        return "its weights are larger than the file"
-    infinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    return f"its weight {infinite[0]!r:.80} holds numbers that are not finite" if infinite else None
+            yield f"its weight {name!r:.80} is not a float32 tensor"
+    if sum(tensor.nbytes for tensor in weights.values()) > file_size:  # tensors that share their bytes
+        yield "its weights are larger than the file"
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            yield f"its weight {name!r:.80} holds numbers that are not finite"
+    yield from _config_problems(checkpoint)
 
 
-def _config_problem(checkpoint: Checkpoint) -> str | None:
-    """Why the config makes no model, or one that the weights do not fit; None where all is well."""
+def _config_problems(checkpoint: Checkpoint) -> Iterator[str]:
+    """Why the config makes no model, or one that the weights do not fit."""
     from encoder_decoder_transformer import Transformer
 
     arguments = inspect.signature(Transformer).parameters
     for name, value in checkpoint.config.items():
         if name in arguments and type(value).__name__ != arguments[name].annotation:
-            return f"its config has {value!r:.80} for {name}"
+            yield f"its config has {value!r:.80} for {name}"
     size = {name: argument.default for name, argument in arguments.items()} | dict(checkpoint.config)
     layers = size["num_encoder_layers"] + size["num_decoder_layers"]
     fewest = size["d_model"] * (layers * max(size["d_model"], size["d_ff"]) + size["vocab_size"])
@@ -160,13 +151,19 @@ def _config_problem(checkpoint: Checkpoint) -> str | None:
     there = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
     table = (size["source_length"] + size["target_length"]) * size["d_model"]
     if fewest > there or table > LARGEST_TABLE * max(1, size["num_heads"]):
-        return "its config would take more memory than its weights"
+        yield "its config would take more memory than its weights"
     try:
         checkpoint.build_model()
     # Which error it is depends on the model's code, which may change.
     except Exception as error:
-        return f"its config and weights do not fit this version of the model ({' '.join(str(error).split()):.200})"
-    return None
+        yield f"its config and weights do not fit this version of the model ({' '.join(str(error).split()):.200})"
+
+
+def history_problem(history: Any) -> str:
+    """What is wrong with a list of losses, in words."""
+    points: list[Any] = history if isinstance(history, list) else [None]
+    fine = (isinstance(p, dict) and type(p.get("step")) is int and all(map(_is_figure, p.values())) for p in points)
+    return "" if all(fine) else "its history is not a list of steps and losses"
 
 
 def _is_json(value: Any) -> bool:
@@ -194,7 +191,7 @@ def _is_figure(value: Any) -> bool:
 
 def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write what resuming needs: tensors and plain types only."""
-    _save(path, _RESUME, dict(state))
+    _save(path, _RESUME, state)
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
@@ -205,11 +202,11 @@ def load_resume_state(path: Path) -> dict[str, Any]:
     return content
 
 
-def _save(path: Path, kind: str, content: dict[str, Any]) -> None:
+def _save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     import torch
 
     with atomic_write(path) as file:
-        torch.save({"format": kind, "format_version": FORMAT_VERSION} | content, file)
+        torch.save({"format": kind, "format_version": FORMAT_VERSION, **content}, file)
 
 
 def _load(path: Path, kind: str) -> dict[str, Any]:
@@ -218,37 +215,31 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise SuiteError(f"{path} is a folder, pipe or device; name a model file.", ExitCode.NO_INPUT)
-        with path.open("rb") as file:
-            begin = file.read(4)
+        path.open("rb").close()
     except OSError as error:
         advice = "check the path and its permissions."
         if isinstance(error, FileNotFoundError):
             advice = "train a model first (python train_transformer.py) or name another file with --model_path."
         raise SuiteError(f"{path} cannot be read ({error.strerror}); {advice}", ExitCode.NO_INPUT) from error
-    # torch.load would take a file that does not begin as an archive for one of its older formats.
-    if begin != b"PK\3\4":
-        raise _unusable(path, "it is no checkpoint archive (damaged?)")
+    content: Any = None
     try:
-        _check_archive(path)
+        problem = _archive_problem(path)
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols; the refusal says enough
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SuiteError:
-        raise
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors and plain values, and code in a file is never run"
-        raise _unusable(path, reason) from error
+            content = problem or torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        problem = "it holds more than tensors and plain values, and code in a file is never run"
     # A damaged or hostile file may raise anything; all of it means the same to the user.
     except Exception as error:
-        raise _unusable(path, f"it cannot be read (damaged? {type(error).__name__})") from error
-    if isinstance(content, dict) and (kind, content.get("format")) == (_MODEL, _RESUME):
-        steps = content.get("step")
+        problem = f"it cannot be read (damaged? {type(error).__name__})"
+    found = content.get("format") if isinstance(content, dict) else None
+    if (kind, found) == (_MODEL, _RESUME):
         raise SuiteError(
             f"{path} is the state of a run, not a model; the run's own command with --resume {path} --max_steps "
-            f"{steps!s:.20} --model_path NEW.pth writes the model of what it has learnt so far.",
+            f"{content.get('step')!s:.20} --model_path NEW.pth writes the model of what it has learnt so far.",
             ExitCode.BAD_DATA,
         )
-    if not isinstance(content, dict) or content.get("format") != kind:
-        raise _unusable(path, f"it is not a {kind} file")
+    if problem or found != kind:
+        raise _unusable(path, problem or f"it is not a {kind} file")
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         problem = f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}"
@@ -256,19 +247,22 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def _check_archive(path: Path) -> None:
-    """Check sizes, layout and checksums before anything is unpickled or takes memory."""
+def _archive_problem(path: Path) -> str:
+    """What sizes, layout and checksums say, before anything is unpickled or takes memory."""
     size = path.stat().st_size
+    with path.open("rb") as file:  # torch.load would take other beginnings for one of its older formats
+        if file.read(4) != b"PK\3\4":
+            return "it is no checkpoint archive (damaged?)"
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if sum(part.file_size for part in parts) > size:  # compressed, or the same bytes under many names
-            raise _unusable(path, "its parts are larger than the file (a zip bomb?)")
+            return "its parts are larger than the file (a zip bomb?)"
         pickles = [part.file_size for part in parts if part.filename.endswith(".pkl")]
         # One byte of a pickle can become a hundred in memory; the pickle of a model file is small.
         if len(pickles) != 1 or pickles[0] > (1 << 20) + size // 128:
-            raise _unusable(path, "it is not laid out as a checkpoint")
-        if damaged := archive.testzip():  # checksums, which torch.load ignores
-            raise _unusable(path, f"its part {damaged!r:.80} is damaged")
+            return "it is not laid out as a checkpoint"
+        damaged = archive.testzip()  # checksums, which torch.load ignores
+    return f"its part {damaged!r:.80} is damaged" if damaged else ""
 
 
 def _unusable(path: Path, reason: str) -> SuiteError:

@@ -9,9 +9,13 @@ The last 10 % of the characters, but at most a million, are the validation split
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import hashlib
 import itertools
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +45,10 @@ Ids = npt.NDArray[np.integer[Any]]
 class Text:
     """A text in memory."""
 
-    path: Path  # what the user named
+    name: str  # of what the user named; a model records it, so it is never a path of a person's machine
     sha256: str  # of the files' bytes, decompressed and joined; for a plain file, what sha256sum prints
     alphabet: str  # its distinct characters, in order of code point
     pieces: list[str]  # its characters; joined, they are the text
-
-    @property
-    def name(self) -> str:
-        """The name that a model records: never a path of a person's machine."""
-        return self.path.name or self.path.resolve().name
 
     @property
     def characters(self) -> int:
@@ -91,11 +90,7 @@ class Corpus:
 
 
 def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
-    """Read a text and turn it into ids.
-
-    Args:
-        path, encoding: see `read_text`.
-        window: the length of a training window in characters; the training split must hold two of them.
+    """The ids of a text, see `read_text`, whose training split must hold two windows of so many characters.
 
     Raises:
         SuiteError: the text cannot be read, is too short, or is one character repeated.
@@ -106,11 +101,9 @@ def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
     if num_train < 2 * window:
         needed = int(2 * window / TRAIN_FRACTION) + 2
         problem = f"has {text.characters:,} characters, training with these windows needs at least {needed:,}"
-        problem += "; give a longer text or a smaller --source_length and --target_length."
-        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
-    if len(vocabulary.characters) < 2:
-        problem = "consists of one character repeated; there is nothing to learn."
-        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
+        raise _refusal(path, f"{problem}; give a longer text or a smaller --source_length and --target_length.")
+    if len(text.alphabet) < 2:
+        raise _refusal(path, "consists of one character repeated; there is nothing to learn.")
     corpus = Corpus(text.name, text.sha256, vocabulary, vocabulary.encode_pieces(text.pieces), num_train)
     if end_differs(text, corpus):
         log(
@@ -147,11 +140,18 @@ def read_text(path: Path, encoding: str | None = None) -> Text:
     """
     digest = hashlib.sha256()
     pieces: list[str] = []
-    for file in find_files(path):
-        if pieces and not pieces[-1].endswith("\n"):
-            pieces.append("\n")
-            digest.update(b"\n")
-        pieces += filter(None, decode(_bytes_of(file, digest), f"the text {file}", encoding))
+    try:
+        for file in find_files(path):
+            if pieces and not pieces[-1].endswith("\n"):
+                pieces.append("\n")
+                digest.update(b"\n")
+            pieces += filter(None, decode(_bytes_of(file, digest), f"the text {file}", encoding))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            problem = f"cannot be read ({error.strerror}); check its permissions."
+            raise _refusal(error.filename or path, problem, ExitCode.NO_INPUT) from error
+        # gzip and bz2 report damage without a number
+        raise _refusal(file, f"is damaged or not what its name says ({error}); get it again.") from error
     alphabet: set[str] = set()
     ascii_so_far = b""  # deleting known ASCII characters from a piece is much faster than a set of all its characters
     for piece in pieces:
@@ -159,9 +159,8 @@ def read_text(path: Path, encoding: str | None = None) -> Text:
             alphabet.update(new.decode())
             ascii_so_far = "".join(filter(str.isascii, alphabet)).encode()
     if not alphabet:
-        problem = "is empty; give one with some thousands of characters."
-        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA)
-    return Text(path, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
+        raise _refusal(path, "is empty; give one with some thousands of characters.")
+    return Text(path.name or path.resolve().name, digest.hexdigest(), "".join(sorted(alphabet)), pieces)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -169,49 +168,33 @@ def find_files(path: Path) -> list[Path]:
 
     Raises:
         SuiteError: there are none, or `path` is a pipe or a device.
+        OSError: it may not be looked at.
     """
-    try:
-        if path.is_dir():
-            names = (file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(_IN_FOLDERS))
-            visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-            found = [path / name for name in sorted(visible, key=Path.as_posix)]
-            reason = f"the folder {path} holds no text ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name"
-            reason += f' another, or a pattern, --data_path "{path}/**/*.py", say.'
-        elif path.exists():
-            found = [path]
-            reason = f"{path} is a pipe or device, not a text file; name a file with --data_path."
-        else:
-            matches = glob.glob(str(path), recursive=True) if glob.has_magic(str(path)) else []  # noqa: PTH207
-            found = [Path(match) for match in sorted(matches)]
-            reason = f"the text {path} does not exist; check --data_path."
-        files = [file for file in found if file.is_file()]
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    if path.is_dir():
+        names = sorted(f"/{file.relative_to(path).as_posix()}" for file in path.rglob("*.*"))
+        found = [path / name[1:] for name in names if name.lower().endswith(_IN_FOLDERS) and "/." not in name]
+        problem = f"is a folder that holds none ({', '.join('*' + suffix for suffix in _IN_FOLDERS)}); name another, "
+        problem += f'or a pattern, --data_path "{path}/**/*.py", say.'
+    elif path.exists():
+        found, problem = [path], "is a pipe or device, not a text file; name a file with --data_path."
+    else:
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        problem = "does not exist; check --data_path."
+    files = [file for file in found if file.is_file()]
     if not files:
-        raise SuiteError(reason, ExitCode.NO_INPUT)
+        raise _refusal(path, problem, ExitCode.NO_INPUT)
     return files
 
 
 def _bytes_of(path: Path, digest: Any) -> Iterator[bytes]:
     """The bytes of one file, decompressed, which also go into the digest; an empty piece ends them."""
-    import bz2
-    import gzip
-    import lzma
-    import zlib
-
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    try:
-        with openers.get(path.suffix.lower(), Path.open)(path, "rb") as file:
-            while raw := file.read(_PIECE):
-                digest.update(raw)
-                yield raw
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # gzip and bz2 report damage without a number
-            raise _unreadable(path, error) from error
-        problem = f"is damaged or not what its name says ({error}); get it again."
-        raise SuiteError(f"the text {path} {problem}", ExitCode.BAD_DATA) from error
+    with openers.get(path.suffix.lower(), Path.open)(path, "rb") as file:
+        while raw := file.read(_PIECE):
+            digest.update(raw)
+            yield raw
     yield b""
 
 
-def _unreadable(path: Path, error: OSError) -> SuiteError:
-    return SuiteError(f"the text {path} cannot be read ({error.strerror}); check its permissions.", ExitCode.NO_INPUT)
+def _refusal(path: Path | str, problem: str, exit_code: ExitCode = ExitCode.BAD_DATA) -> SuiteError:
+    return SuiteError(f"the text {path} {problem}", exit_code)

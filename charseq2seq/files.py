@@ -143,25 +143,29 @@ def run_lock(model_path: Path) -> Iterator[str]:
     Raises:
         SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
     """
-    _check_name(model_path)
     path = lock_path(model_path)
-    try:
+    try:  # refuse now what could not be written at the end of the run
+        if model_path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
+            model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
         lock = path.open("a", encoding="utf-8")
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(model_path, error) from error
     with lock:
         try:
             _lock(lock.fileno())
         except (BlockingIOError, PermissionError) as error:
-            raise _locked(model_path) from error
+            holder = path.read_text(encoding="utf-8", errors="ignore") or "its holder is not recorded"
+            problem = f"another run is writing {model_path} ({holder}); wait for it or choose another --model_path."
+            raise SuiteError(problem, ExitCode.LOCKED) from error
         except OSError as error:  # some network and cluster file systems have no locks
             yield f"{path} cannot be locked ({error.strerror}): take care that no other run writes {model_path}."
             return
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
-        for written in map(_target, (model_path, resume_path(model_path))):
-            for temporary in leftovers(written.parent, glob.escape(written.name)):
-                with contextlib.suppress(OSError):
+            for written in map(_target, (model_path, resume_path(model_path))):
+                for temporary in leftovers(written.parent, glob.escape(written.name)):
                     temporary.unlink()
         yield ""
 
@@ -176,26 +180,3 @@ def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _locked(model_path: Path) -> SuiteError:
-    holder = ""
-    with contextlib.suppress(OSError):
-        holder = lock_path(model_path).read_text(encoding="utf-8", errors="ignore")
-    return SuiteError(
-        f"another run is writing {model_path} ({holder or 'its holder is not recorded'}); wait for it or choose "
-        "another --model_path.",
-        ExitCode.LOCKED,
-    )
-
-
-def _check_name(model_path: Path) -> None:
-    """Refuse now what could not be written at the end of the run."""
-    try:
-        if model_path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        os.stat(f"{model_path.parent}{os.sep}")  # noqa: PTH116 (with the slash: a folder)
-        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
-            model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
-    except OSError as error:
-        raise write_error(model_path, error) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_encoding import decode
-from charseq2seq.vocabulary import CharVocabulary, describe_characters
+from charseq2seq.vocabulary import CharVocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,18 +44,18 @@ def read_prompt(path: Path, encoding: str | None = None) -> str:
     Raises:
         SuiteError: it cannot be read, is no text, or is endless.
     """
-    name = "on stdin" if str(path) == "-" else str(path)
+    name = "the prompt on stdin" if str(path) == "-" else f"the prompt {path}"
     try:
         # Also a pipe; /dev/zero must end.
-        with os.fdopen(0, "rb", closefd=False) if name == "on stdin" else path.open("rb") as file:
+        with os.fdopen(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
             content = file.read(_LARGEST_PROMPT + 1)
-        if len(content) > _LARGEST_PROMPT:
-            problem = f"has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
-            raise SuiteError(f"the prompt {name} {problem}", ExitCode.BAD_DATA)
-        return "".join(decode([content, b""], f"the prompt {name}", encoding))
     except OSError as error:
-        problem = f"cannot be read: {error.strerror or error}; check --prompt_file."
-        raise SuiteError(f"the prompt {name} {problem}", ExitCode.NO_INPUT) from error
+        problem = f"{name} cannot be read: {error.strerror or error}; check --prompt_file."
+        raise SuiteError(problem, ExitCode.NO_INPUT) from error
+    if len(content) > _LARGEST_PROMPT:
+        problem = f"{name} has more than {_LARGEST_PROMPT:,} bytes; the model reads only its end, give that."
+        raise SuiteError(problem, ExitCode.BAD_DATA)
+    return "".join(decode([content, b""], name, encoding))
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
@@ -67,11 +67,9 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
     (prompt,), form = vocabulary.in_known_form([prompt])
     if form:
         log(f"note: the prompt is read in the normal form {form} of Unicode, as the model's text was.")
-    missing = vocabulary.unknown_characters(prompt)
-    if missing and unknown == "error":
-        problem = f"the prompt has {describe_characters(missing, 'that the model never saw')}"
-        raise SuiteError(f"{problem}; leave them out or add --unknown skip.", ExitCode.BAD_DATA)
-    return prompt.translate(dict.fromkeys(map(ord, missing)))
+    if unknown == "error":
+        vocabulary.encode(prompt)  # refuses and names them
+    return prompt.translate(dict.fromkeys(map(ord, vocabulary.unknown_characters(prompt))))
 
 
 def is_small(model: Transformer) -> bool:
@@ -99,15 +97,12 @@ class TextGenerator:
         self.vocabulary = vocabulary
 
     def stream(self, prompt: str, num_chars: int, sampling: Sampling) -> Iterator[str]:
-        """Generate `num_chars` characters after a prompt, one at a time.
+        """Generate characters after a prompt, which is not repeated, one at a time; memory does not grow with them.
 
         Args:
             prompt: characters of the vocabulary only, see `known_prompt`; may be empty.
-            num_chars: how many to generate; memory does not grow with them.
+            num_chars: how many to generate.
             sampling: its seed is this text's own, no global random state is used or changed.
-
-        Yields:
-            The next character; the prompt is not repeated.
         """
         import torch
 
@@ -116,10 +111,7 @@ class TextGenerator:
             yield self.vocabulary.decode([int(token)])
 
     def samples(self, prompt: str, num_chars: int, sampling: Sampling, number: int) -> Iterator[str]:
-        """Several texts after a prompt, with seeds that count up from `sampling.seed`.
-
-        Each is the text that `stream` generates with its seed. A GPU generates all of them at once.
-        """
+        """Several texts after a prompt, those of `stream` with seeds that count up; a GPU generates all at once."""
         import torch
 
         seeds = range(sampling.seed, sampling.seed + number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,22 +27,17 @@ class CharVocabulary:
         characters: distinct single characters in ascending order of code point.
 
     Raises:
-        SuiteError: the characters are not distinct, not single, not ascending, or there are none.
+        SuiteError: they are something else.
     """
 
     def __init__(self, characters: Iterable[str]) -> None:
         self.characters = tuple(characters)
-        if not self.characters:
-            raise SuiteError("the vocabulary is empty: it needs at least one character.", ExitCode.BAD_DATA)
-        if not all(isinstance(c, str) and len(c) == 1 for c in self.characters):
-            raise SuiteError("the vocabulary holds an entry that is not a single character.", ExitCode.BAD_DATA)
-        if any(a >= b for a, b in zip(self.characters, self.characters[1:], strict=False)):
-            raise SuiteError("the vocabulary's characters are not distinct and sorted.", ExitCode.BAD_DATA)
+        single = all(isinstance(character, str) and len(character) == 1 for character in self.characters)
+        if not self.characters or not single or list(self.characters) != sorted(set(self.characters)):
+            raise SuiteError("the vocabulary is not a sorted set of single characters.", ExitCode.BAD_DATA)
         # Unknown characters get the start token's id, which no character has. Untouched pages of zeros cost no memory.
         self._id_of_code_point = np.zeros(0x110000, dtype=np.min_scalar_type(len(self.characters)))
         self._id_of_code_point[[ord(c) for c in self.characters]] = np.arange(1, len(self.characters) + 1)
-        # Latin-1 comes first, so its ids fit into a byte; `bytes.translate` is the fastest lookup.
-        self._latin1 = self._id_of_code_point[:256].astype(np.uint8).tobytes()
 
     def __len__(self) -> int:
         """Number of ids, the start token included: the model's `vocab_size`."""
@@ -52,26 +47,18 @@ class CharVocabulary:
         """Ids of a text, (characters,).
 
         Raises:
-            SuiteError: the text has characters that the vocabulary lacks.
+            SuiteError: the text has characters that the vocabulary lacks; the first ten are named.
         """
         if missing := self.unknown_characters(text):
-            raise SuiteError(describe_characters(missing, "that the vocabulary lacks"), ExitCode.BAD_DATA)
+            problem = f"the text has {describe_unknown(missing)}; leave them out or add --unknown skip."
+            raise SuiteError(problem, ExitCode.BAD_DATA)
         return self._lookup(text).astype(np.int32)
 
-    def encode_known(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of a text without the characters that the vocabulary lacks, of the smallest type; fast for Latin-1."""
-        try:
-            ids = np.frombuffer(text.encode("latin-1").translate(self._latin1).replace(b"\0", b""), dtype=np.uint8)
-        except UnicodeEncodeError:
-            ids = self._lookup(text)
-            ids = ids[ids != START_ID]
-        return ids.astype(self._id_of_code_point.dtype, copy=False)
-
     def encode_pieces(self, pieces: list[str]) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The ids of a text in pieces, (characters,), without the characters that the vocabulary lacks."""
-        return np.concatenate([self.encode_known(piece) for piece in pieces])
+        """The ids of a text in pieces, of the smallest type, without the characters that the vocabulary lacks."""
+        return np.concatenate([ids[ids != START_ID] for ids in map(self._lookup, pieces)])
 
-    def unknown_characters(self, text: str) -> list[str]:
+    def unknown_characters(self, text: Iterable[str]) -> list[str]:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         return sorted(set(text).difference(self.characters))
 
@@ -81,10 +68,14 @@ class CharVocabulary:
         A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse. The name is
         empty where the text stays as it is.
         """
+
+        def unknown(form: str) -> int:
+            return len(self.unknown_characters(set().union(*forms[form])))
+
         forms = {"": pieces}
-        if self.unknown_characters("".join(set().union(*pieces))):
+        if unknown(""):
             forms |= {form: [unicodedata.normalize(form, piece) for piece in pieces] for form in ("NFC", "NFD")}
-        best = min(forms, key=lambda form: len(self.unknown_characters("".join(set().union(*forms[form])))))
+        best = min(forms, key=unknown)
         return forms[best], best
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -123,10 +114,10 @@ def describe_character(character: str) -> str:
     return f"{ascii(character) if not character.isprintable() else repr(character)} (U+{ord(character):04X} {name})"
 
 
-def describe_characters(characters: Sequence[str], which: str) -> str:
-    """How many characters there are, and the first ten of them: `1 character that is unknown: 'é' (U+00E9 …)`."""
-    shown = [*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)]
-    return f"{len(characters)} character{'s' * (len(characters) > 1)} {which}: {', '.join(shown)}"
+def describe_unknown(characters: list[str]) -> str:
+    """How many characters are unknown, and the first ten: `1 character that the model never saw: 'é' (U+00E9 …)`."""
+    named = ", ".join([*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)])
+    return f"{len(characters)} character{'s' * (len(characters) > 1)} that the model never saw: {named}"
 
 
 def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:

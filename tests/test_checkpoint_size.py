@@ -29,12 +29,6 @@ def bomb_of_shared_lists(content: Content) -> None:
         content["environment"] = {"of": content["environment"], "and": content["environment"]}
 
 
-def bomb_of_long_words(content: Content) -> None:
-    """One long word, written two hundred thousand times."""
-    word = "x" * 500_000
-    content["environment"] = {"words": [word] * 200_000}
-
-
 def deep(content: Content) -> None:
     """A list in a list in a list."""
     nested: list[Any] = []
@@ -53,18 +47,15 @@ def large_pickle(content: Content) -> None:
     content["environment"] = {"boxes": [{} for _ in range(600_000)]}
 
 
-def packed(path: Path, parts: dict[str, bytes]) -> None:
+def packed(path: Path) -> None:
     """Fifty million zeros, packed."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in parts.items():
-            archive.writestr(f"archive/{name}", content)
-        with archive.open("archive/data/zeros", "w") as file:
-            for _ in range(5):
-                file.write(bytes(10_000_000))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/data/zeros", bytes(50_000_000))
 
 
-def long_number(path: Path, parts: dict[str, bytes]) -> None:
+def long_number(path: Path) -> None:
     """A storage said to be larger than its bytes: reading on would read another's memory."""
+    parts = read_parts(path.read_bytes())
     content = parts["data.pkl"]
     start = content.index(b"FloatStorage")
     at = content.index(b"cpu", start) + 3
@@ -73,42 +64,35 @@ def long_number(path: Path, parts: dict[str, bytes]) -> None:
     path.write_bytes(write_parts(parts | {"data.pkl": write}))
 
 
-BOMBS: dict[Callable[[Content], None], str] = {
-    bomb_of_shared_lists: "not what JSON can hold",
-    bomb_of_long_words: "not what JSON can hold",
-    deep: "not what JSON can hold",
-    repeated_numbers: "its weights are larger than the file",
-    large_pickle: "not laid out as a checkpoint",
-}
-ARCHIVES: dict[Callable[[Path, dict[str, bytes]], None], str] = {
-    packed: "a zip bomb",
-    long_number: "RuntimeError",
-}
+def holding(bomb: Callable[[Content], None]) -> Callable[[Path], None]:
+    """A change of what a file holds."""
+
+    def change(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        bomb(content)
+        torch.save(content, path)
+
+    return change
 
 
-def assert_small(path: Path, said: str) -> None:
-    """Assert that a file is refused for this reason, and within the memory that is promised."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (holding(bomb_of_shared_lists), "not what JSON can hold"),
+        (holding(deep), "not what JSON can hold"),
+        (holding(repeated_numbers), "its weights are larger than the file"),
+        (holding(large_pickle), "not laid out as a checkpoint"),
+        (packed, "a zip bomb"),
+        (long_number, "RuntimeError"),
+    ],
+)
+def test_a_small_file_stays_small(change: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "transformer_model.pth"
+    save_checkpoint(path, tiny_checkpoint())
+    change(path)
 
     def load() -> None:
         with pytest.raises(SuiteError, match=said):
             load_checkpoint(path)
 
     assert peak_memory(load) < 4 * path.stat().st_size + MEMORY_ALLOWANCE
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_content_stays_small(bomb: Callable[[Content], None], tmp_path: Path) -> None:
-    path = tmp_path / "transformer_model.pth"
-    save_checkpoint(path, tiny_checkpoint())
-    content = torch.load(path, weights_only=True)
-    bomb(content)
-    torch.save(content, path)
-    assert_small(path, BOMBS[bomb])
-
-
-@pytest.mark.parametrize("make", ARCHIVES)
-def test_a_small_archive_stays_small(make: Callable[[Path, dict[str, bytes]], None], tmp_path: Path) -> None:
-    path = tmp_path / "transformer_model.pth"
-    save_checkpoint(path, tiny_checkpoint())
-    make(path, read_parts(path.read_bytes()))
-    assert_small(path, ARCHIVES[make])

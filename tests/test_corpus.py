@@ -129,7 +129,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         "missing": "does not exist",
         "dangling": "does not exist",
         "play.txt/part": "does not exist",
-        "folder": "holds no text",
+        "folder": "holds none",
         "pipe": "is a pipe or device",
         "x" * 300: "cannot be read",
         "loop": "does not exist",

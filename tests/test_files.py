@@ -23,9 +23,9 @@ from charseq2seq.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
+    leftovers,
     resume_path,
     run_lock,
-    write_error,
 )
 from tests.push_client import ROOT
 
@@ -39,34 +39,23 @@ HEAD = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from charseq2seq.files import *
+from charseq2seq.console import run
 from charseq2seq.errors import SuiteError
+from charseq2seq.files import *
 path = Path(sys.argv[1])
 """
 
 
 def child(script: str, path: Path, *prefix: str) -> subprocess.Popen[str]:
     """A process that runs a script on a path."""
+    pipe = subprocess.PIPE
     command = [*prefix, sys.executable, "-c", HEAD + script, str(path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def output_of(script: str, path: Path, *prefix: str) -> str:
-    """What a script prints; it must not fail."""
-    process = child(script, path, *prefix)
-    output, log = process.communicate()
-    assert process.returncode == 0, log
-    return output
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def only(path: Path, content: bytes = OLD) -> None:
     """Assert that a folder holds one file of this content, and nothing else."""
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == {path.name: content}
-
-
-def leftovers(path: Path) -> list[Path]:
-    """Temporary files beside a path."""
-    return list(path.parent.glob("*.tmp"))
 
 
 @pytest.fixture
@@ -126,14 +115,15 @@ def test_nothing_is_seen_before_all_is_on_the_disk(path: Path, monkeypatch: pyte
 # --- death
 
 
-@pytest.mark.parametrize("moment", ["os._exit(9)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
-def test_death_while_writing_leaves_the_old_file_and_a_leftover(moment: str, path: Path) -> None:
-    process = child(f"with atomic_write(path) as file:\n    file.write(b'half'); file.flush(); {moment}", path)
-    process.communicate()
+def test_death_while_writing_leaves_the_old_file_and_a_leftover(path: Path) -> None:
+    script = (
+        "with atomic_write(path) as file:\n file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    child(script, path).communicate()
     assert path.read_bytes() == OLD
-    assert [left.read_bytes() for left in leftovers(path)] == [b"half"]
+    assert [left.read_bytes() for left in leftovers(path.parent)] == [b"half"]
     with run_lock(path):
-        assert not leftovers(path) and path.read_bytes() == OLD
+        assert not leftovers(path.parent) and path.read_bytes() == OLD
 
 
 def test_a_run_removes_what_a_killed_one_left_and_nothing_else(path: Path) -> None:
@@ -170,7 +160,7 @@ for free in range(0, 36_864, 4096):  # tmpfs counts in pages; page 0 is the old 
 
 @as_root
 def test_a_full_disk(path: Path) -> None:
-    said = output_of(ON_A_FULL_DISK, path, "unshare", "--mount").splitlines()
+    said = child(ON_A_FULL_DISK, path, "unshare", "--mount").communicate()[0].splitlines()
     kept = f"kept 74 cannot write {path}: No space left on device; check the disk and its free space, and run again"
     kept += " (any earlier file there is untouched)."
     assert set(said) == {"written", kept}
@@ -191,27 +181,23 @@ def test_a_folder_of_somebody_else(path: Path, nobody: Nobody) -> None:
     only(path)
 
 
-def test_paths_that_cannot_be(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing/deeper/model.pth", "No such file or directory; choose a path"),
+        ("model.pth/model.pth", "Not a directory; choose a path"),
+        ("folder", "Is a directory; choose a path"),
+        ("x" * 300, "File name too long; choose a path"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_and_nothing_is_made(name: str, said: str, path: Path) -> None:
     (path.parent / "folder").mkdir()
-    for name, said in {
-        "missing/model.pth": "No such file or directory; choose a path",
-        "model.pth/model.pth": "Not a directory; choose a path",
-        "folder": "Is a directory; choose a path",
-        "x" * 300: "File name too long; choose a path",
-    }.items():
+    for refused in (lambda: atomic_write_bytes(path.parent / name, b"new"), run_lock(path.parent / name).__enter__):
         with pytest.raises(SuiteError, match=said) as refusal:
-            atomic_write_bytes(path.parent / name, b"new")
+            refused()
         assert refusal.value.exit_code == ExitCode.CANNOT_CREATE
     (path.parent / "folder").rmdir()
     only(path)
-
-
-def test_every_error_is_one_sentence() -> None:
-    for number in [*errno.errorcode, 0, 99_999]:
-        refusal = write_error(Path("/folder/model.pth"), OSError(number, "what the system said"))
-        assert str(refusal).startswith("cannot write /folder/model.pth: ")
-        assert "\n" not in str(refusal)
-        assert refusal.exit_code in (ExitCode.IO_ERROR, ExitCode.CANNOT_CREATE)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, TerminatedError])
@@ -279,17 +265,9 @@ def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 # Says so when it has the lock, and keeps it until its stdin ends; refused, it ends as an entry point does.
-HOLDER = f"""
-import os, subprocess, sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from charseq2seq.console import run
-from charseq2seq.files import run_lock
-
+HOLDER = """
 def main(argv):
-    with run_lock(Path(sys.argv[1])):
-        if len(sys.argv) > 2:
-            subprocess.Popen(sys.argv[2:], stdin=sys.stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with run_lock(path):
         print("locked", flush=True)
         sys.stdin.read()
     return 0
@@ -298,25 +276,11 @@ sys.exit(run(main))
 """
 
 
-def start(path: Path, *command: str) -> subprocess.Popen[str]:
-    """A run that wants the lock of `path`, and once it has it starts a command that outlives it."""
-    pipe = subprocess.PIPE
-    holder = [sys.executable, "-c", HOLDER, str(path), *command]
-    return subprocess.Popen(holder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-def locked(path: Path, *command: str) -> subprocess.Popen[str]:
-    """A run that has the lock already."""
-    process = start(path, *command)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
-    return process
-
-
 def test_a_second_run_is_told_who_was_first_and_since_when(path: Path) -> None:
-    first = locked(path)
+    first = child(HOLDER, path)
+    assert first.stdout is not None and first.stdout.readline() == "locked\n"
     for _ in range(2):  # asking does not erase who holds it
-        second = start(path)
+        second = child(HOLDER, path)
         output, log = second.communicate()
         assert (second.returncode, output) == (75, "")
         said = rf"another run is writing {path} \(process {first.pid} since {TIME}\); wait for it"
@@ -326,15 +290,6 @@ def test_a_second_run_is_told_who_was_first_and_since_when(path: Path) -> None:
     assert first.returncode == 0
     with run_lock(path):
         pass
-
-
-def test_a_child_of_the_first_run_does_not_keep_the_lock(path: Path) -> None:
-    first = locked(path, sys.executable, "-c", "import sys; sys.stdin.read()")
-    first.kill()
-    first.wait()
-    with run_lock(path):
-        pass
-    first.communicate()  # ends the child
 
 
 def test_the_lock_is_this_models_only_and_is_given_back(path: Path) -> None:
@@ -356,19 +311,6 @@ def test_a_holder_that_is_not_recorded_is_still_a_holder(content: bytes, path: P
         with pytest.raises(SuiteError, match=r"its holder (is not recorded|cannot be read)") as refusal, run_lock(path):
             pass
     assert refusal.value.exit_code == ExitCode.LOCKED
-
-
-def test_the_lock_of_a_path_that_cannot_be_is_refused_and_nothing_is_made(path: Path) -> None:
-    for name, said in {
-        "missing/model.pth": "No such file or directory",
-        "missing/deeper/model.pth": "No such file or directory",
-        "model.pth/model.pth": "Not a directory",
-        "x" * 300: "File name too long",
-    }.items():
-        with pytest.raises(SuiteError, match=said) as refusal, run_lock(path.parent / name):
-            pass
-        assert refusal.value.exit_code == ExitCode.CANNOT_CREATE
-    assert [entry.name for entry in path.parent.iterdir()] == ["model.pth"]
 
 
 @pytest.mark.parametrize(

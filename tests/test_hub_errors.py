@@ -48,14 +48,6 @@ def test_a_pause_that_is_too_long_ends_the_push_at_once(
     assert len(hub.calls("POST", "preupload")) == 1
 
 
-def test_a_token_goes_to_the_endpoint_only(hub: HubServer, tmp_path: Path, folder: Path) -> None:
-    address = f"{hub.storage_url}/elsewhere"
-    hub.fail("GET", "/api/models/[^/]+/[^/]+$", status=302, headers={"Location": address})
-    Publisher(hub, tmp_path / "user").push("--check")
-    assert {one.token for one in hub.requests if one.listener == "storage"} == {None}
-    assert hub.calls("GET", "/elsewhere")
-
-
 def test_a_server_cannot_have_the_token_sent_elsewhere(hub: HubServer, tmp_path: Path, folder: Path) -> None:
     actions = {"upload": {"href": f"{hub.storage_url}/sink"}, "verify": {"href": f"{hub.storage_url}/verify"}}
     objects = [

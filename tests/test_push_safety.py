@@ -133,7 +133,7 @@ def strike(hub: HubServer, home: Path, folder: Path, kill_at: int) -> None:
     hub.mend()
 
 
-@pytest.mark.parametrize("way", ["lfs", "no xet on the hub", "dead cas", "tls"])
+@pytest.mark.parametrize("way", ["lfs", pytest.param("no xet on the hub", marks=pytest.mark.slow), "dead cas", "tls"])
 def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Path, tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {"no xet on the hub": {"xet": "off"}, "tls": {"tls": True}}
     with hub_with_people(**options.get(way, {})) as hub:

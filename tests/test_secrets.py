@@ -84,6 +84,7 @@ def see_no_token(user: Trainee, done: Done, *but_in: Path) -> None:
                 assert shape.encode() not in content, f"{name} holds a token"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
 def test_a_token_on_the_command_line_is_used_warned_of_once_and_kept_nowhere(hub: HubServer, user: Trainee) -> None:
     process = start(hub, user, "--hf_token", WRITE)

@@ -249,6 +249,8 @@ def _kind_of_response(response: Any, said: str) -> str:
     has_no_whoami = status in (404, 501) and address.path.endswith("/api/whoami-v2")
     if has_no_whoami or (is_page and status in (400, 403, 404)):
         return "not_the_hub"
+    if status == 400 and address.path.endswith("/api/validate-yaml"):
+        return "card"
     if not str(address).startswith(f"{constants.ENDPOINT}/") and status in (400, 401, 403, 404):
         return "storage"
     return _kind_of_status(status, said)

@@ -26,7 +26,7 @@ from charseq2seq.corpus import Ids, Text, read_text
 from charseq2seq.device import torch_dtype
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group
-from charseq2seq.vocabulary import describe_characters
+from charseq2seq.vocabulary import describe_unknown
 from charseq2seq.windows import gather, ids_on_device, tile
 from encoder_decoder_transformer import Transformer
 
@@ -110,7 +110,7 @@ def evaluate_file(
     if unknown == "error":
         vocabulary.encode(text.alphabet)  # lists the characters that it lacks
     elif missing := vocabulary.unknown_characters(text.alphabet):
-        log(f"note: {text.name} has {describe_characters(missing, 'that the model never saw')}; they are left out.")
+        log(f"note: {text.name} has {describe_unknown(missing)}; they are left out.")
     ids = vocabulary.encode_pieces(text.pieces)
     skipped = text.characters - len(ids)
     if skipped >= len(ids):
