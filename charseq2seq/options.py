@@ -286,6 +286,7 @@ class PushOptions(Options):
         without_value=0.0,
     )
     with_space: bool = _what(SWITCH, "also publish a page where the model writes, as the static Space NAME-demo")
+    with_runs: bool = _what(SWITCH, "also publish the course of the training as TensorBoard's events, in runs/")
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
     username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")

@@ -28,7 +28,7 @@ def test_check_tells_what_would_happen_and_changes_nothing(alice: Publisher, hub
     hub.add_repo("alice/m")
     proposal = ["--check", "--create_pr", "--username", "alice", "--repo_name", "m"]
     assert "exists, public, a pull request may be made" in alice.push(*proposal, token=STRANGER).log
-    assert hub.repos == [REPO, "alice/m"] and titles(hub) == [] and not hub.calls("POST", "/commit/|create|validate")
+    assert hub.repos == [REPO, "alice/m"] and titles(hub) == [] and not hub.calls("POST", "/commit/|/repos/create")
 
 
 def test_a_token_comes_from_a_file_or_the_stored_login(alice: Publisher, hub: HubServer) -> None:

@@ -15,13 +15,13 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text, leftovers, make_folder, write_error
 from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
-from charseq2seq.publishing.training_curve import draw_training_curve
+from charseq2seq.publishing.training_curve import draw_training_curve, write_events
 
 if TYPE_CHECKING:
     from charseq2seq.checkpoint import Checkpoint
 
 MADE_BY = "charseq2seq"
-CURVE = "training_curve.png"
+CURVE, EVENTS = "training_curve.png", "runs/events.out.tfevents.0"
 
 _HERE = Path(__file__).parent
 _COPIED = {
@@ -31,10 +31,12 @@ _COPIED = {
 }
 
 
-def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page: bool = False) -> dict[str, Any]:
+def build_folder(
+    checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page: bool = False, with_runs: bool = False
+) -> dict[str, Any]:
     """Write the complete repository folder; the card's examples name the repository, `owner/name`.
 
-    With `has_page` the card links to the Space where the model writes.
+    With `has_page` the card links to the Space where the model writes, `with_runs` adds TensorBoard's events.
 
     Returns:
         The content of its `training_args.json`, by which the suite recognises a repository of its own. `files` are
@@ -55,8 +57,11 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page
     texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
-    if curve is not None:
-        atomic_write_bytes(folder / CURVE, curve)
+    events = write_events(checkpoint.metrics) if with_runs else None
+    shown = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
+    for name, content in shown.items():
+        make_folder((folder / name).parent)
+        atomic_write_bytes(folder / name, content)
     # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.model_state_dict.items()}
     with atomic_write(folder / "pytorch_model.bin") as file:
@@ -64,7 +69,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page
     atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     record = {
         "made_by": MADE_BY,
-        "files": sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])]),
+        "files": sorted([*texts, *shown, "pytorch_model.bin", "model.safetensors", CARD, RECORD]),
         "training_args": checkpoint.training_args,
         "metrics": checkpoint.metrics,
         "corpus": checkpoint.corpus,

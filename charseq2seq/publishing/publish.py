@@ -12,12 +12,13 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
-from charseq2seq.errors import SuiteError
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import space_of
 from charseq2seq.publishing.failures import PublishError, explain
@@ -89,6 +90,9 @@ def publish(request: PushOptions) -> Outcome:
         PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
             "unconfirmed" and "visibility".
     """
+    if request.with_runs and find_spec("tensorboard") is None:
+        problem = "--with_runs needs the package tensorboard; run `pip install tensorboard`, or leave the option out."
+        raise SuiteError(problem, ExitCode.UNAVAILABLE)
     try:
         found = preflight(request)
     except PublishError as error:
@@ -106,7 +110,7 @@ def publish(request: PushOptions) -> Outcome:
     with user_errors(found.token), contextlib.ExitStack() as stack:
         path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
-        record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page)
+        record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
         log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
         push = Push(request, found, path, record)
         pushes = [push]
