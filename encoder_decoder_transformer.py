@@ -545,6 +545,8 @@ class Transformer(nn.Module):
         for weights in ("model.safetensors", "pytorch_model.bin")[0 if find_spec("safetensors") else 1 :]:
             folder = Path(name)
             if not folder.is_dir():
+                if str(name).count("/") != 1:
+                    raise ValueError(f"there is no folder {name}, and a repository of the Hub is named owner/name")
                 from huggingface_hub import snapshot_download
 
                 files = ["config.json", "vocab.json", weights]

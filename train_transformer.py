@@ -3,17 +3,17 @@
 Train (about five minutes on two CPU cores):
     python train_transformer.py
     python train_transformer.py --data_path "texts/*.txt" --max_minutes 60
-Evaluate, one JSON object:
+Evaluate:
     python train_transformer.py --mode evaluate
     python train_transformer.py --mode evaluate --data_path other.txt
 Generate:
     python train_transformer.py --mode generate --prompt "ROMEO:"
-    python train_transformer.py --mode generate --num_chars 2000 --temperature 1
+    python train_transformer.py --mode generate --interactive --temperature 1
 Arguments from a file:
     python train_transformer.py @nightly.args
 
 Results (text, figures, the model's address) go to stdout, everything else to
-stderr. The README has the exit codes.
+stderr. docs/automation.md has the fields of the JSON and the exit codes.
 """
 
 from __future__ import annotations
@@ -38,18 +38,17 @@ PUSH_LATER = "push_to_huggingface.py pushes the model later (--hf_repo_name is -
 
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
-    """Do what the command line says; training fills in the report, which becomes the last line of stdout."""
+    """Do what the command line says; what it puts into the report becomes the last line of stdout."""
     args = read_settings(argv, __doc__)
     report = {} if report is None else report
-    if args.mode == "train":
+    if args.mode == "train" or args.json:
         report["outcome"] = "failed"  # until more is known
     if not is_rank_0():  # of several processes rank 0 alone logs and prints
         log_errors_only()
     elif args.log_file is not None:
         log_to_file(args.log_file)
-    if args.mode == "train":
-        return train_and_publish(args, report)
-    return evaluate(args) if args.mode == "evaluate" else generate(args)
+    modes = {"train": train_and_publish, "evaluate": evaluate, "generate": generate}
+    return modes[args.mode](args, report)
 
 
 def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
@@ -63,7 +62,7 @@ def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     if not is_rank_0():
         return train(settings).stopped_by or 0
     names = ("repo_name", "username", "token", "token_file", "private")
-    request = PushOptions(args.model_path, **{name: getattr(args, f"hf_{name}") for name in names})
+    request = PushOptions(args.model_path, **{name: getattr(args, f"hf_{name}") for name in names}, json=args.json)
     if args.push_to_hf:  # what cannot be pushed is refused before training
         from charseq2seq.publishing.failures import flags_of_training
         from charseq2seq.publishing.preflight import preflight
@@ -87,7 +86,9 @@ def report_outcome(args: Settings, outcome: Outcome, report: dict[str, Any]) -> 
         facts = outcome.evaluation.facts()
         report |= {"model_path": str(args.model_path), "best_step": outcome.best_step, **facts}
         if outcome.stopped_by is None:  # whoever stopped it does not wait for more
-            generate(Settings(model_path=args.model_path, prompt=outcome.beginning))
+            sample: dict[str, Any] = {}
+            generate(Settings(model_path=args.model_path, prompt=outcome.beginning, json=args.json), sample)
+            report |= {"sample": sample["texts"][0]} if args.json else {}
         loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
         best = f"best of {outcome.steps:,} steps at {outcome.best_step:,}"
         log("\n".join([f"validation: {loss}, {best}", *outcome.advice, f"model: {args.model_path}"]))
@@ -125,10 +126,11 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
         log(f"the model is safe in {request.model_path}; {PUSH_LATER}.")
         raise
     report |= {"outcome": pushed.state, "url": pushed.url, "commit": pushed.commit}
-    write_result(pushed.url + "\n")
+    if not request.json:
+        write_result(pushed.url + "\n")
 
 
-def evaluate(args: Settings) -> int:
+def evaluate(args: Settings, report: dict[str, Any]) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
     choose_waiting(args.num_threads)  # before anything imports torch
     from charseq2seq.checkpoint import load_checkpoint
@@ -144,18 +146,21 @@ def evaluate(args: Settings) -> int:
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip", args.encoding)
     loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
     log(f"{loss} on {facts['characters']:,} characters of {path.name} ({facts['split']})")
-    write_result(json.dumps(facts) + "\n")
+    if args.json:
+        report |= {"outcome": "evaluated", **facts}
+    else:
+        write_result(json.dumps(facts) + "\n")
     return 0
 
 
-def generate(args: Settings) -> int:
-    """Print text that the model generates, character by character."""
+def generate(args: Settings, report: dict[str, Any]) -> int:
+    """Print text that the model generates, character by character; with --json the report has it."""
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
 
     use_threads(args.num_threads or 1)  # a token is too little work to split: a second thread only waits (LOG.md)
     prompt = read_prompt(args.prompt_file, args.encoding) if args.prompt_file else args.prompt
-    if not prompt and input_waits():
+    if not (prompt or args.interactive) and input_waits():
         log("note: what comes on stdin is not read; --prompt_file - makes it the prompt.")
     device, _ = choose_device(args.device)
     checkpoint = load_checkpoint(args.model_path)
@@ -164,10 +169,19 @@ def generate(args: Settings) -> int:
     model = checkpoint.build_model()
     on_cpu = args.device == "auto" and args.num_samples == 1 and is_small(model)
     generator = TextGenerator(model if on_cpu else model.to(device), vocabulary)
+    if args.interactive:
+        from charseq2seq.interactive import Conversation
+
+        Conversation(args, generator).run(prompt)
+        return 0
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     texts: Iterable[Iterable[str]] = [generator.stream(prompt, args.num_chars, sampling)]
     if args.num_samples > 1:
         texts = generator.samples(prompt, args.num_chars, sampling, args.num_samples)
+    if args.json:
+        written = [prompt + "".join(text) for text in texts]
+        report |= {"outcome": "generated", "model_path": str(args.model_path), "seed": args.seed, "texts": written}
+        return 0
     for number, text in enumerate(texts):
         write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt)
         for character in text:

@@ -67,6 +67,7 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
             model = Transformer(**self.config)
         model.load_state_dict(self.model_state_dict)
+        model.vocab = dict(self.vocab)
         return model.eval()
 
 

@@ -126,6 +126,11 @@ def resume_path(model_path: Path) -> Path:
     return model_path.with_suffix(".resume" + (model_path.suffix or ".pth"))
 
 
+def metrics_path(model_path: Path) -> Path:
+    """The course of a model's run: transformer_model.pth -> transformer_model.metrics.jsonl."""
+    return model_path.with_suffix(".metrics.jsonl")
+
+
 def lock_path(model_path: Path) -> Path:
     """The lock file of a model: transformer_model.pth -> transformer_model.pth.lock."""
     return model_path.with_name(model_path.name + ".lock")
@@ -164,7 +169,7 @@ def run_lock(model_path: Path) -> Iterator[str]:
             return
         with contextlib.suppress(OSError):  # the lock is held, whatever fails here
             path.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
-            for written in map(_target, (model_path, resume_path(model_path))):
+            for written in map(_target, (model_path, resume_path(model_path), metrics_path(model_path))):
                 for temporary in leftovers(written.parent, glob.escape(written.name)):
                     temporary.unlink()
         yield ""

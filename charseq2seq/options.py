@@ -19,7 +19,7 @@ from typing import Any, Literal
 from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
 from charseq2seq.device import choose_device, choose_precision, choose_threads
 from charseq2seq.errors import ExitCode, SuiteError, list_problems
-from charseq2seq.files import lock_path, resume_path
+from charseq2seq.files import lock_path, metrics_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
 _SIZED = ("d_model", "num_heads", "num_kv_heads", "num_encoder_layers", "num_decoder_layers", "d_ff")
@@ -97,6 +97,7 @@ class Settings(Options):
     )
     seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
     log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
+    json: bool = _what(SWITCH, "print one line of JSON and nothing else, also where something goes wrong")
     unknown: Literal["error", "skip"] | None = _what(
         one_of("error", "skip"),
         "what to do with characters that the model never saw (default: generate error, evaluate skip)",
@@ -146,6 +147,7 @@ class Settings(Options):
     )
     eval_interval: int | None = _run(whole(1), "steps between evaluations (default: twenty evaluations a run)")
     log_interval: int = _course(whole(1), "steps between lines of progress where there is no terminal", 100)
+    tensorboard: Path | None = _course(Kind("DIR", FILE.convert), "write TensorBoard's event files into this folder")
     resume: str = _course(
         Kind("auto|never|FILE", os.path.expanduser),
         "auto continues an unfinished run of the same text and arguments; FILE extends a finished one",
@@ -170,6 +172,7 @@ class Settings(Options):
     prompt_file: Path | None = _text(FILE, "a UTF-8 file to continue; - is stdin")
     num_chars: int = _text(whole(0), "characters to write", 500)
     num_samples: int = _text(whole(1), "texts to write", 1)
+    interactive: bool = _text(SWITCH, "write after each line that is typed; /help lists the commands")
     temperature: float = _text(_NOT_NEGATIVE, "0 takes the likeliest character, 1 samples from the model as it is", 0.8)
     top_k: int | None = _text(whole(1), "sample from the N likeliest characters (default: all)")
     top_p: float | None = _text(_PROBABILITY, "sample from the fewest characters of this probability (default: 1, all)")
@@ -191,12 +194,15 @@ class Settings(Options):
         return {name: getattr(self, name) for name, row in OPTIONS.items() if row.changes_weights}
 
     def contradictions(self) -> Iterator[str]:
-        """Files that would be written over each other."""
+        """Files that would be written over each other, and answers that have no form."""
+        if self.interactive and (self.json or self.num_samples > 1):
+            yield "--interactive writes one text at a time as text; leave out --json and --num_samples"
         names = ["log_file", "model_path", "data_path", "prompt_file", "hf_token_file"]
         paths = {f"--{name}": path for name in names if (path := getattr(self, name)) is not None}
         if self.mode == "train" and self.model_path.name:
             paths["the resume state of --model_path"] = resume_path(self.model_path)
             paths["the lock of --model_path"] = lock_path(self.model_path)
+            paths["the metrics of --model_path"] = metrics_path(self.model_path)
         for (one, path), (other, same) in itertools.combinations(paths.items(), 2):
             if (file := os.path.realpath(path)) == os.path.realpath(same):
                 yield f"{one} and {other} name the same file, {file}; choose another for one of them"

@@ -166,7 +166,7 @@ def test_it_learns_to_copy() -> None:
     sizes: dict[str, Any] = {"d_model": 32, "num_heads": 2, "num_decoder_layers": 1, "d_ff": 64}
     model = Transformer(vocab_size, **sizes, source_length=length, target_length=length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(200):
+    for step in range(100):
         text = random_ids(64, length, seed=step, vocab_size=vocab_size)
         loss = F.cross_entropy(model(text, text).flatten(0, 1), text.flatten())
         optimizer.zero_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -13,7 +12,15 @@ import torch
 
 from charseq2seq import __version__
 from charseq2seq.errors import ExitCode
-from charseq2seq.options import OPTIONS, SIZES, read_push_options, read_settings, resolve_settings, training_command
+from charseq2seq.options import (
+    OPTIONS,
+    SIZES,
+    PushOptions,
+    read_push_options,
+    read_settings,
+    resolve_settings,
+    training_command,
+)
 from encoder_decoder_transformer import Transformer
 from tests.hub.server import fake_token
 from tests.train_client import TINY, Trainee, see, see_refused
@@ -120,15 +127,11 @@ def test_a_tilde_is_the_home_where_the_shell_leaves_it() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_fits_a_terminal_and_answers_at_once_without_torch(program: str, user: Trainee) -> None:
+def test_help_fits_a_terminal_and_imports_no_torch(program: str, user: Trainee) -> None:
     for name in ("torch", "numpy"):
         (user.home / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     shadowed = {"PYTHONPATH": str(user.home), "COLUMNS": "80"}
-    before = os.times()
     shown = user.run("--help", program=program, **shadowed)
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert spent < 0.4, "seconds of a CPU; it is 0.1 on an idle machine"
     assert shown.code == 0 and max(map(len, shown.out.splitlines())) <= 80
     assert shown.out.count(f"python {program}") >= 2, "examples"
     assert user.run("--version", program=program, **shadowed).out == f"charseq2seq {__version__}\n"
@@ -136,13 +139,11 @@ def test_help_fits_a_terminal_and_answers_at_once_without_torch(program: str, us
     assert wrong.code == 2 and "was imported" not in wrong.log
 
 
-def test_help_has_two_examples_of_every_mode_and_every_option(user: Trainee) -> None:
+def test_help_has_an_example_of_every_mode_and_every_option(user: Trainee) -> None:
     told = user.run("--help").out
-    examples = [
-        shlex.split(line)[2:] for line in told.splitlines() if line.startswith("    python train_transformer.py")
-    ]
-    modes = [read_settings(words).mode for words in examples if not any(word.startswith("@") for word in words)]
-    assert {mode: modes.count(mode) for mode in modes} == {"train": 2, "evaluate": 2, "generate": 2}
+    examples = re.findall(r"^    python train_transformer.py ?([^@\n]*)$", told, re.MULTILINE)
+    modes = {read_settings(shlex.split(words)).mode for words in examples}
+    assert modes == set(OPTIONS["mode"].kind.metavar.split("|"))
     assert all(f"  --{name}" in told and row.help for name, row in OPTIONS.items())
     for size, shape in SIZES.items():
         with torch.device("meta"):
@@ -166,12 +167,9 @@ def test_a_size_can_be_asked_for_and_changed(tmp_path: Path) -> None:
 
 
 def test_defaults_depend_on_the_device_and_a_limit_of_steps_needs_no_clock(tmp_path: Path) -> None:
-    usual = resolve_settings(read_settings(["--device", "cpu"]), tmp_path)
-    assert (usual.size, usual.max_minutes, usual.max_steps) == ("tiny", 4.5, None)
-    counted = resolve_settings(read_settings(["--device", "cpu", "--max_steps", "9"]), tmp_path)
-    assert counted.max_minutes is None
-    both = resolve_settings(read_settings(["--device", "cpu", "--max_steps", "9", "--max_minutes", "1"]), tmp_path)
-    assert (both.max_steps, both.max_minutes) == (9, 1.0)
+    for words, steps, minutes in (("", None, 4.5), ("--max_steps 9", 9, None), ("--max_steps 9 --max_minutes 1", 9, 1)):
+        settings = resolve_settings(read_settings(["--device", "cpu", *words.split()]), tmp_path)
+        assert (settings.size, settings.max_steps, settings.max_minutes) == ("tiny", steps, minutes)
 
 
 def test_a_checkpoint_records_the_run_and_neither_paths_nor_tokens(tmp_path: Path) -> None:
@@ -198,10 +196,7 @@ def test_the_command_for_such_a_model_is_understood_and_counts_steps(tmp_path: P
     assert again.model_config(66) == settings.model_config(66)
 
 
-def test_the_flags_of_the_guide_are_here(user: Trainee) -> None:
-    for program, flags in {
-        PROGRAMS[0]: "--mode --push_to_hf --hf_repo_name --hf_username --hf_token --hf_private",
-        PROGRAMS[1]: "--model_path --repo_name --username --token --private --commit_message",
-    }.items():
-        told = user.run("--help", program=program).out
-        assert all(re.search(rf"^  {flag}\b", told, re.MULTILINE) for flag in flags.split())
+def test_the_flags_of_the_guide_are_here() -> None:
+    assert OPTIONS.keys() >= {"mode", "push_to_hf", "hf_repo_name", "hf_username", "hf_token", "hf_private"}
+    flags = {"model_path", "repo_name", "username", "token", "private", "commit_message"}
+    assert PushOptions.rows().keys() >= flags

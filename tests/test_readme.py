@@ -206,6 +206,12 @@ def test_romeo_goes_through_the_model() -> None:
     assert len(steps) >= 5 and done.stdout == "".join(printed for _, printed in steps)
 
 
+def test_the_figure_is_what_its_script_draws() -> None:
+    from docs.draw_how_it_works import FIGURE, draw
+
+    assert FIGURE.read_text(encoding="utf-8") == draw()
+
+
 # --- what runs elsewhere
 
 

@@ -37,7 +37,7 @@ PHASES: dict[str, tuple[list[str], str, int, str]] = {
     "a step": (TRAIN, "charseq2seq.training.trainer:gather", 3, UNFINISHED),
     "an evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 0, UNFINISHED),
     "the last evaluation": (TRAIN, "charseq2seq.training.trainer:evaluate", 2, UNFINISHED),
-    "the sample": (TRAIN, "charseq2seq.generation:TextGenerator.stream", 0, FINISHED),
+    "the sample": (TRAIN, "charseq2seq.generation:TextGenerator.stream", 2, FINISHED),
     "reading the model": (EVALUATE, "charseq2seq.checkpoint:load_checkpoint", 0, FINISHED),
     "evaluating": (EVALUATE, "charseq2seq.training.evaluation:evaluate", 0, FINISHED),
     "generating": (GENERATE, "charseq2seq.generation:TextGenerator.stream", 0, FINISHED),

@@ -5,7 +5,6 @@ Each case was met by people elsewhere. It ends in one sentence that says what, w
 
 from __future__ import annotations
 
-import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,18 +105,6 @@ def test_a_refused_token_is_told_from_what_was_not_used(alice: Publisher) -> Non
 def test_an_empty_flag_is_a_wrong_argument(flag: str, alice: Publisher) -> None:
     see(alice.push("--check", flag, ""), ExitCode.USAGE, f"{flag} must be something")
     assert not alice.hub.requests
-
-
-def test_a_refused_exchange_of_a_jobs_identity_is_told(alice: Publisher) -> None:
-    job = {"HF_OIDC_RESOURCE": REPO, "HF_OIDC_ID_TOKEN": "eyJidGVzdCI6MX0.e30.c2ln"}
-    alice.hub.fail("POST", "/oauth/token", status=403, message="this job is no trusted publisher", times=1)
-    done = alice.push("--check", **job)
-    see(done, ExitCode.NO_PERMISSION, "keyless sign-in failed (HTTP 403", "no trusted publisher", "id-token")
-    alice.hub.fail("POST", "/oauth/token", delay=math.inf, times=1)
-    see(alice.push("--check", "--timeout", "0.2", **job), ExitCode.UNAVAILABLE, "Connection timeout")
-    answer = b'{"access_token": "%s", "expires_in": 3600}' % WRITE.encode()
-    alice.hub.fail("POST", "/oauth/token", status=200, body=answer)
-    see(alice.push("--check", **job), ExitCode.OK, "token: from keyless sign-in (HF_OIDC_RESOURCE)", "account: alice")
 
 
 def test_the_name_of_a_file_is_no_token(alice: Publisher) -> None:

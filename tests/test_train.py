@@ -11,7 +11,6 @@ import torch
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.device import choose_precision, use_threads
-from charseq2seq.training.evaluation import evaluate
 from charseq2seq.vocabulary import CharVocabulary
 from tests.train_client import TINY_SIZES, Done, Trainee, tiny_text
 from tests.warm_client import WarmClient
@@ -78,10 +77,6 @@ def test_the_model_file_stands_alone_and_tells_of_no_machine(learned: Learned) -
     assert checkpoint.corpus["characters"] == len(tiny_text())
     assert {point["step"] for point in checkpoint.metrics["history"]} >= {75, 150}
     assert str(trainee.home).encode() not in trainee.model.read_bytes()
-    ids = checkpoint.vocabulary().encode(tiny_text())
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[checkpoint.training_args["precision"]]
-    again = evaluate(checkpoint.build_model().set_precision(dtype), ids, checkpoint.corpus["train_characters"])
-    assert again.nats_per_char == pytest.approx(done.report["nats_per_char"], abs=1e-3)
 
 
 def test_weight_decay_can_be_asked_for(learned: Learned, client: WarmClient, user: Trainee) -> None:
@@ -107,8 +102,6 @@ def test_evaluate_scores_the_validation_split_or_another_text(learned: Learned, 
     assert own.code == 0 and facts["split"] == "validation"
     assert facts["nats_per_char"] == pytest.approx(done.report["nats_per_char"], abs=1e-6)
     assert facts["characters"] == len(tiny_text()) - int(len(tiny_text()) * 0.9)
-    assert {"bits_per_char", "perplexity", "max_context", "protocol", "sha256"} <= facts.keys()
-    assert "nats per character" in own.log
     text = "ALL: Speak, Ünder the ships!\n"
     (trainee.home / "other.txt").write_text(text)
     other = client.run(trainee.home, "--mode", "evaluate", "--data_path", "other.txt")

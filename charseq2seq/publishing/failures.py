@@ -48,9 +48,9 @@ FAILURES = {
         "check HF_ENDPOINT (unset it for huggingface.co) and the network: open the address in a browser, where a login "
         "page of the network or a proxy shows itself"),
     "keyless": Failure("keyless sign-in failed ({status})", ExitCode.NO_PERMISSION,
-        "HF_OIDC_RESOURCE is set, but this job gets no token for it",
-        "give the job `id-token: write`, make it a trusted publisher in the repository's settings on the Hub, or unset "
-        "HF_OIDC_RESOURCE to use a token"),
+        "HF_OIDC_RESOURCE is set, but this job gets no token with which it could push",
+        "set it to the OWNER/NAME of the push, make the job a trusted publisher in the settings of that repository, "
+        "which must be there, give it `id-token: write`, or unset HF_OIDC_RESOURCE to use a token"),
     "bad_token": Failure("{status}", ExitCode.NO_PERMISSION,
         "the Hub does not accept the token: it is mistyped, revoked or expired",
         f'check that the token is right and has "Write" permission ({_TOKENS_PAGE})'),

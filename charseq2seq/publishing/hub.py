@@ -142,6 +142,8 @@ class Hub:
         from huggingface_hub.errors import HfHubHTTPError
 
         mine: list[Any] = []
+        if not self._user:  # of a keyless job the Hub does not say which proposals are its own
+            return None
         with contextlib.suppress(HfHubHTTPError):  # discussions can be switched off
             mine += self.api.get_repo_discussions(main.repo_id, author=self._user, discussion_status="open")
         for one in mine:

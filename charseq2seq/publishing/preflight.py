@@ -19,7 +19,7 @@ from charseq2seq.publishing.failures import PublishError, explain, knowing
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
-from charseq2seq.publishing.secrets import find_token, other_sources
+from charseq2seq.publishing.secrets import KEYLESS, find_token, other_sources
 from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
@@ -79,8 +79,11 @@ def preflight(request: PushOptions) -> PreflightResult:
         log(f"token: from {source}")
         others = "".join(f"; {other} was not used" for other in other_sources(source))
         with knowing("bad_token", f"it is from {source}{others}", token):
-            account = hub.whoami()
+            account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
+        targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
+        if source == KEYLESS and not targets <= account.scopes:
+            raise PublishError("keyless", f"it is {' '.join(account.scopes)}, and the push goes to {repo_id}")
         log(f"account: {_describe(account, repo_id)}")
         found = _look(hub, account, repo_id, request, sample_card(repo_id))
         repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
@@ -131,12 +134,20 @@ def require_libraries() -> None:
         raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
 
 
+def trusted_publisher() -> Account:
+    """A keyless job: its token opens one repository and nothing else, so the Hub does not say whose it is."""
+    resource = os.environ["HF_OIDC_RESOURCE"]
+    return Account(resource.partition("/")[0], {}, KEYLESS, frozenset([resource]))
+
+
 def _role(account: Account, repo_id: str) -> str:
     return account.roles.get(repo_id.partition("/")[0], "none") or "not stated"
 
 
 def _describe(account: Account, repo_id: str) -> str:
     """Who it is, what the token may do, and what the namespace is to them."""
+    if account.token_role == KEYLESS:
+        return f"none; this job is a trusted publisher and may write to {' '.join(account.scopes)} alone, for an hour"
     namespace, token_role = repo_id.partition("/")[0], account.token_role or "not stated"
     scopes = f" for {', '.join(sorted(account.scopes))}" if token_role == "fineGrained" else ""
     relation = "their own" if namespace == account.name else f"role {_role(account, repo_id)}"

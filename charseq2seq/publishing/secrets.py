@@ -16,6 +16,7 @@ from charseq2seq.console import log
 from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError, explain
 
+KEYLESS = "keyless sign-in (HF_OIDC_RESOURCE)"  # the library exchanges the identity of a CI job for a token
 _SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
 _HOME = r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+"
 _SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
@@ -36,7 +37,7 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
     elif token_file is not None:
         found, source = _read_token_file(token_file), str(token_file)
     elif "HF_OIDC_RESOURCE" in os.environ:
-        found, source = _sign_in_without_key(), "keyless sign-in (HF_OIDC_RESOURCE)"
+        found, source = _sign_in_without_key(), KEYLESS
     elif variable is not None:
         found, source = os.environ[variable], variable
     else:

@@ -32,6 +32,7 @@ class WorkingCopy:
         self.master = master
         self.model = master if dtype == torch.float32 else copy.deepcopy(master).set_precision(dtype)
         self.scaler = torch.amp.GradScaler(master.device.type, enabled=dtype == torch.float16)
+        self.gradient_norm = torch.zeros((), device=master.device)  # of the last step
         self._masters: list[Tensor] = list(master.parameters())
         self._copies: list[Tensor] = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]
@@ -47,6 +48,9 @@ class WorkingCopy:
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        gradients = [weight.grad for weight in self._masters if weight.grad is not None]
+        # In place, as a captured step asks; and now, because the scaler's step has undone its scaling.
+        self.gradient_norm.copy_(torch.stack(torch._foreach_norm(gradients)).norm())
         self.model.zero_grad(set_to_none=True)
         self.refresh()
 

@@ -39,6 +39,8 @@ class State:
     seconds: float = 0.0  # of training, over all sessions of this run
     train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
     learning_rate_scale: float = 1.0  # below 1 after a divergence
+    learning_rate: float = 0.0  # of the last step, and the norm of its gradient
+    gradient_norm: float = 0.0
     epoch: int = 0  # with `position` the sampler's
     position: int = 0
     best_loss: float = math.inf  # of the best evaluation so far
@@ -63,7 +65,8 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
         return new
     content = {name: value for name, value in saved.items() if name not in ("format", "format_version")}
     try:
-        if different := content.keys() ^ vars(new).keys():
+        # States of before 2026-11-28 lack these two.
+        if different := (content.keys() ^ vars(new).keys()) - {"learning_rate", "gradient_norm"}:
             raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
         _check_figures(State(**content), {name: type(value) for name, value in vars(new).items()})
     except ValueError as error:

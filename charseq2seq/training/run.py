@@ -12,7 +12,7 @@ from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.console import log
 from charseq2seq.corpus import Corpus, load_corpus
 from charseq2seq.errors import ExitCode, SuiteError, is_out_of_memory
-from charseq2seq.files import resume_path, run_lock
+from charseq2seq.files import metrics_path, resume_path, run_lock
 from charseq2seq.options import Settings
 from charseq2seq.training.processes import Group, process_group
 from charseq2seq.training.resume import State, find_resume_state, new_state, run_identity
@@ -93,7 +93,8 @@ def announce(trainer: Trainer) -> None:
         *settings.reasons,
         f"run: {' or '.join(budget)}, batches of {settings.batch_size} x {settings.target_length} characters, "
         f"learning rate {settings.learning_rate:g}, weight decay {settings.weight_decay:g}, seed {settings.seed}",
-        f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it",
+        f"files: {settings.model_path} when the run ends, {resume_path(settings.model_path)} to continue it, "
+        f"{metrics_path(settings.model_path)} to watch it",
     ]
     if not trainer.is_first_model and group.rank == 0:
         replaced = _describe_model(settings.model_path)

@@ -22,10 +22,12 @@ from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.corpus import Corpus
 from charseq2seq.device import describe_hardware, suitable_kernels, torch_dtype, tune
 from charseq2seq.errors import ExitCode
-from charseq2seq.files import resume_path
+from charseq2seq.files import metrics_path, resume_path
+from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import captured_where_possible
 from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, evaluate, sha256_of_beginning
+from charseq2seq.training.metrics import Metrics
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
@@ -48,6 +50,7 @@ from encoder_decoder_transformer import Transformer
 _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
+_SAMPLE_CHARACTERS = 60  # generated at each of them, to be seen
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
@@ -98,6 +101,7 @@ class Trainer:
         self.model = group.distribute(self.working.model)
         self.step = captured_where_possible(self._compute, settings, group.size)
         self.stop = StopRequest()
+        self.metrics: Metrics | None = None
         self.unread_losses: list[Tensor] = []
         # Whoever reads a loss waits for the GPU, so losses are read only as often as they are shown.
         self.reading_interval = 1 if settings.device == "cpu" else settings.log_interval
@@ -114,6 +118,9 @@ class Trainer:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
             progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
+            if self.group.rank == 0:
+                path, events = metrics_path(self.settings.model_path), self.settings.tensorboard
+                self.metrics = open_now.enter_context(contextlib.closing(Metrics(path, self.state.history, events)))
             stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
             try:
                 self._run(stopwatch, progress)
@@ -266,17 +273,48 @@ class Trainer:
         self._check_finite("validation loss", loss)
         self.stop.hold()
         self._read_losses()
-        point = {"step": state.step, "seconds": state.seconds, "train_nats_per_char": state.train_loss}
-        state.history.append(point | {"nats_per_char": loss})
+        state.history.append(self._row(loss))
         best = loss < state.best_loss
         state.stale_evaluations = 0 if best else state.stale_evaluations + 1
         if best:
             state.best_loss, state.best_step, state.best_weights = loss, state.step, self.working.weights()
+        if self.metrics is not None:
+            self.metrics.add(state.history[-1])
         self.stop.release()
         progress.write(
             f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(state.seconds)} spent"
         )
+        if self.group.rank == 0:
+            progress.write(f"sample: {self._sample()}")
+
+    def _row(self, loss: float) -> dict[str, float]:
+        """What the history tells of this step."""
+        characters = self.state.step * self.settings.batch_size * self.master.target_length
+        self._read_last_step()
+        return {
+            "step": self.state.step,
+            "epoch": characters / self.corpus.num_train,
+            "seconds": self.state.seconds,
+            "characters": characters,
+            "characters_per_second": self._speed(self.state.seconds),
+            "learning_rate": self.state.learning_rate,
+            "gradient_norm": self.state.gradient_norm,
+            "train_nats_per_char": self.state.train_loss,
+            "nats_per_char": loss,
+        }
+
+    def _read_last_step(self) -> None:
+        norm = float(self.working.gradient_norm)
+        self.state.learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
+        self.state.gradient_norm = norm if math.isfinite(norm) else math.nan  # fp16's may overflow
+
+    def _sample(self) -> str:
+        """A line that the weights of this step generate."""
+        beginning = self.corpus.beginning
+        text = TextGenerator(self.master, self.corpus.vocabulary).generate(beginning, _SAMPLE_CHARACTERS, Sampling())
+        self.master.train()
+        return " ".join((beginning + text).split())
 
     def _finish(self, progress: Progress) -> Evaluation | None:
         """Write the model if the run is complete, or if it was stopped and there is none yet."""
@@ -322,6 +360,7 @@ class Trainer:
         started = time.perf_counter()
         self.stop.hold()
         self._read_losses()
+        self._read_last_step()
         state = self.state
         state.weights = self.working.weights()
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
@@ -350,6 +389,8 @@ class Trainer:
             if state.scaler:  # empty after a run in another precision
                 self.working.scaler.load_state_dict(state.scaler)
             self.sampler.restore(state.epoch, state.position)
+            self.working.gradient_norm.fill_(state.gradient_norm)
+            self.optimizers[0].param_groups[0]["lr"].fill_(state.learning_rate)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []

@@ -39,6 +39,7 @@ class HubApi:
         self._storage = storage
         api, lfs = f"/api/models/{REPO}", f"/{REPO}\\.git/info/lfs"
         table: list[tuple[str, str, Route]] = [
+            ("POST", "/oauth/token", self._exchange),
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
             ("POST", "/api/validate-yaml", self._validate_yaml),
@@ -72,6 +73,9 @@ class HubApi:
             if found is not None:
                 with self._state.lock:
                     token = self._state.authenticate(request.bearer)
+                    is_elsewhere = token and token.is_keyless and found.groups()[:1] != tuple(token.scopes)
+                    if is_elsewhere and handle != self._validate_yaml:  # its token opens one repository
+                        raise RefusalError(401, "Invalid username or password.")
                     return handle(request, token, *map(unquote, found.groups()))
         raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
 
@@ -88,6 +92,15 @@ class HubApi:
         orgs = [{"name": name, "roleInOrg": role} for name, role in self._state.users[token.user].orgs.items()]
         auth = {"type": "access_token", "accessToken": access}
         return json_response({"type": "user", "name": token.user, "orgs": orgs, "auth": auth})
+
+    def _exchange(self, request: Request, token: Token | None) -> Response:
+        asked = request.json()
+        resource = asked["resource"]
+        access = self._state.exchange(resource, asked["subject_token"])
+        if access is None or not asked["grant_type"].endswith(":token-exchange"):
+            reason = {"error": "invalid_grant", "error_description": "No matching trusted publisher"}
+            return json_response(reason, 400)
+        return json_response({"access_token": access, "token_type": "bearer", "expires_in": 3600})
 
     def _create(self, request: Request, token: Token | None) -> Response:
         asked = request.json()

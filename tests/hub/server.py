@@ -134,6 +134,10 @@ class HubServer:
                 repository.push(files)
             return repository
 
+    def trust(self, repo_id: str, identity: str) -> None:
+        """Make the CI job that shows this identity a trusted publisher of a repository."""
+        self._state.publishers[repo_id] = identity
+
     def rename(self, repo_id: str, name: str) -> None:
         """Give a repository another name, as its owner would on the website; requests to the former are sent on."""
         with self._state.lock:

@@ -40,6 +40,11 @@ class Token:
     role: str  # `write`, `read` or `fineGrained`
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
+    @property
+    def is_keyless(self) -> bool:
+        """Whether it was given for the identity of a CI job."""
+        return self.value.startswith("hf_jwt_")
+
     def permits(self, permission: str, repo_id: str) -> bool:
         """Whether a fine-grained token has `permission` on the repository or on its whole namespace."""
         entities = (repo_id.removeprefix("spaces/"), namespace_of(repo_id))
@@ -253,6 +258,7 @@ class HubState:
         self.lock = threading.RLock()
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
+        self.publishers: dict[str, str] = {}  # repository -> identity of a CI job that may write to it
         self.repositories: dict[str, Repository] = {}
         self.renamed: dict[str, str] = {}  # name of before -> name; whoever uses the former is sent on
 
@@ -263,6 +269,14 @@ class HubState:
         else:
             scopes = {entity: frozenset(permissions) for entity, permissions in role.items()}
             self.tokens[value] = Token(value, user, "fineGrained", scopes)
+
+    def exchange(self, resource: str, identity: str) -> str | None:
+        """A new token for a CI job that a repository trusts."""
+        if resource not in self.repositories or self.publishers.get(resource) != identity:
+            return None
+        access = f"hf_jwt_{secrets.token_urlsafe(32)}"
+        self.add_token(access, namespace_of(resource), {resource: ["repo.write"]})
+        return access
 
     def authenticate(self, bearer: str | None) -> Token | None:
         """The token that was sent; None for an anonymous request.

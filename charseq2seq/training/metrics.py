@@ -1,0 +1,68 @@
+"""The course of a run in figures: a row an evaluation, as lines of JSON beside the model and as TensorBoard's events.
+
+The rows are the history in the resume state. A session begins with those of the state that it continues and appends its
+own, so a run that was stopped or killed, wherever it was, has each row once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write_text, write_error
+
+Row = Mapping[str, float]
+
+
+class Metrics:
+    """Writes the rows of a run as they come.
+
+    Args:
+        path: of the lines of JSON; a file of an earlier run is replaced.
+        rows: of the run so far.
+        events: a folder for TensorBoard, if any.
+
+    Raises:
+        SuiteError: a file cannot be written, or TensorBoard is not installed.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row], events: Path | None = None) -> None:
+        self._path, self._events = path, None
+        atomic_write_text(path, "".join(map(_line, rows)))
+        if events is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a session that was killed has written of later steps is not shown.
+            next_step = int(rows[-1]["step"]) + 1 if rows else 0
+            self._events = SummaryWriter(str(events), purge_step=next_step)
+        except ImportError as error:
+            problem = "--tensorboard needs the package tensorboard (pip install tensorboard); install it or leave the "
+            raise SuiteError(f"{problem}option out.", ExitCode.USAGE) from error
+        except OSError as error:
+            raise write_error(events, error) from error
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        try:
+            with self._path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(_line(row))
+            if self._events is not None:
+                for name in row.keys() - {"step"}:
+                    self._events.add_scalar(name, row[name], int(row["step"]))
+                self._events.flush()
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _line(row: Row) -> str:
+    return json.dumps({name: figure if math.isfinite(figure) else None for name, figure in row.items()}) + "\n"

@@ -1,0 +1,93 @@
+"""Draw the course of one or more training runs.
+
+python -m charseq2seq.training.plot transformer_model.metrics.jsonl
+python -m charseq2seq.training.plot a.metrics.jsonl b.metrics.jsonl --output both.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from charseq2seq.console import log, run
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.files import atomic_write
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; runs beyond them begin again.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_PANELS = [
+    ("characters", "nats_per_char", "characters read in training", "loss, nats per character"),
+    ("seconds", "nats_per_char", "seconds of training", "loss, nats per character"),
+    ("characters", "learning_rate", "characters read in training", "learning rate"),
+    ("characters", "gradient_norm", "characters read in training", "norm of the gradient"),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the files, draw the picture; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m charseq2seq.training.plot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("metrics", nargs="+", type=Path, help="what a run wrote beside its model: NAME.metrics.jsonl")
+    parser.add_argument("--output", type=Path, default=Path("training.png"), help="the picture (default: training.png)")
+    args = parser.parse_args(argv)
+    draw({str(path): read_rows(path) for path in args.metrics}, args.output)
+    log(f"drawn: {args.output}")
+    return 0
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run.
+
+    Raises:
+        SuiteError: the file cannot be read, has no rows, or others than a run writes.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        problem = f"{path} cannot be read ({error.strerror}); name the .metrics.jsonl file beside a model."
+        raise SuiteError(problem, ExitCode.NO_INPUT) from error
+    except ValueError:
+        rows = [None]
+    figures = {name for panel in _PANELS for name in panel[:2]}
+    if not rows or not all(isinstance(row, dict) and figures <= row.keys() for row in rows):
+        problem = "holds no rows of a training run (they come with its first evaluation)"
+        raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", ExitCode.BAD_DATA)
+    return rows
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
+    """Draw the rows of runs, name -> rows, as PNG: solid on the validation split, dotted on the training split."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    def column(rows: list[dict[str, Any]], name: str) -> list[float]:
+        return [math.nan if row.get(name) is None else row[name] for row in rows]
+
+    with rc_context({"font.size": 12}):
+        figure = Figure(figsize=(9.6, 7.2), dpi=120, layout="constrained")
+        for axes, (across, up, x_label, y_label) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+            for number, (name, rows) in enumerate(runs.items()):
+                colour = _COLOURS[number % len(_COLOURS)]
+                axes.plot(column(rows, across), column(rows, up), "o-", color=colour, ms=3, lw=2, label=name)
+                if up == "nats_per_char":
+                    training = column(rows, "train_nats_per_char")
+                    axes.plot(column(rows, across), training, ":", color=colour, lw=2)
+            axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.suptitle("solid: validation text, dotted: training text (running mean)", fontsize=12)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
