@@ -69,7 +69,7 @@ class Settings(Options):
     `resolve_settings` and then `with_text_defaults` fill it in.
     """
 
-    mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
+    mode: str = _what(one_of("train", "evaluate", "generate", "demo"), "what to do", "train")
     model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
         FILE._replace(metavar="PATH"),
@@ -97,7 +97,11 @@ class Settings(Options):
     )
     seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
     log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
-    json: bool = _what(SWITCH, "print one line of JSON and nothing else, also where something goes wrong")
+    json: bool = _what(
+        SWITCH,
+        "print one line of JSON and nothing else, also where something goes wrong",
+        modes=("train", "evaluate", "generate"),
+    )
     unknown: Literal["error", "skip"] | None = _what(
         one_of("error", "skip"),
         "what to do with characters that the model never saw (default: generate error, evaluate skip)",

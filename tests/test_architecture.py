@@ -26,7 +26,7 @@ FLOORS = [
     {"files", "gpu_kernels", "text_encoding"},
     {"vocabulary", "console", "device"},
     {"corpus", "checkpoint", "data", "options"},
-    {"windows", "numpy_decoder", "generation", "interactive"},
+    {"windows", "numpy_decoder", "generation", "interactive", "demo"},
     {"training", "publishing"},
     {"train_transformer", "push_to_huggingface"},
 ]
