@@ -83,7 +83,9 @@ def preflight(request: PushOptions) -> PreflightResult:
         repo_id = target(request, account.name)
         targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
         if source == KEYLESS and not targets <= account.scopes:
-            raise PublishError("keyless", f"it is {' '.join(account.scopes)}, and the push goes to {repo_id}")
+            raise PublishError(
+                "keyless", f"it is {' '.join(account.scopes)}, and the push goes to {' and '.join(sorted(targets))}"
+            )
         log(f"account: {_describe(account, repo_id)}")
         found = _look(hub, account, repo_id, request, sample_card(repo_id))
         repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
