@@ -179,19 +179,6 @@ def use_threads(number: int) -> None:
     threadpoolctl.threadpool_limits(number, user_api="blas")  # numpy's, loaded together with torch
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one CPU thread until the block ends: then the order of sums does not depend on the machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    use_threads(1)
-    try:
-        yield
-    finally:
-        use_threads(threads)
-
-
 def tune() -> None:
     """Let GPUs use TF32 for products of float32, treat denormal numbers as zero, and keep the memory that is freed.
 

@@ -26,7 +26,7 @@ REPO = f"alice/{NAME}"
 TEXT = "ROMEO: But soft, what light through yonder window breaks?\nJULIET|`é\n"
 GUIDE_FILES = {"README.md", "config.json", "pytorch_model.bin", "vocab.json", "idx_to_vocab.json", "training_args.json"}
 GUIDE_FILES |= {"requirements.txt", "usage_example.py", "encoder_decoder_transformer.py"}
-ALL_FILES = GUIDE_FILES | {"model.safetensors", "training_curve.png"}
+ALL_FILES = GUIDE_FILES | {"model.safetensors", "training_curve.png", "notebook.ipynb"}
 PLAYS = SHA256["shakespeare"]
 
 

@@ -30,7 +30,6 @@ from charseq2seq.checkpoint import (
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.publishing.card import render_card
-from charseq2seq.training.optimization import build_optimizers
 from encoder_decoder_transformer import Transformer
 from tests.push_client import ROOT, tiny_checkpoint
 
@@ -84,7 +83,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_a_checkpoint_comes_back(path: Path) -> None:
-    expected, loaded = tiny_checkpoint(train_nats_per_char=math.nan), load_checkpoint(path)
+    expected = tiny_checkpoint(train_nats_per_char=math.nan)
     save_checkpoint(path, expected)
     loaded = load_checkpoint(path)
     for field in dataclasses.fields(Checkpoint):
@@ -117,17 +116,10 @@ def test_views_parameters_and_transposed_weights_are_saved_as_plain_ones(path: P
 
 
 def test_a_resume_state_comes_back(tmp_path: Path) -> None:
-    model = Transformer(9, d_model=8, num_heads=2, d_ff=8)
-    optimizers = build_optimizers(model, 0.02, 0.1)
-    for _ in range(2):
-        torch.autograd.backward(model(torch.ones(1, 3).long(), torch.ones(1, 4).long()).square().sum())
-        for optimizer in optimizers:
-            optimizer.step()
     generator = random.Random(3)
     generator.gauss(0, 1)
     state: Content = {
-        "weights": dict(model.state_dict()),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "weights": dict(tiny_checkpoint().model_state_dict),
         "random": {"python": generator.getstate(), "torch": torch.get_rng_state()},
         "history": [{"step": 1, "seconds": 0.5, "train_nats_per_char": math.nan}] * 3,
         "best_loss": math.inf,
@@ -135,10 +127,8 @@ def test_a_resume_state_comes_back(tmp_path: Path) -> None:
         "half": torch.arange(5).to(torch.bfloat16),
     }
     save_resume_state(tmp_path / "a.resume.pth", state)
-    assert_same(
-        load_resume_state(tmp_path / "a.resume.pth"),
-        {"format": "charseq2seq resume state", "format_version": 4, **state},
-    )
+    kind = {"format": "charseq2seq resume state", "format_version": 4}
+    assert_same(load_resume_state(tmp_path / "a.resume.pth"), kind | state)
 
 
 def test_a_long_history_or_a_large_alphabet_does_not_lock_its_model_up(path: Path) -> None:
@@ -249,14 +239,7 @@ def test_other_calls_are_not_made_either(path: Path) -> None:
         refused(path.with_name("other.pth"))
 
 
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        torch.nn.Linear(2, 2).state_dict(),
-        {"format": "charseq2seq"},
-        None,
-    ],
-)
+@pytest.mark.parametrize("foreign", [torch.nn.Linear(2, 2).state_dict(), {"format": "charseq2seq"}, None])
 def test_a_file_of_another_project_is_refused(foreign: Any, path: Path) -> None:
     torch.save(foreign, path)
     refused(path, "it is not a charseq2seq model file")
@@ -318,28 +301,19 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "an empty vocabulary": (lambda content: content["vocab"].clear(), "not a sorted set"),
     # the weights
     "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
-    "a weight missing": (lambda content: content["model_state_dict"].popitem(), "do not fit this version of the model"),
     "a weight transposed": (with_weight(lambda weight: weight.T), "do not fit this version of the model"),
     "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
     # the config
-    "an unknown argument": (having("config", extra=1), "do not fit this version of the model .*'extra'"),
     "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
-    "a broken size": (having("config", source_length=8.0), "its config has 8.0 for source_length"),
     "a negative length": (having("config", source_length=-1), "source_length must be at least 1"),
-    "no heads": (having("config", num_heads=0), "num_heads must be at least 1"),
     "another vocabulary size": (having("config", vocab_size=10), "differ in size"),
     "layers without end": (having("config", num_encoder_layers=10**6), "more memory than its weights"),
-    "a gigantic block": (having("config", d_ff=10**13), "more memory than its weights"),
     "a gigantic target": (having("config", target_length=10**100), "more memory than its weights"),
     # the facts
     "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
-    "a loss that is true": (having("metrics", nats_per_char=True), "its metrics lack a loss"),
     "a loss that is no number": (having("metrics", nats_per_char=math.nan), "its metrics lack a loss"),
-    "bits in words": (having("metrics", bits_per_char="x"), "are not numbers"),
-    "a history that is none": (having("metrics", history="x"), "its history"),
     "a history without steps": (having("metrics", history=[{"nats_per_char": 1.0}]), "its history"),
     "a metric without a name": (lambda content: content["metrics"].update({1: 2}), "its metrics are not what JSON"),
-    "no text": (lambda content: content["corpus"].clear(), "its corpus lacks"),
     "a text without a hash": (having("corpus", sha256=7), "its corpus lacks"),
     "a negative split": (having("corpus", train_characters=-1), "its corpus lacks"),
     "a tuple among the arguments": (having("training_args", betas=(1, 2)), "its training_args are not what JSON"),

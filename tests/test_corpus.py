@@ -37,10 +37,8 @@ def saved(folder: Path, content: bytes | str) -> Path:
     [
         PLAY.encode(),
         codecs.BOM_UTF8 + PLAY.encode(),
-        PLAY.replace("\n", "\r\n").encode(),
         PLAY.replace("\n", "\r").encode(),
         codecs.BOM_UTF8 + PLAY.replace("\n", "\r\n").encode(),
-        PLAY.encode("utf-16"),
         codecs.BOM_UTF16_BE + PLAY.encode("utf-16-be"),
         PLAY.encode("utf-32"),
     ],
@@ -75,11 +73,6 @@ def test_the_likely_encoding_is_named_and_a_named_one_is_read(encoding: str, tmp
         read_text(path, "ascii")
 
 
-def test_only_line_ends_are_changed(tmp_path: Path) -> None:
-    text = "a\rb\n\rc\t\x0b\x0c\x1b\x85\u2028\ufeffd\r"
-    assert "".join(read_text(saved(tmp_path, text)).pieces) == text.replace("\r", "\n")
-
-
 LATIN = b"Ay me, caf\xe9 Juliet\n"
 
 
@@ -89,10 +82,7 @@ LATIN = b"Ay me, caf\xe9 Juliet\n"
         (b"", "is empty"),
         (codecs.BOM_UTF8, "is empty"),
         ((PLAY[:30] * 9).encode("utf-16-le"), "NUL byte at offset 1; most likely it is utf_16_le"),
-        (
-            LATIN,
-            "byte 0xE9 at offset 10; most likely it is cp1252, where it reads 'Ay me, café Juliet'",
-        ),
+        (LATIN, "byte 0xE9 at offset 10; most likely it is cp1252, where it reads 'Ay me, café Juliet'"),
         ("Où ça?\n".encode() * 9 + LATIN, "byte 0xE9 at offset 91; the rest is UTF-8, so it is damaged"),
         (codecs.BOM_UTF8 + b"a" * 1_234_564 + b"\xff", "byte 0xFF at offset 1,234,567"),
         (PLAY.encode()[:-2], "byte 0xF0 at offset 37"),  # cut off within a character
@@ -161,7 +151,9 @@ def test_a_text_that_may_not_be_read(tmp_path: Path, nobody: Callable[[], Abstra
 
 def test_no_seam_between_pieces_shows(tmp_path: Path) -> None:
     chance = random.Random(5)
-    text = "".join(chance.choices(["\r\n", "\r", "\n", "a", "é", "莎", "🎭", "\ufeff", "ab" * 50_000], k=2000))
+    text = "".join(
+        chance.choices(["\r\n", "\r", "\n", "\x0b\x85\u2028", "é", "莎", "🎭", "\ufeff", "ab" * 50_000], k=2000)
+    )
     read = read_text(saved(tmp_path, "x" + text))
     expected = ("x" + text).replace("\r\n", "\n").replace("\r", "\n")
     assert "".join(read.pieces) == expected
@@ -261,12 +253,6 @@ def test_the_first_nine_tenths_train(length: int, window: int, tmp_path_factory:
     }
 
 
-def test_the_vocabulary_is_that_of_the_whole_text(tmp_path: Path) -> None:
-    corpus = load_corpus(saved(tmp_path, "ab" * 500 + "é"), 10)
-    assert corpus.vocabulary.characters == ("a", "b", "é"), "validation has no unknown characters"
-    assert 3 not in corpus.train_ids
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -279,13 +265,6 @@ def test_a_text_that_teaches_nothing_is_refused(text: str, said: str, tmp_path: 
     with pytest.raises(SuiteError, match=said) as refusal:
         load_corpus(saved(tmp_path, text), 50)
     assert refusal.value.exit_code == ExitCode.BAD_DATA
-
-
-def test_thousands_of_distinct_characters_and_one_long_line(tmp_path: Path) -> None:
-    text = "".join(map(chr, range(0x4E00, 0x4E00 + 5000))) * 20
-    corpus = load_corpus(saved(tmp_path, text), 100)
-    assert len(corpus.vocabulary) == 5001
-    assert corpus.vocabulary.decode(corpus.ids.tolist()) == text
 
 
 def test_the_longest_validation_split_is_a_million_characters(tmp_path: Path) -> None:

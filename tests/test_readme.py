@@ -103,7 +103,9 @@ def test_every_command_works(folder: Path) -> None:
             if "pytest" in command:
                 continue  # that one is being run right now, by .ci/run
             processes = [
-                subprocess.Popen(words, cwd=folder, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
+                subprocess.Popen(
+                    words, cwd=folder, env=environment, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True
+                )
                 for words in on_machines(quickly(command))
             ]
             for process in processes:
@@ -143,7 +145,7 @@ def figures(text: str) -> list[str]:
 
 def test_the_guide_s_flags_and_snippet_are_here() -> None:
     assert flags(README) >= GUIDE_FLAGS
-    (snippet,) = blocks(README, "python")
+    _, snippet = blocks(README, "python")
     assert snippet in (ROOT / "tests" / "test_push_guide.py").read_text(encoding="utf-8"), "which runs it"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from charseq2seq.errors import ExitCode
 from tests.hub.server import READ, WRITE, HubServer, fake_token
 from tests.push_client import start_program
 from tests.train_client import ROOT, TINY, Done, Trainee
+from tests.warm_client import WarmClient
 
 SPARE = fake_token("spare")  # lies in the environment while another one is used
 QUICK = ["--data_path", "text.txt", *TINY, "--max_steps", "4", "--eval_interval", "2", "--log_file", "night.log"]
@@ -137,15 +137,11 @@ def test_a_traceback_shows_no_token(hub: HubServer, user: Trainee) -> None:
         ["@leaky.args"],
     ],
 )
-def test_a_token_in_the_wrong_place_is_not_repeated(mistaken: list[str], user: Trainee) -> None:
+def test_a_token_in_the_wrong_place_is_not_repeated(mistaken: list[str], user: Trainee, client: WarmClient) -> None:
     (user.home / "leaky.args").write_text(f'--hf_token "{WRITE}\n')
     for program in ("train_transformer.py", "push_to_huggingface.py"):
-        command = [sys.executable, str(ROOT / program), *mistaken]
-        done = subprocess.run(
-            command, cwd=user.home, env=user.environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == ExitCode.USAGE, done.stderr
-        assert WRITE not in done.stdout + done.stderr
+        done = client.run(user.home, *mistaken, program=program)
+        assert done.code == ExitCode.USAGE and WRITE not in done.out + done.log, done.log
 
 
 # --- no code in a file ever runs

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charseq2seq.device import one_thread
+from charseq2seq.device import use_threads
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text, leftovers, make_folder, write_error
 from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
+from charseq2seq.publishing.notebook import NOTEBOOK, render_notebook
 from charseq2seq.publishing.training_curve import draw_training_curve, write_events
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def build_folder(
     vocabulary = checkpoint.vocabulary()
     texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
+    texts[NOTEBOOK] = render_notebook(repo_id, sample_prompt(checkpoint))
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     events = write_events(checkpoint.metrics) if with_runs else None
     shown = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
@@ -76,11 +78,11 @@ def build_folder(
         "environment": checkpoint.environment,
     }
     generator, prompt = TextGenerator(model, vocabulary), sample_prompt(checkpoint)
-    with one_thread():  # always with the same seed
-        samples = {
-            temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
-            for temperature in (0.5, 0.8, 1.0)
-        }
+    use_threads(1)  # the order of sums, and so the samples, must not depend on the machine
+    samples = {
+        temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
+        for temperature in (0.5, 0.8, 1.0)
+    }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None, has_page=has_page)
     texts[RECORD] = json_text(record)  # the last one
     for name, text in texts.items():

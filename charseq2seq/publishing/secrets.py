@@ -15,6 +15,7 @@ from pathlib import Path
 from charseq2seq.console import log
 from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError, explain
+from charseq2seq.publishing.hub import retrying
 
 KEYLESS = "keyless sign-in (HF_OIDC_RESOURCE)"  # the library exchanges the identity of a CI job for a token
 _SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
@@ -71,7 +72,7 @@ def _sign_in_without_key() -> str:
     from huggingface_hub import get_token
 
     try:
-        return get_token() or ""
+        return retrying(get_token) or ""
     except Exception as error:
         failure = explain(error)
         if failure is None:  # the library says what is missing
@@ -110,8 +111,8 @@ def _read_token_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def no_tokens_for_children() -> Iterator[None]:
-    """Take tokens out of the environment while programs are started that should not see them."""
-    kept = {name: os.environ.pop(name) for name in TOKEN_VARIABLES if name in os.environ}
+    """Take secrets out of the environment while programs are started that should not see them."""
+    kept = {name: os.environ.pop(name) for name in filter(_SECRET_NAMES.search, list(os.environ))}
     try:
         yield
     finally:
