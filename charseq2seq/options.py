@@ -295,6 +295,8 @@ class PushOptions(Options):
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (default: 0)",
         without_value=0.0,
     )
+    with_space: bool = _what(SWITCH, "also publish a page where the model writes, as the static Space NAME-demo")
+    with_runs: bool = _what(SWITCH, "also publish the course of the training as TensorBoard's events, in runs/")
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
     username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")
@@ -315,6 +317,8 @@ class PushOptions(Options):
         """A pull request goes to main and carries no tag."""
         if self.create_pr and (self.tag or self.revision != "main"):
             yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
+        if self.with_space and (self.create_pr or self.revision != "main"):
+            yield "--with_space shows what is on main, so neither --create_pr nor --revision goes with it"
 
 
 read_push_options = partial(read_options, PushOptions)
