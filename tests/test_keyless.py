@@ -81,6 +81,7 @@ def test_an_exchange_that_a_proxy_stops_is_a_failure_of_the_network(alice: Publi
 ACTIONS, JOBS = ROOT / "examples" / "github_actions", ROOT / "examples" / "hf_jobs"
 
 
+@pytest.mark.slow
 def test_the_workflow_checks_trains_and_pushes_without_a_secret(alice: Publisher, hub: HubServer) -> None:
     text = (ACTIONS / "nightly.yml").read_text()
     workflow: dict[Any, Any] = yaml.safe_load(text)

@@ -41,8 +41,8 @@ class Account:
     """Whom a token belongs to."""
 
     name: str
-    roles: Mapping[str, str | None]  # namespace -> the role there; None where the Hub does not say
-    token_role: str | None  # "write", "read", "fineGrained", or None where the Hub does not say
+    roles: Mapping[str, str]  # namespace -> the role there, or "not stated"
+    token_role: str  # "write", "read", "fineGrained", or "not stated"
     scopes: frozenset[str]  # namespaces and repositories that a fine-grained token may write to
 
 
@@ -85,9 +85,10 @@ class Hub:
         access = answer.get("auth", {}).get("accessToken", {})
         scoped = access.get("fineGrained", {}).get("scoped", [])
         writable = {one["entity"]["name"] for one in scoped if "repo.write" in one.get("permissions", [])}
-        roles = {answer["name"]: "admin", **{one["name"]: one.get("roleInOrg") for one in answer.get("orgs", [])}}
+        roles = {one["name"]: one.get("roleInOrg") or "not stated" for one in answer.get("orgs", [])}
         self._user = answer["name"]
-        return Account(self._user, roles, access.get("role"), frozenset(writable))
+        roles[self._user] = "admin"
+        return Account(self._user, roles, access.get("role") or "not stated", frozenset(writable))
 
     def read(self, repo_id: str, revision: str = MAIN) -> Remote | None:
         """What is there, at the head of a branch; None where there is no such repository.

@@ -75,7 +75,8 @@ def preflight(request: PushOptions) -> PreflightResult:
         if remote is not None and remote.repo_id != repo_id:
             repo_id = remote.repo_id
             log(f"note: that is {repo_id} by now; the push goes there. Name it so from now on.")
-        log(f"account: {_describe(account, repo_id)}")
+        namespace = repo_id.partition("/")[0]
+        log(f"account: {_describe(account, namespace)}")
         _check_rights(account, repo_id, remote, request)
         check_remote(remote, request)
         card = sample_card(repo_id)
@@ -83,7 +84,8 @@ def preflight(request: PushOptions) -> PreflightResult:
         if remote is None:
             log(f"repository: new, to be made {'private' if request.private else 'public'}")
         else:
-            with knowing("namespace", f"the role of {account.name} there is {_role(account, repo_id)}", token):
+            role = f"the role of {account.name} there is {account.roles.get(namespace, 'none')}"
+            with knowing("namespace", role, token):
                 hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
             may = "a pull request may be made" if request.create_pr else "may be pushed to"
             log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
@@ -106,18 +108,13 @@ def trusted_publisher() -> Account:
     return Account(resource.partition("/")[0], {}, KEYLESS, frozenset([resource]))
 
 
-def _role(account: Account, repo_id: str) -> str:
-    return account.roles.get(repo_id.partition("/")[0], "none") or "not stated"
-
-
-def _describe(account: Account, repo_id: str) -> str:
+def _describe(account: Account, namespace: str) -> str:
     """Who it is, what the token may do, and what the namespace is to them."""
     if account.token_role == KEYLESS:
         return f"none; this job is a trusted publisher and may write to {' '.join(account.scopes)} alone, for an hour"
-    namespace, token_role = repo_id.partition("/")[0], account.token_role or "not stated"
-    scopes = f" for {', '.join(sorted(account.scopes))}" if token_role == "fineGrained" else ""
-    relation = "their own" if namespace == account.name else f"role {_role(account, repo_id)}"
-    return f"{account.name}, token role {token_role}{scopes}; namespace {namespace}: {relation}"
+    scopes = f" for {', '.join(sorted(account.scopes))}" if account.token_role == "fineGrained" else ""
+    relation = "their own" if namespace == account.name else f"role {account.roles.get(namespace, 'none')}"
+    return f"{account.name}, token role {account.token_role}{scopes}; namespace {namespace}: {relation}"
 
 
 @contextlib.contextmanager

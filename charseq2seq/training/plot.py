@@ -50,17 +50,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         SuiteError: the file cannot be read, has no rows, or others than a run writes.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not rows or not all({name for panel in _PANELS for name in panel[:2]} <= row.keys() for row in rows):
+            raise ValueError
+        return rows
     except OSError as error:
-        problem = f"{path} cannot be read ({error.strerror}); name the .metrics.jsonl file beside a model."
-        raise SuiteError(problem, ExitCode.NO_INPUT) from error
-    except ValueError:
-        rows = [None]
-    figures = {name for panel in _PANELS for name in panel[:2]}
-    if not rows or not all(isinstance(row, dict) and figures <= row.keys() for row in rows):
-        problem = "holds no rows of a training run (they come with its first evaluation)"
-        raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", ExitCode.BAD_DATA)
-    return rows
+        problem, code = f"cannot be read ({error.strerror})", ExitCode.NO_INPUT
+    except (ValueError, AttributeError):
+        problem, code = "holds no rows of a training run (they come with its first evaluation)", ExitCode.BAD_DATA
+    raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", code)
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
