@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -91,8 +92,9 @@ def test_a_stopped_run_has_each_row_once(
     with metrics_of(user).open("a") as file:  # as if it had been killed, and not stopped, a while later
         file.write('{"step": 12, "nats_per_char": 1.5}\n{"step": 15, "na')
     late = Metrics(user.home / "other.jsonl", [{"step": stop_at}], events)
-    late.add({"step": 12, "nats_per_char": 99.0})
+    late.add({"step": 12, "nats_per_char": 99.0, "train_nats_per_char": math.nan})
     late.close()
+    assert (user.home / "other.jsonl").read_text().endswith('"nats_per_char": 99.0, "train_nats_per_char": null}\n')
     assert main(command) == 0
     assert_same(rows_of(watched[0]), rows_of(user))
     reader = EventAccumulator(str(events))

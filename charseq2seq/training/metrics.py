@@ -18,12 +18,7 @@ Row = Mapping[str, float]
 
 
 class Metrics:
-    """Writes the rows of a run as they come.
-
-    Args:
-        path: of the lines of JSON; a file of an earlier run is replaced.
-        rows: of the run so far.
-        events: a folder for TensorBoard, if any.
+    """Writes the rows of a run as they come; `path` of an earlier run is replaced, `events` is TensorBoard's folder.
 
     Raises:
         SuiteError: a file cannot be written, or TensorBoard is not installed.
@@ -65,4 +60,6 @@ class Metrics:
 
 
 def _line(row: Row) -> str:
-    return json.dumps({name: figure if math.isfinite(figure) else None for name, figure in row.items()}) + "\n"
+    # NaN is no JSON; a loss that was not measured may also be None.
+    known = {name: figure for name, figure in row.items() if figure is not None and math.isfinite(figure)}
+    return json.dumps(dict.fromkeys(row) | known) + "\n"

@@ -50,8 +50,8 @@ from encoder_decoder_transformer import Transformer
 _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
-_SAMPLE_CHARACTERS = 60  # generated at each of them, to be seen
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
+_SAMPLE_CHARACTERS = 60  # that the log shows at each evaluation
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 

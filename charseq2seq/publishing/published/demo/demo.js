@@ -1,24 +1,27 @@
-// A page on which a published model writes. This file is the page where index.html starts it, and the worker that runs
-// the model where the page starts it. The model and its names are those of encoder_decoder_transformer.py.
+// A page on which a published model writes, and the worker of that page, which runs the model: the page starts this
+// file again. The model and its names are those of encoder_decoder_transformer.py.
 "use strict";
 
 // ----- arithmetic -----
 
-/** out[row] = row of the matrix times x, for the rows from `first` to before `last`; four at once are fastest. */
+/** out[row] = row of the matrix times x, an even number of numbers, for the rows from `first` to before `last`. */
 function multiply(matrix, x, out, first = 0, last = out.length) {
   const width = x.length;
   let row = first;
-  for (; row + 4 <= last; row += 4) {
+  for (; row + 4 <= last; row += 4) { // four rows and two columns at once are fastest
     const at0 = row * width, at1 = at0 + width, at2 = at1 + width, at3 = at2 + width;
     let sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
-    for (let i = 0; i < width; i++) {
-      const value = x[i];
-      sum0 += matrix[at0 + i] * value;
-      sum1 += matrix[at1 + i] * value;
-      sum2 += matrix[at2 + i] * value;
-      sum3 += matrix[at3 + i] * value;
+    for (let i = 0; i < width; i += 2) {
+      const x0 = x[i], x1 = x[i + 1];
+      sum0 += matrix[at0 + i] * x0 + matrix[at0 + i + 1] * x1;
+      sum1 += matrix[at1 + i] * x0 + matrix[at1 + i + 1] * x1;
+      sum2 += matrix[at2 + i] * x0 + matrix[at2 + i + 1] * x1;
+      sum3 += matrix[at3 + i] * x0 + matrix[at3 + i + 1] * x1;
     }
-    out.set([sum0, sum1, sum2, sum3], row);
+    out[row] = sum0;
+    out[row + 1] = sum1;
+    out[row + 2] = sum2;
+    out[row + 3] = sum3;
   }
   for (out.fill(0, row, last); row < last; row++) {
     for (let i = 0; i < width; i++) out[row] += matrix[row * width + i] * x[i];
@@ -449,6 +452,7 @@ function startPage() {
   }
   /** Write after a source, or go on. */
   function write(from) {
+    if (!from) part("write").focus(); // the button Continue is disabled now
     say("Writing …", "busy");
     worker.postMessage({ task: "write", text, source: from, ...Object.fromEntries(numbers()) });
   }
@@ -504,10 +508,7 @@ function startPage() {
     event.preventDefault();
     part("status").className === "busy" ? stop() : start();
   };
-  part("continue").onclick = () => {
-    part("write").focus();
-    write(null);
-  };
+  part("continue").onclick = () => write(null);
   part("form").oninput = check;
   part("reseed").onclick = () => start([["seed", Math.floor(Math.random() * 2 ** 31)]]);
   part("share").onclick = share;
