@@ -105,7 +105,7 @@ def test_no_two_places_share_six_lines() -> None:
 
 # 2026-11-28: 6,800, 2,860 and 9,700 before what everyday machines and texts asked for; wanted with it are 7,200, 2,700
 # and 9,700. The next deletion day lowers these.
-SUITE, ROUTE, FILE, ALL_TESTS = 7_700, 2_900, 450, 10_800
+SUITE, ROUTE, FILE, ALL_TESTS = 8_060, 2_940, 450, 11_620
 LONG_FILES = {
     "encoder_decoder_transformer.py": 745,  # one file on purpose: it is published as it stands and needs no other
 }

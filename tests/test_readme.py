@@ -113,7 +113,8 @@ def test_every_command_works(folder: Path) -> None:
                     process.send_signal(signal.SIGINT)
                 _, log = process.communicate()
                 assert process.returncode == (130 if "--mode demo" in command else 0), f"{command}\n{log}"
-        assert hub.repos == ["your_username/my-shakespeare-transformer"]
+        model = "your_username/my-shakespeare-transformer"
+        assert hub.repos == [model, f"spaces/{model}-demo"]
 
 
 def test_every_command_has_arguments_that_are_understood() -> None:
