@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,7 +262,10 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    if problems := list(_size_problems(settings)):
+    problems = list(_size_problems(settings))
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        problems.append("--tensorboard needs the package tensorboard; run `pip install tensorboard`, or leave it out.")
+    if problems:
         raise SuiteError(list_problems(problems), ExitCode.USAGE)
     return settings
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write_text, write_error
 
 Row = Mapping[str, float]
@@ -21,7 +20,7 @@ class Metrics:
     """Writes the rows of a run as they come; `path` of an earlier run is replaced, `events` is TensorBoard's folder.
 
     Raises:
-        SuiteError: a file cannot be written, or TensorBoard is not installed.
+        SuiteError: a file cannot be written.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row], events: Path | None = None) -> None:
@@ -35,9 +34,6 @@ class Metrics:
             # What a session that was killed has written of later steps is not shown.
             next_step = int(rows[-1]["step"]) + 1 if rows else 0
             self._events = SummaryWriter(str(events), purge_step=next_step)
-        except ImportError as error:
-            problem = "--tensorboard needs the package tensorboard (pip install tensorboard); install it or leave the "
-            raise SuiteError(f"{problem}option out.", ExitCode.USAGE) from error
         except OSError as error:
             raise write_error(events, error) from error
 
