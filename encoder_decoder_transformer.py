@@ -500,18 +500,11 @@ class Transformer(nn.Module):
         return torch.stack(tokens, dim=1) if tokens else source[:, :0]
 
     def write(
-        self,
-        prompt: str,
-        num_chars: int = 300,
-        *,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        self, prompt: str, num_chars: int = 300, *, temperature: float = 0.8, seed: int | None = None, **sampling: Any
     ) -> str:
-        """The text that follows a prompt, without the prompt; for the arguments see `stream`.
+        """The text that follows a prompt, which may be empty; the prompt is not repeated.
 
-        The same seed gives the same text. The prompt may be empty.
+        The same seed gives the same text. For the temperature, top_k and top_p see `stream`.
 
         Raises:
             ValueError: the prompt has characters that the model never saw, or the model has no vocabulary.
@@ -522,8 +515,7 @@ class Transformer(nn.Module):
             raise ValueError(f"the model never saw {', '.join(map(repr, unknown))}; leave them out of the prompt")
         source = torch.tensor([[self.vocab[character] for character in prompt]], dtype=torch.long, device=self.device)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        ids = self.generate(source, num_chars, generator=generator, **sampling)[0].tolist()
+        ids = self.generate(source, num_chars, temperature=temperature, generator=generator, **sampling)[0].tolist()
         token_of_id = {number: token for token, number in self.vocab.items()}
         return "".join(token_of_id[number] for number in ids)
 

@@ -9,6 +9,8 @@ Evaluate:
 Generate:
     python train_transformer.py --mode generate --prompt "ROMEO:"
     python train_transformer.py --mode generate --interactive --temperature 1
+Write on a page in the browser:
+    python train_transformer.py --mode demo
 Arguments from a file:
     python train_transformer.py @nightly.args
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
         log_errors_only()
     elif args.log_file is not None:
         log_to_file(args.log_file)
-    modes = {"train": train_and_publish, "evaluate": evaluate, "generate": generate}
+    modes = {"train": train_and_publish, "evaluate": evaluate, "generate": generate, "demo": demo}
     return modes[args.mode](args, report)
 
 
@@ -188,6 +190,13 @@ def generate(args: Settings, report: dict[str, Any]) -> int:
             write_result(character)
     write_result("\n")
     return 0
+
+
+def demo(args: Settings, report: dict[str, Any]) -> int:
+    """Serve a page on which the model writes."""
+    from charseq2seq.demo import serve_demo
+
+    return serve_demo(args.model_path)
 
 
 if __name__ == "__main__":

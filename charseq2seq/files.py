@@ -148,12 +148,12 @@ def run_lock(model_path: Path) -> Iterator[str]:
     Raises:
         SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
     """
-    path = lock_path(model_path)
     try:  # refuse now what could not be written at the end of the run
         if model_path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
             model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
+        path = lock_path(model_path)
         lock = path.open("a", encoding="utf-8")
     except OSError as error:
         raise write_error(model_path, error) from error

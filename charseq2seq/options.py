@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Settings(Options):
     `resolve_settings` and then `with_text_defaults` fill it in.
     """
 
-    mode: str = _what(one_of("train", "evaluate", "generate"), "what to do", "train")
+    mode: str = _what(one_of("train", "evaluate", "generate", "demo"), "what to do", "train")
     model_path: Path = _what(FILE, "the model file: train writes it, the others read it", DEFAULT_MODEL_PATH)
     data_path: Path = _what(
         FILE._replace(metavar="PATH"),
@@ -97,7 +98,11 @@ class Settings(Options):
     )
     seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
     log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
-    json: bool = _what(SWITCH, "print one line of JSON and nothing else, also where something goes wrong")
+    json: bool = _what(
+        SWITCH,
+        "print one line of JSON and nothing else, also where something goes wrong",
+        modes=("train", "evaluate", "generate"),
+    )
     unknown: Literal["error", "skip"] | None = _what(
         one_of("error", "skip"),
         "what to do with characters that the model never saw (default: generate error, evaluate skip)",
@@ -257,7 +262,10 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    if problems := list(_size_problems(settings)):
+    problems = list(_size_problems(settings))
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        problems.append("--tensorboard needs the package tensorboard; run `pip install tensorboard`, or leave it out.")
+    if problems:
         raise SuiteError(list_problems(problems), ExitCode.USAGE)
     return settings
 
@@ -291,6 +299,8 @@ class PushOptions(Options):
         "push only if the loss is lower than the published one, by more than MARGIN nats per character (default: 0)",
         without_value=0.0,
     )
+    with_space: bool = _what(SWITCH, "also publish a page where the model writes, as the static Space NAME-demo")
+    with_runs: bool = _what(SWITCH, "also publish the course of the training as TensorBoard's events, in runs/")
     repo_name: str = _where(_NAME, "repository name", DEFAULT_REPO_NAME)
     username: str | None = _where(_NAME, _OWNER_HELP)
     private: bool = _where(SWITCH, "create a private repository")
@@ -311,6 +321,8 @@ class PushOptions(Options):
         """A pull request goes to main and carries no tag."""
         if self.create_pr and (self.tag or self.revision != "main"):
             yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
+        if self.with_space and (self.create_pr or self.revision != "main"):
+            yield "--with_space shows what is on main, so neither --create_pr nor --revision goes with it"
 
 
 read_push_options = partial(read_options, PushOptions)

@@ -33,6 +33,8 @@ def test_each_mode_prints_its_fields_and_nothing_else(client: WarmClient, user: 
     trained = only_object(client.train(user, "--max_steps", "4", "--json"))
     assert trained.keys() == fields("Train") and trained["outcome"] == "finished"
     assert str(trained["sample"]).startswith("FIRST CITIZEN:")
+    rows = (user.home / "transformer_model.metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row).keys() == fields("While it trains") - fields() for row in rows) and rows
     scored = only_object(client.run(user.home, "--mode", "evaluate", "--data_path", "text.txt", "--json"))
     assert scored.keys() == fields("Evaluate") and scored["nats_per_char"] == trained["nats_per_char"]
     command = ["--mode", "generate", "--prompt", "ALL:", "--num_chars", "9", "--num_samples", "2"]

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ import pytest
 from charseq2seq import device
 from encoder_decoder_transformer import Kernels
 from tests.push_client import ROOT
+
+CGROUPS = Path("/sys/fs/cgroup")
 
 WITHOUT_VARIABLE = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
 
@@ -113,6 +116,38 @@ def test_the_limits_of_a_cgroup_are_read(case: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 64 * GIB >> 12, "SC_PAGE_SIZE": 4096}[name])
     assert (device.available_cpus()[0], device.available_memory()) == (cpus, memory)
+
+
+@pytest.fixture
+def group() -> Iterator[list[Path]]:
+    """A real cgroup with a limit of half a CPU and 3 GiB: its folders."""
+    name, version_2 = f"charseq2seq-test-{os.getpid()}", (CGROUPS / "cgroup.controllers").exists()
+    limits = {"cpu": {"cpu.cfs_quota_us": "50000"}, "memory": {"memory.limit_in_bytes": f"{3 * GIB}"}}
+    if version_2:
+        limits = {"": {"cpu.max": "50000 100000", "memory.max": f"{3 * GIB}"}}
+    folders = [CGROUPS / controller / name for controller in limits]
+    try:
+        for folder, files in zip(folders, limits.values(), strict=True):
+            folder.mkdir()
+            for file, limit in files.items():
+                (folder / file).write_text(limit)
+    except OSError as error:
+        pytest.skip(f"no cgroup may be made here: {error}")
+    else:
+        yield folders
+    finally:
+        for folder in filter(Path.exists, folders):
+            folder.rmdir()
+
+
+def test_the_limits_of_a_real_cgroup_are_read(group: list[Path]) -> None:
+    def enter() -> None:
+        for folder in group:
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    program = "from charseq2seq.device import *\nprint(available_cpus()[0], available_memory(), *choose_threads(None))"
+    (line,) = printed(program, env=WITHOUT_VARIABLE, preexec_fn=enter)
+    assert line == f"0.5 {3 * GIB} 1 threads 1: the limit of this container or job is 0.5 CPUs"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

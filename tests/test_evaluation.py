@@ -78,13 +78,6 @@ def test_every_character_is_scored_once(
     assert evaluation.max_context == source_length + target_length
 
 
-def test_many_windows_in_batches_with_a_short_one_at_the_end() -> None:
-    model, ids = small_model(3, 4), random_ids(4 * 70 + 3)
-    for first in (0, 2, 3, 5):
-        losses = one_at_a_time(model, ids, first, len(ids))
-        assert evaluate(model, ids, first).nats_per_char == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-
-
 def test_what_stands_before_is_context_and_not_scored() -> None:
     model, ids = small_model(5, 4), random_ids(60)
     scored = evaluate(model, ids, 20, 40).nats_per_char

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_an_exchange_that_a_proxy_stops_is_a_failure_of_the_network(alice: Publi
 ACTIONS, JOBS = ROOT / "examples" / "github_actions", ROOT / "examples" / "hf_jobs"
 
 
+@pytest.mark.slow
 def test_the_workflow_checks_trains_and_pushes_without_a_secret(alice: Publisher, hub: HubServer) -> None:
     text = (ACTIONS / "nightly.yml").read_text()
     workflow: dict[Any, Any] = yaml.safe_load(text)
@@ -121,14 +123,20 @@ def test_the_line_that_schedules_a_job_is_what_the_hubs_program_takes(hub: HubSe
 
 @pytest.mark.slow
 def test_a_night_on_the_hubs_machine_trains_pushes_and_keeps_its_state(hub: HubServer, user: Trainee) -> None:
+    suite = user.home / "read_only"
+    for name in ("charseq2seq", "data", "examples/hf_jobs"):
+        shutil.copytree(ROOT / name, suite / name)
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements*")):
+        shutil.copy(path, suite)
+    suite.chmod(0o500)
     (user.home / "pip").write_text("#!/bin/bash\n")  # what is to be installed is there
     (user.home / "pip").chmod(0o755)
-    environment = hub.environment(user.home, WRITE) | {"STATE": str(user.home)}
+    environment = hub.environment(user.home, WRITE) | {"STATE": str(user.home), "TMPDIR": str(user.home)}
     environment["PATH"] = os.pathsep.join(map(str, (user.home, Path(sys.executable).parent, environment["PATH"])))
     words = schedule()
-    of_training = words[words.index("/suite/examples/hf_jobs/nightly.sh") + 1 :]
+    script = words.index("/suite/examples/hf_jobs/nightly.sh")
     tiny = ["--data_path", str(user.home / "text.txt"), *TINY, "--max_steps", "4", "--num_threads", "1"]
-    command = ["bash", str(JOBS / "nightly.sh"), *of_training, *tiny]
+    command = ["bash", str(suite / "examples" / "hf_jobs" / "nightly.sh"), *words[script + 1 :], *tiny]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(titles(hub, "alice/my-shakespeare-transformer")) == 1

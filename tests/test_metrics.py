@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from charseq2seq.errors import ExitCode
+from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.options import read_settings, resolve_settings
 from charseq2seq.training import plot
 from charseq2seq.training.metrics import Metrics
 from charseq2seq.training.trainer import Trainer
@@ -91,8 +92,9 @@ def test_a_stopped_run_has_each_row_once(
     with metrics_of(user).open("a") as file:  # as if it had been killed, and not stopped, a while later
         file.write('{"step": 12, "nats_per_char": 1.5}\n{"step": 15, "na')
     late = Metrics(user.home / "other.jsonl", [{"step": stop_at}], events)
-    late.add({"step": 12, "nats_per_char": 99.0})
+    late.add({"step": 12, "nats_per_char": 99.0, "train_nats_per_char": math.nan})
     late.close()
+    assert (user.home / "other.jsonl").read_text().endswith('"nats_per_char": 99.0, "train_nats_per_char": null}\n')
     assert main(command) == 0
     assert_same(rows_of(watched[0]), rows_of(user))
     reader = EventAccumulator(str(events))
@@ -117,12 +119,11 @@ def test_figures_that_cannot_be_written_are_refused_before_training(client: Warm
     see_refused(client.train(user, *RUN), ExitCode.CANNOT_CREATE, r"transformer_model\.metrics\.jsonl: .*; choose")
 
 
-def test_without_tensorboard_the_option_is_refused(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(Exception, match=r"--tensorboard needs the package tensorboard .*; install it or leave"):
-        Metrics(user.home / "m.jsonl", [], user.home / "events")
+def test_without_tensorboard_the_option_is_refused_at_once(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charseq2seq.options.find_spec", lambda name: None)
+    with pytest.raises(SuiteError, match=r"--tensorboard needs the package tensorboard; run `pip install") as refused:
+        resolve_settings(read_settings(["--tensorboard", "events"]), user.home / "text.txt")
+    assert refused.value.exit_code == ExitCode.USAGE
 
 
 # --- the picture

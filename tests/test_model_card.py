@@ -53,7 +53,7 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         "CPU, 2 threads",
         "| training time, seconds | 12 |",
         SHA256["shakespeare"],
-        'hf_hub_download("alice/m", "pytorch_model.bin")',
+        'Transformer.from_pretrained("alice/m")',
         "@misc{m,\n  title        = {{m}},\n  author       = {{alice}}",
         "--max_steps 100",
         "every validation character once",
@@ -62,7 +62,7 @@ def test_the_text_has_what_a_reader_looks_for() -> None:
         assert expected in text
     assert "nanoGPT" not in text, "that is measured on another text"
     programs = re.findall("```(?:bash|python|bibtex)\n(.*?)```", text, re.DOTALL)
-    assert len(programs) == 5 and max(len(line) for code in programs for line in code.splitlines()) <= 80
+    assert len(programs) == 6 and max(len(line) for code in programs for line in code.splitlines()) <= 80
 
 
 def test_what_is_folded_away_opens_and_closes() -> None:
@@ -119,6 +119,6 @@ def test_the_program_of_the_card_runs_where_no_character_of_its_prompt_is_known(
     vocabulary = CharVocabulary(chr(0x4E00 + index) for index in range(len(base.vocab) - 1))
     build_folder(dataclasses.replace(base, vocab=vocabulary.index_of_token()), folder, "alice/m")
     program = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    here = program.replace('hf_hub_download("alice/m", ', "str(").replace("from huggingface_hub import", "#")
+    here = program.replace('"alice/m"', repr(str(folder)))
     done = subprocess.run([sys.executable, "-c", here], cwd=folder, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0 and len(done.stdout) == 301, done.stderr

@@ -37,7 +37,7 @@ USAGE --d_model 64 --num_heads 3 -> --d_model 64 cannot be divided into 3 heads 
 USAGE --num_kv_heads 3 -> --num_kv_heads 3 must divide --num_heads 2; choose 1, say
 USAGE --d_model 1024 --source_length 16384 --target_length 16384 -> are together more than 16,384; choose shorter
 USAGE --device cpu --precision fp16 -> --precision fp16 is for GPUs; on a CPU use bf16 or fp32
-USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, not 'sleep'
+USAGE --mode sleep -> error: --mode must be one of train, evaluate, generate, demo, not 'sleep'
 USAGE --temprature 1 -> unrecognized arguments: --temprature 1; did you mean --temperature\?
 USAGE --num_chars 5 -> --num_chars belongs to --mode generate, not --mode train
 USAGE --mode generate -> --data_path belongs to --mode train and evaluate, not --mode generate

@@ -82,7 +82,7 @@ def test_a_tag_that_cannot_be_made_after_the_commit_is_told_and_made_later(alice
     hub.fail("POST", "/tag/", status=403, times=1)
     done = alice.push("--no_verify", "--tag", "v1")
     assert done.code == ExitCode.UNCONFIRMED and "sent, but not confirmed" in done.log
-    assert "verified: the 11 files" in done.log and len(titles(hub)) == 1 and not hub.repo(REPO).tags
+    assert "verified: the 12 files" in done.log and len(titles(hub)) == 1 and not hub.repo(REPO).tags
     assert alice.push("--no_verify", "--tag", "v1").code == 0
     assert hub.repo(REPO).tags == {"v1": hub.repo(REPO).head} and len(titles(hub)) == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -63,19 +62,21 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
 
     stranger = tmp_path / "stranger"
     stranger.mkdir()
-    for name in ("requirements.txt", "encoder_decoder_transformer.py"):
-        (stranger / name).write_bytes(files[name])
+    (stranger / "requirements.txt").write_bytes(files["requirements.txt"])
     (stranger / "snippet.py").write_text(GUIDE_SNIPPET + INFERENCE)
-    (stranger / "card.py").write_text(re.findall("```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[0])
-    of_the_card = re.findall(r"^(?:hf|python) .*", files["README.md"].decode(), re.MULTILINE)[:2]
-    assert [command.split()[0] for command in of_the_card] == ["hf", "python"]
+    card = files["README.md"].decode()
+    three_lines, by_hand = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    assert by_hand == GUIDE_SNIPPET.lstrip()
+    (stranger / "card.py").write_text(three_lines)
+    get_the_code, run_the_example, _ = re.findall("```bash\n(.*?)```", card, re.DOTALL)
     programs = fresh_python(stranger / "requirements.txt", stranger / "environment")
-    for command in ["python snippet.py", "python card.py", *of_the_card]:
-        program, *arguments = shlex.split(command)
+    environment = hub.environment(stranger)
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    for commands in (get_the_code, "python card.py", run_the_example, "python snippet.py"):
         run = subprocess.run(
-            [str(programs / program), *arguments],
+            ["bash", "-ec", commands],
             cwd=stranger,
-            env=hub.environment(stranger),
+            env=environment,
             capture_output=True,
             encoding="utf-8",
             check=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def quickly(command: str) -> list[str]:
     words = shlex.split(command)
     assert words[0] in ("python", ".venv/bin/python", "torchrun"), command
     words[:1] = [sys.executable, *(["-m", "torch.distributed.run"] if words[0] == "torchrun" else [])]
-    if "train_transformer.py" in words and "--help" not in words and "generate" not in words:
+    if "train_transformer.py" in words and not {"--help", "generate", "demo"} & set(words):
         words += [] if "--data_path" in words else ["--data_path", "small.txt"]
     if "train" in words or any(word.startswith("@") for word in words):
         words += [*TINY, "--max_steps", "2"]
@@ -103,13 +104,17 @@ def test_every_command_works(folder: Path) -> None:
             if "pytest" in command:
                 continue  # that one is being run right now, by .ci/run
             processes = [
-                subprocess.Popen(words, cwd=folder, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
+                subprocess.Popen(words, cwd=folder, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True)
                 for words in on_machines(quickly(command))
             ]
             for process in processes:
+                if "--mode demo" in command:
+                    assert process.stdout and process.stdout.readline().startswith("http://127.0.0.1:")
+                    process.send_signal(signal.SIGINT)
                 _, log = process.communicate()
-                assert process.returncode == 0, f"{command}\n{log}"
-        assert hub.repos == ["your_username/my-shakespeare-transformer"]
+                assert process.returncode == (130 if "--mode demo" in command else 0), f"{command}\n{log}"
+        model = "your_username/my-shakespeare-transformer"
+        assert hub.repos == [model, f"spaces/{model}-demo"]
 
 
 def test_every_command_has_arguments_that_are_understood() -> None:
@@ -143,7 +148,7 @@ def figures(text: str) -> list[str]:
 
 def test_the_guide_s_flags_and_snippet_are_here() -> None:
     assert flags(README) >= GUIDE_FLAGS
-    (snippet,) = blocks(README, "python")
+    _, snippet = blocks(README, "python")
     assert snippet in (ROOT / "tests" / "test_push_guide.py").read_text(encoding="utf-8"), "which runs it"
 
 

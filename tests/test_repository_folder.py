@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError
-from charseq2seq.publishing.folder import build_folder, parse_record
+from charseq2seq.publishing.folder import EVENTS, build_folder, parse_record
 from charseq2seq.publishing.proof import prove_folder
 from charseq2seq.publishing.secrets import refuse_secrets
 from charseq2seq.vocabulary import CharVocabulary
@@ -97,7 +97,7 @@ def test_model_code_and_example_are_the_files_of_this_project(built: Path) -> No
     model_file = ROOT / "encoder_decoder_transformer.py"
     assert (built / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
     pins = (built / "requirements.txt").read_text().split()
-    assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "huggingface_hub"}
+    assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "safetensors", "huggingface_hub"}
     assert set(pins) <= set((ROOT / "requirements_transformer.txt").read_text().split())
 
 
@@ -123,7 +123,7 @@ def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
     whole = contents(tmp_path)
     (tmp_path / "README.md.0123abcd.tmp").write_bytes(b"of a run that was killed")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_: 1 / 0)
+        patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_, **__: 1 / 0)
         build_folder(tiny_checkpoint(), tmp_path, "alice/m")
     assert json.loads((tmp_path / "training_args.json").read_text())["files"] == []
     build_folder(tiny_checkpoint(), tmp_path, "alice/m")
@@ -207,3 +207,17 @@ def test_the_token_in_use_is_found_even_among_weights(built: Path, tmp_path: Pat
     folder = damaged(tmp_path / "leaking", "pytorch_model.bin", weights)
     with pytest.raises(PublishError, match="the token in use"):
         refuse_secrets(folder, sorted(ALL_FILES), token)
+
+
+def test_the_events_are_what_tensorboard_reads_and_the_same_each_time(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = build_folder(tiny_checkpoint(), tmp_path / "one", "alice/m", with_runs=True)
+    build_folder(tiny_checkpoint(), tmp_path / "two", "alice/m", with_runs=True)
+    assert set(record["files"]) == ALL_FILES | {EVENTS}
+    assert (tmp_path / "one" / EVENTS).read_bytes() == (tmp_path / "two" / EVENTS).read_bytes()
+    refuse_secrets(tmp_path / "one", record["files"], fake_token("unused"))
+    read = EventAccumulator(str((tmp_path / "one" / EVENTS).parent))
+    read.Reload()
+    losses = [(one.step, one.value) for one in read.Scalars("nats_per_char")]
+    assert losses == [(1, 4.5), (10, pytest.approx(1.8)), (100, pytest.approx(1.53))]

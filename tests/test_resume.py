@@ -254,6 +254,7 @@ def test_a_continued_run_that_diverges_goes_on_from_what_it_read(
     "damage",
     [
         {"history": [{"step": 4, "nats_per_char": "1.5"}]},
+        {"history": [{"step": 4, "nats_per_char": 1.5}]},
         {"epoch": -1},
         {"best_loss": -math.inf},
         {"seconds": math.nan},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import os
 import pkgutil
 import pty
@@ -62,7 +61,10 @@ def handlers_kept() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize(("phase", "number"), list(zip(PHASES, itertools.cycle(STOP_SIGNALS))))
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[] if n == signal.SIGTERM else pytest.mark.slow) for n in STOP_SIGNALS]
+)
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_ends_every_phase_before_it_is_over(
     phase: str, number: signal.Signals, user: Trainee, straight: Trainee, monkeypatch: pytest.MonkeyPatch
 ) -> None:

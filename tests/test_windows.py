@@ -65,26 +65,6 @@ def test_every_epoch_is_shuffled_and_has_an_offset_of_its_own() -> None:
     assert len({tuple(starts) for starts in epochs}) == 20
 
 
-def test_a_batch_may_have_more_windows_than_an_epoch() -> None:
-    windows = sampler(40, batch=50)
-    for _ in range(5):
-        starts, _ = windows.next_batch()
-        assert starts.dtype == torch.int64 and starts.shape == (50,)
-        assert int(starts.min()) >= 7 and int(starts.max()) + 5 <= 40
-
-
-@given(steps=st.integers(0, 60), batch=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_a_restored_sampler_goes_on_as_if_never_stopped(steps: int, batch: int, seed: int) -> None:
-    straight, resumed = sampler(200, batch=batch, seed=seed), sampler(200, batch=batch, seed=seed)
-    batches(straight, steps)
-    resumed.next_batch()  # wherever it was before
-    resumed.restore(straight.epoch, straight.position)
-    assert type(straight.epoch) is type(straight.position) is int, "plain numbers, for the resume file"
-    assert batches(resumed, 20) == batches(straight, 20)
-    assert (resumed.epoch, resumed.position) == (straight.epoch, straight.position)
-
-
 @given(
     seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6), position=st.integers(0, 150), other=st.integers(0, 99)
 )

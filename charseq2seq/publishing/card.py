@@ -43,13 +43,21 @@ def sample_prompt(checkpoint: Checkpoint) -> str:
     return "ROMEO:" if is_shakespeare(checkpoint.corpus) and set("ROMEO:") <= set(checkpoint.vocab) else ""
 
 
-def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, str], curve: str | None) -> str:
+def space_of(repo_id: str) -> str:
+    """The Space that belongs to a model."""
+    return f"{repo_id}-demo"
+
+
+def render_card(
+    checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, str], curve: str | None, *, has_page: bool = False
+) -> str:
     """The complete README.md of a new repository; what the checkpoint does not tell is left out.
 
     Args:
         repo_id: `owner/name`, for the examples.
         samples: temperature -> what the model wrote, `sample_prompt` included.
         curve: file name of the training-curve picture, None where there is none.
+        has_page: whether there is a Space where the model writes.
     """
     from huggingface_hub import ModelCard
 
@@ -79,6 +87,7 @@ def render_card(checkpoint: Checkpoint, repo_id: str, samples: Mapping[float, st
         samples=samples,
         fence="`" * max(3, 1 + max(map(len, backticks), default=0)),  # longer than any in the samples
         curve=curve,
+        space=space_of(repo_id) if has_page else None,
     )
     return seal(f"{card}\n")
 

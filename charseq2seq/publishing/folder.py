@@ -16,13 +16,13 @@ from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_tex
 from charseq2seq.publishing.card import SAMPLE_LENGTH, SAMPLE_SEED, render_card, sample_prompt
 from charseq2seq.publishing.hub import CARD, RECORD
 from charseq2seq.publishing.notebook import NOTEBOOK, render_notebook
-from charseq2seq.publishing.training_curve import draw_training_curve
+from charseq2seq.publishing.training_curve import draw_training_curve, write_events
 
 if TYPE_CHECKING:
     from charseq2seq.checkpoint import Checkpoint
 
 MADE_BY = "charseq2seq"
-CURVE = "training_curve.png"
+CURVE, EVENTS = "training_curve.png", "runs/events.out.tfevents.0"
 
 _HERE = Path(__file__).parent
 _COPIED = {
@@ -32,8 +32,12 @@ _COPIED = {
 }
 
 
-def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str, Any]:
+def build_folder(
+    checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page: bool = False, with_runs: bool = False
+) -> dict[str, Any]:
     """Write the complete repository folder; the card's examples name the repository, `owner/name`.
+
+    With `has_page` the card links to the Space where the model writes, `with_runs` adds TensorBoard's events.
 
     Returns:
         The content of its `training_args.json`, by which the suite recognises a repository of its own. `files` are
@@ -51,12 +55,15 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     _claim(folder)
     model = checkpoint.build_model()
     vocabulary = checkpoint.vocabulary()
-    texts = vocabulary_files(vocabulary) | {"config.json": _json(checkpoint.config)}
+    texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     texts[NOTEBOOK] = render_notebook(repo_id, sample_prompt(checkpoint))
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
-    if curve is not None:
-        atomic_write_bytes(folder / CURVE, curve)
+    events = write_events(checkpoint.metrics) if with_runs else None
+    shown = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
+    for name, content in shown.items():
+        make_folder((folder / name).parent)
+        atomic_write_bytes(folder / name, content)
     # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.model_state_dict.items()}
     with atomic_write(folder / "pytorch_model.bin") as file:
@@ -64,7 +71,7 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
     atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     record = {
         "made_by": MADE_BY,
-        "files": sorted([*texts, "pytorch_model.bin", "model.safetensors", CARD, RECORD, *([CURVE] if curve else [])]),
+        "files": sorted([*texts, *shown, "pytorch_model.bin", "model.safetensors", CARD, RECORD]),
         "training_args": checkpoint.training_args,
         "metrics": checkpoint.metrics,
         "corpus": checkpoint.corpus,
@@ -76,8 +83,8 @@ def build_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> dict[str
         temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))
         for temperature in (0.5, 0.8, 1.0)
     }
-    texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None)
-    texts[RECORD] = _json(record)  # the last one
+    texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None, has_page=has_page)
+    texts[RECORD] = json_text(record)  # the last one
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return record
@@ -111,11 +118,11 @@ def _claim(folder: Path) -> None:
         problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
         raise SuiteError(problem, ExitCode.CANNOT_CREATE)
     # A record without files, until all others are written: the folder is ours, and not whole.
-    atomic_write_text(folder / RECORD, _json({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
+    atomic_write_text(folder / RECORD, json_text({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
     for path in left:
         path.unlink(missing_ok=True)
 
 
-def _json(content: Any) -> str:
-    """As text, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
+def json_text(content: Any) -> str:
+    """As JSON, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2) + "\n"

@@ -41,8 +41,8 @@ class Account:
     """Whom a token belongs to."""
 
     name: str
-    roles: Mapping[str, str | None]  # namespace -> the role there; None where the Hub does not say
-    token_role: str | None  # "write", "read", "fineGrained", or None where the Hub does not say
+    roles: Mapping[str, str]  # namespace -> the role there, or "not stated"
+    token_role: str  # "write", "read", "fineGrained", or "not stated"
     scopes: frozenset[str]  # namespaces and repositories that a fine-grained token may write to
 
 
@@ -65,9 +65,10 @@ class Hub:
 
     Attributes:
         api: huggingface_hub's client. Callers use it for single requests, each within `retrying`.
+        repo_type: of the repositories that are meant, "model" or "space".
     """
 
-    def __init__(self, token: str, timeout: float) -> None:
+    def __init__(self, token: str, timeout: float, repo_type: str = "model") -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
@@ -76,7 +77,7 @@ class Hub:
         limit_client(timeout, token)
         if not is_terminal():
             disable_progress_bars()
-        self._token, self._user = token, ""
+        self.token, self._user, self.repo_type = token, "", repo_type
         self.api = HfApi(token=token)
 
     def whoami(self) -> Account:
@@ -85,9 +86,10 @@ class Hub:
         access = answer.get("auth", {}).get("accessToken", {})
         scoped = access.get("fineGrained", {}).get("scoped", [])
         writable = {one["entity"]["name"] for one in scoped if "repo.write" in one.get("permissions", [])}
-        roles = {answer["name"]: "admin", **{one["name"]: one.get("roleInOrg") for one in answer.get("orgs", [])}}
+        roles = {one["name"]: one.get("roleInOrg") or "not stated" for one in answer.get("orgs", [])}
         self._user = answer["name"]
-        return Account(self._user, roles, access.get("role"), frozenset(writable))
+        roles[self._user] = "admin"
+        return Account(self._user, roles, access.get("role") or "not stated", frozenset(writable))
 
     def read(self, repo_id: str, revision: str = MAIN) -> Remote | None:
         """What is there, at the head of a branch; None where there is no such repository.
@@ -99,15 +101,15 @@ class Hub:
 
         taken_off = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
         try:
-            with knowing("bad_token", taken_off, self._token):
-                info = retrying(lambda: self.api.model_info(repo_id))
+            with knowing("bad_token", taken_off, self.token):
+                info = retrying(lambda: self.api.repo_info(repo_id, repo_type=self.repo_type))
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
                 other = self._other_capitals(repo_id)
                 return self.read(other, revision) if other else None
             raise
         repo_id = info.id
-        refs = retrying(lambda: self.api.list_repo_refs(repo_id))
+        refs = retrying(lambda: self.api.list_repo_refs(repo_id, repo_type=self.repo_type))
         branches = {one.name: one.target_commit for one in refs.branches}
         tags = {one.name: one.target_commit for one in refs.tags}
         if revision in tags:
@@ -119,6 +121,8 @@ class Hub:
                 raise PublishError("bad_ref", f"--revision {revision}, where there is a branch {one}")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
+        if self.repo_type == "space" and len(self.api.list_repo_commits(repo_id, repo_type="space")) == 1:
+            files = {}  # the Hub puts a page of its own into a new one
         read = functools.partial(self._text, repo_id, head)
         texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
         return Remote(repo_id, head, bool(info.private), revision, revision in branches, tags, files, texts)
@@ -129,7 +133,8 @@ class Hub:
 
         owner, _, name = repo_id.partition("/")
         with contextlib.suppress(HfHubHTTPError):  # a mirror may not know how to search
-            found = [one.id for one in self.api.list_models(author=owner, search=name)]
+            names = self.api.list_models if self.repo_type == "model" else self.api.list_spaces
+            found = [one.id for one in names(author=owner, search=name)]
             return next((one for one in found if one != repo_id and one.lower() == repo_id.lower()), None)
         return None
 
@@ -153,21 +158,22 @@ class Hub:
         from huggingface_hub.hf_api import RepoFile
 
         # Not `retrying`: the library itself repeats listings, for some 20 seconds.
-        listing = self.api.list_repo_tree(repo_id, recursive=True, revision=commit)
+        listing = self.api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=self.repo_type)
         return {one.path: one for one in listing if isinstance(one, RepoFile)}
 
     def check_write(self, repo_id: str, revision: str, create_pr: bool) -> None:
         """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
         from huggingface_hub import CommitOperationAdd
 
-        self.api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")], revision=revision, create_pr=create_pr)
+        options: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "repo_type": self.repo_type}
+        self.api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")], **options)
 
     def check_card(self, card: str) -> None:
         """Ask the Hub whether it takes the metadata of a README.md; what it does not take is the failure "card"."""
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
         # Not `ModelCard.validate`, which sends the metadata as it would write them itself.
-        address, body = f"{self.api.endpoint}/api/validate-yaml", {"repoType": "model", "content": card}
+        address, body = f"{self.api.endpoint}/api/validate-yaml", {"repoType": self.repo_type, "content": card}
         retrying(lambda: hf_raise_for_status(get_session().post(address, json=body)))
 
     def commit(
@@ -182,6 +188,7 @@ class Hub:
         from huggingface_hub.utils._runtime import is_xet_available
 
         operations: list[Any] = [*additions, *map(CommitOperationDelete, deletions)]
+        options["repo_type"] = self.repo_type
         try:
             return self.api.create_commit(repo_id, operations, **options)
         except (OSError, RuntimeError) as error:
@@ -189,7 +196,7 @@ class Hub:
                 log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
                 constants.HF_HUB_DISABLE_XET = True
                 return self.api.create_commit(repo_id, operations, **options)
-            with knowing("forbidden", "it allowed this token to write a moment ago", self._token, transient=True):
+            with knowing("forbidden", "it allowed this token to write a moment ago", self.token, transient=True):
                 raise
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
@@ -198,7 +205,7 @@ class Hub:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()  # its bars would be drawn over the lines that follow
-        options: dict[str, Any] = {"allow_patterns": list(names), "local_dir": folder, "token": self._token}
+        options: dict[str, Any] = {"allow_patterns": list(names), "local_dir": folder, "token": self.token}
         retrying(lambda: snapshot_download(repo_id, revision=commit, **options))
 
     def _text(self, repo_id: str, commit: str, name: str) -> str:
@@ -206,8 +213,8 @@ class Hub:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
-        url = hf_hub_url(repo_id, name, revision=commit, endpoint=self.api.endpoint)
-        response = get_session().get(url, headers=build_hf_headers(token=self._token))
+        url = hf_hub_url(repo_id, name, repo_type=self.repo_type, revision=commit, endpoint=self.api.endpoint)
+        response = get_session().get(url, headers=build_hf_headers(token=self.token))
         hf_raise_for_status(response)
         try:
             return response.content.decode("utf-8")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder
 from charseq2seq.options import PushOptions
-from charseq2seq.publishing.card import sample_card
+from charseq2seq.publishing.card import sample_card, space_of
 from charseq2seq.publishing.failures import PublishError, explain, knowing
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
 from charseq2seq.publishing.secrets import KEYLESS, find_token, other_sources
+from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
@@ -33,17 +34,30 @@ _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", 
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What the preflight found out; `remote` is None where the repository is still to be made."""
+    """What the preflight found out of a repository.
+
+    Attributes:
+        remote: what is there; None where the repository is still to be made.
+        space: the same of the model's Space, where one is to be pushed too.
+        has_page: whether there is such a Space, or will be.
+    """
 
     hub: Hub
     token: str = field(repr=False)
     repo_id: str
     remote: Remote | None
+    space: PreflightResult | None = None
+    has_page: bool = False
 
     @property
     def url(self) -> str:
-        """Where the model lives, or will."""
-        return f"{self.hub.api.endpoint}/{self.repo_id}"
+        """Where the repository is, or will be."""
+        return "/".join([self.hub.api.endpoint, *["spaces"] * (self.hub.repo_type == "space"), self.repo_id])
+
+    @property
+    def space_url(self) -> str | None:
+        """Where the Space to be pushed is, or will be."""
+        return self.space.url if self.space else None
 
 
 def preflight(request: PushOptions) -> PreflightResult:
@@ -67,27 +81,52 @@ def preflight(request: PushOptions) -> PreflightResult:
         with knowing("bad_token", f"it is from {source}{others}", token):
             account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
-        check_name(repo_id)
-        if source == KEYLESS and repo_id not in account.scopes:
-            raise PublishError("keyless", f"it is {' '.join(account.scopes)}, and the push goes to {repo_id}")
-        log(f"target: {hub.api.endpoint}/{repo_id}")
-        remote = hub.read(repo_id, request.revision)
-        if remote is not None and remote.repo_id != repo_id:
-            repo_id = remote.repo_id
-            log(f"note: that is {repo_id} by now; the push goes there. Name it so from now on.")
-        log(f"account: {_describe(account, repo_id)}")
-        _check_rights(account, repo_id, remote, request)
-        check_remote(remote, request)
-        card = sample_card(repo_id)
-        hub.check_card(merge_cards(card, remote.texts[CARD])[0] if remote and CARD in remote.texts else card)
-        if remote is None:
-            log(f"repository: new, to be made {'private' if request.private else 'public'}")
-        else:
-            with knowing("namespace", f"the role of {account.name} there is {_role(account, repo_id)}", token):
-                hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
-            may = "a pull request may be made" if request.create_pr else "may be pushed to"
-            log(f"repository: exists, {'private' if remote.private else 'public'}, {may}")
-        return PreflightResult(hub, token, repo_id, remote)
+        targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
+        if source == KEYLESS and not targets <= account.scopes:
+            raise PublishError(
+                "keyless", f"it is {' '.join(account.scopes)}, and the push goes to {' and '.join(sorted(targets))}"
+            )
+        found = _look(hub, account, repo_id, request, sample_card(repo_id))
+        repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
+        if request.with_space:
+            space = _look(spaces, account, repo_id, of_space(request, found), space_card(found.repo_id))
+            return replace(found, space=space, has_page=True)
+        is_linked = found.remote is not None and f"spaces/{repo_id}" in found.remote.texts.get(CARD, "")
+        return replace(found, has_page=is_linked and spaces.read(repo_id) is not None)
+
+
+def of_space(request: PushOptions, model: PreflightResult) -> PushOptions:
+    """What is asked for a model's Space, which is private if the model is."""
+    private = request.private or (model.remote is not None and model.remote.private)
+    return replace(request, private=private, tag=None, only_if_better=None)
+
+
+def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: str) -> PreflightResult:
+    """Read a repository, and find out whether it may be written to and takes a card of such a form."""
+    kind = "repository" if hub.repo_type == "model" else hub.repo_type
+    check_name(repo_id)
+    found = PreflightResult(hub, hub.token, repo_id, hub.read(repo_id, request.revision))
+    log(f"target: {found.url}")
+    remote = found.remote
+    if remote is not None and remote.repo_id != repo_id:
+        repo_id = remote.repo_id
+        log(f"note: that is {repo_id} by now; the push goes there. Name it so from now on.")
+    namespace = repo_id.partition("/")[0]
+    if hub.repo_type == "model":
+        log(f"account: {_describe(account, namespace)}")
+    _check_rights(account, repo_id, remote, request)
+    check_remote(remote, request)
+    card = card.replace(found.repo_id, repo_id)
+    hub.check_card(merge_cards(card, remote.texts[CARD])[0] if remote and CARD in remote.texts else card)
+    if remote is None:
+        log(f"{kind}: new, to be made {'private' if request.private else 'public'}")
+    else:
+        role = f"the role of {account.name} there is {account.roles.get(namespace, 'none')}"
+        with knowing("namespace", role, hub.token):
+            hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
+        may = "a pull request may be made" if request.create_pr else "may be pushed to"
+        log(f"{kind}: exists, {'private' if remote.private else 'public'}, {may}")
+    return replace(found, repo_id=repo_id)
 
 
 def require_libraries() -> None:
@@ -106,18 +145,13 @@ def trusted_publisher() -> Account:
     return Account(resource.partition("/")[0], {}, KEYLESS, frozenset([resource]))
 
 
-def _role(account: Account, repo_id: str) -> str:
-    return account.roles.get(repo_id.partition("/")[0], "none") or "not stated"
-
-
-def _describe(account: Account, repo_id: str) -> str:
+def _describe(account: Account, namespace: str) -> str:
     """Who it is, what the token may do, and what the namespace is to them."""
     if account.token_role == KEYLESS:
         return f"none; this job is a trusted publisher and may write to {' '.join(account.scopes)} alone, for an hour"
-    namespace, token_role = repo_id.partition("/")[0], account.token_role or "not stated"
-    scopes = f" for {', '.join(sorted(account.scopes))}" if token_role == "fineGrained" else ""
-    relation = "their own" if namespace == account.name else f"role {_role(account, repo_id)}"
-    return f"{account.name}, token role {token_role}{scopes}; namespace {namespace}: {relation}"
+    scopes = f" for {', '.join(sorted(account.scopes))}" if account.token_role == "fineGrained" else ""
+    relation = "their own" if namespace == account.name else f"role {account.roles.get(namespace, 'none')}"
+    return f"{account.name}, token role {account.token_role}{scopes}; namespace {namespace}: {relation}"
 
 
 @contextlib.contextmanager

@@ -11,14 +11,16 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
-from charseq2seq.errors import SuiteError
+from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.options import PushOptions
+from charseq2seq.publishing.card import space_of
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.folder import build_folder
 from charseq2seq.publishing.hub import CARD, Hub, Remote, retrying, when_visible
@@ -26,6 +28,7 @@ from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
     check_remote,
+    of_space,
     preflight,
     published_record,
     target,
@@ -33,6 +36,7 @@ from charseq2seq.publishing.preflight import (
 )
 from charseq2seq.publishing.proof import prove_folder, run_alone
 from charseq2seq.publishing.secrets import refuse_secrets
+from charseq2seq.publishing.space import build_space
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -58,6 +62,7 @@ class Outcome:
         state: "pushed", "proposed", "up to date", "not better", "planned" or "checked".
         url: address of the model, or of the pull request that proposes it.
         commit: id of the new commit, or of the newest one if nothing was sent; None after `check` and `dry_run`.
+        space: address of the Space, with `with_space`.
     """
 
     state: str
@@ -65,12 +70,13 @@ class Outcome:
     repo_id: str
     commit: str | None = None
     changes: tuple[Change, ...] = ()
+    space: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """The result for programs, printed as JSON."""
         files = {change.name: change.state for change in self.changes}
         facts = {"ok": True, "state": self.state, "url": self.url, "repo_id": self.repo_id}
-        return {**facts, "commit": self.commit, "files": files}
+        return {**facts, "space": self.space, "commit": self.commit, "files": files}
 
     def describe_changes(self) -> str:
         """The changes as a person reads them, a line a file."""
@@ -84,6 +90,9 @@ def publish(request: PushOptions) -> Outcome:
         PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
             "unconfirmed" and "visibility".
     """
+    if request.with_runs and find_spec("tensorboard") is None:
+        problem = "--with_runs needs the package tensorboard; run `pip install tensorboard`, or leave the option out."
+        raise SuiteError(problem, ExitCode.UNAVAILABLE)
     try:
         found = preflight(request)
     except PublishError as error:
@@ -91,21 +100,30 @@ def publish(request: PushOptions) -> Outcome:
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
         found = PreflightResult(Hub("", request.timeout), "", target(request, "username"), None)
+        if request.with_space:
+            space = PreflightResult(Hub("", request.timeout, "space"), "", space_of(found.repo_id), None)
+            found = replace(found, space=space, has_page=True)
     if request.check:
-        return Outcome("checked", found.url, found.repo_id)
+        return Outcome("checked", found.url, found.repo_id, space=found.space_url)
     from charseq2seq.checkpoint import load_checkpoint
 
     with user_errors(found.token), contextlib.ExitStack() as stack:
         path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
-        record = build_folder(checkpoint, path, found.repo_id)
+        record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
         log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
-        refuse_secrets(path, record["files"], found.token)
         push = Push(request, found, path, record)
-        if request.dry_run or (push.has_changes and push.is_better):
+        pushes = [push]
+        if found.space is not None:  # the first to go: the card must not link to what is not there
+            path_of_space = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            files = build_space(path_of_space, path, found.repo_id, record)
+            pushes.insert(0, Push(of_space(request, found), found.space, path_of_space, files))
+        if request.dry_run or (push.is_better and any(one.has_changes for one in pushes)):
             log("proof: a fresh process loads the folder and runs its example")
             prove_folder(path)
-        return Outcome("planned", found.url, found.repo_id, changes=push.changes) if request.dry_run else push.send()
+        if request.dry_run:
+            return push.outcome("planned")
+        return [one.send() for one in pushes if push.is_better or one is push][-1]
 
 
 def is_same(file: CommitOperationAdd, there: RepoFile | None) -> bool:
@@ -135,6 +153,7 @@ class Push:
     def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
         from huggingface_hub import CommitOperationAdd
 
+        refuse_secrets(folder, record["files"], found.token)
         self.request, self.found, self.record = request, found, record
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
         self.may_be_made = False  # our commit: it was sent, and not refused
@@ -220,7 +239,7 @@ class Push:
     def _try_to_commit(self) -> Outcome:
         request, repo_id, api = self.request, self.found.repo_id, self.found.hub.api
         if self.remote is None:
-            retrying(lambda: api.create_repo(repo_id, private=request.private, exist_ok=True))
+            self._create()
             when_visible(self._read_what_was_made)
         remote = self.remote
         assert remote is not None, "it was made just now"
@@ -230,7 +249,19 @@ class Push:
         state = "proposed" if request.create_pr else "pushed"
         if not self.may_be_made:
             state = "up to date" if self.is_better else "not better"
-        return Outcome(state, self.proposal or self.found.url, repo_id, commit, self.changes)
+        return self.outcome(state, commit)
+
+    def outcome(self, state: str, commit: str | None = None) -> Outcome:
+        """How this push ended."""
+        url, found = self.proposal or self.found.url, self.found
+        return Outcome(state, url, found.repo_id, commit, self.changes, found.space_url)
+
+    def _create(self) -> None:
+        api, repo_type = self.found.hub.api, self.found.hub.repo_type
+        options: dict[str, Any] = {"private": self.request.private, "exist_ok": True, "repo_type": repo_type}
+        if repo_type == "space":
+            options["space_sdk"] = "static"
+        retrying(lambda: api.create_repo(self.found.repo_id, **options))
 
     def _read_what_was_made(self) -> None:
         self._read()
@@ -268,12 +299,12 @@ class Push:
         wrong = [name for name, file in self.files.items() if not is_same(file, published.get(name))]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
-        private = retrying(lambda: hub.api.model_info(repo_id)).private
+        private = retrying(lambda: hub.api.repo_info(repo_id, repo_type=hub.repo_type)).private
         if self.must_be_private and not private:
             raise PublishError("visibility", "it has become so while this push was made")
         log(f"verified: the {len(self.files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")
-        if not self.request.no_verify:
+        if not self.request.no_verify and hub.repo_type == "model":
             with tempfile.TemporaryDirectory() as folder:
                 when_visible(lambda: hub.download(repo_id, commit, list(self.files), Path(folder)))
                 run_alone(Path(folder), "usage_example.py")

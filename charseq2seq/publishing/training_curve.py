@@ -1,4 +1,4 @@
-"""The picture of a training run: loss over steps, the same bytes for the same history."""
+"""A training run as a picture and as TensorBoard's events: the same bytes for the same history."""
 
 from __future__ import annotations
 
@@ -50,3 +50,26 @@ def draw_training_curve(metrics: Mapping[str, Any], vocab_size: int) -> bytes | 
         axes.legend(frameon=False)
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def write_events(metrics: Mapping[str, Any]) -> bytes | None:
+    """The rows of a run as an event file, which the Hub shows as a tab; None where there are no rows.
+
+    Not torch's own writer, whose file tells of the machine and the hour.
+    """
+    history = metrics.get("history") or []
+    if not history:
+        return None
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    writer.write(Event(file_version="brain.Event:2").SerializeToString())
+    for row in history:
+        numbers = {name: row[name] for name in sorted(row.keys() - {"step"}) if isinstance(row[name], (int, float))}
+        values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        event = Event(wall_time=numbers.get("seconds", 0), step=row["step"], summary=Summary(value=values))
+        writer.write(event.SerializeToString())
+    return file.getvalue()

@@ -11,22 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.files import atomic_write_text, write_error
 
 Row = Mapping[str, float]
 
 
 class Metrics:
-    """Writes the rows of a run as they come.
-
-    Args:
-        path: of the lines of JSON; a file of an earlier run is replaced.
-        rows: of the run so far.
-        events: a folder for TensorBoard, if any.
+    """Writes the rows of a run as they come; `path` of an earlier run is replaced, `events` is TensorBoard's folder.
 
     Raises:
-        SuiteError: a file cannot be written, or TensorBoard is not installed.
+        SuiteError: a file cannot be written.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row], events: Path | None = None) -> None:
@@ -40,9 +34,6 @@ class Metrics:
             # What a session that was killed has written of later steps is not shown.
             next_step = int(rows[-1]["step"]) + 1 if rows else 0
             self._events = SummaryWriter(str(events), purge_step=next_step)
-        except ImportError as error:
-            problem = "--tensorboard needs the package tensorboard (pip install tensorboard); install it or leave the "
-            raise SuiteError(f"{problem}option out.", ExitCode.USAGE) from error
         except OSError as error:
             raise write_error(events, error) from error
 
@@ -65,4 +56,6 @@ class Metrics:
 
 
 def _line(row: Row) -> str:
-    return json.dumps({name: figure if math.isfinite(figure) else None for name, figure in row.items()}) + "\n"
+    # NaN is no JSON; a loss that was not measured may also be None.
+    known = {name: figure for name, figure in row.items() if figure is not None and math.isfinite(figure)}
+    return json.dumps(dict.fromkeys(row) | known) + "\n"

@@ -50,23 +50,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         SuiteError: the file cannot be read, has no rows, or others than a run writes.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not rows or not all({name for panel in _PANELS for name in panel[:2]} <= row.keys() for row in rows):
+            raise ValueError
+        return rows
     except OSError as error:
-        problem = f"{path} cannot be read ({error.strerror}); name the .metrics.jsonl file beside a model."
-        raise SuiteError(problem, ExitCode.NO_INPUT) from error
-    except ValueError:
-        rows = [None]
-    figures = {name for panel in _PANELS for name in panel[:2]}
-    if not rows or not all(isinstance(row, dict) and figures <= row.keys() for row in rows):
-        problem = "holds no rows of a training run (they come with its first evaluation)"
-        raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", ExitCode.BAD_DATA)
-    return rows
+        problem, code = f"cannot be read ({error.strerror})", ExitCode.NO_INPUT
+    except (ValueError, AttributeError):
+        problem, code = "holds no rows of a training run (they come with its first evaluation)", ExitCode.BAD_DATA
+    raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", code)
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Draw the rows of runs, name -> rows, as PNG: solid on the validation split, dotted on the training split."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     def column(rows: list[dict[str, Any]], name: str) -> list[float]:
         return [math.nan if row.get(name) is None else row[name] for row in rows]
@@ -81,6 +80,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
                     training = column(rows, "train_nats_per_char")
                     axes.plot(column(rows, across), training, ":", color=colour, lw=2)
             axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
+            axes.xaxis.set_major_formatter(EngFormatter())  # 200 k, 4 M
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle("solid: validation text, dotted: training text (running mean)", fontsize=12)

@@ -152,6 +152,8 @@ def _check_figures(state: State, types: dict[str, type]) -> None:
         raise ValueError("its counters, losses or learning rate are not possible")
     if problem := history_problem(state.history):
         raise ValueError(problem)
+    if not all(isinstance(row.get("seconds"), int | float) for row in state.history):
+        raise ValueError("its history does not have the seconds of each evaluation")
     evaluated = bool(state.history)
     if not state.weights or evaluated != bool(state.best_weights) or evaluated == math.isinf(state.best_loss):
         raise ValueError("its weights are not complete")

@@ -50,8 +50,8 @@ from encoder_decoder_transformer import Transformer
 _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
-_SAMPLE_CHARACTERS = 60  # generated at each of them, to be seen
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
+_SAMPLE_CHARACTERS = 60  # that the log shows at each evaluation
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
 _SAVE_COST = 0.05  # saving takes at most this fraction of the time
 
@@ -118,9 +118,7 @@ class Trainer:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
             self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
             progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
-            if self.group.rank == 0:
-                path, events = metrics_path(self.settings.model_path), self.settings.tensorboard
-                self.metrics = open_now.enter_context(contextlib.closing(Metrics(path, self.state.history, events)))
+            self.group.from_rank_0(lambda: self._open_metrics(open_now))
             stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
             try:
                 self._run(stopwatch, progress)
@@ -158,6 +156,11 @@ class Trainer:
     def is_complete(self) -> bool:
         """Whether the budget or the patience is used up."""
         return self.spent_fraction() >= 1 or self.state.stale_evaluations >= (self.settings.patience or math.inf)
+
+    def _open_metrics(self, open_now: contextlib.ExitStack) -> None:
+        path = metrics_path(self.settings.model_path)
+        metrics = Metrics(path, self.state.history, self.settings.tensorboard)
+        self.metrics = open_now.enter_context(contextlib.closing(metrics))
 
     def _run(self, stopwatch: Stopwatch, progress: Progress) -> None:
         try:
@@ -278,14 +281,14 @@ class Trainer:
         state.stale_evaluations = 0 if best else state.stale_evaluations + 1
         if best:
             state.best_loss, state.best_step, state.best_weights = loss, state.step, self.working.weights()
-        if self.metrics is not None:
+        if self.metrics:
             self.metrics.add(state.history[-1])
         self.stop.release()
         progress.write(
             f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
             f"{' (best so far)' if best else ''}, {format_duration(state.seconds)} spent"
         )
-        if self.group.rank == 0:
+        if self.metrics:  # as rank 0 has, who alone logs
             progress.write(f"sample: {self._sample()}")
 
     def _row(self, loss: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The Hub's own HTTP routes, as huggingface_hub 2.4.0 uses them (model repositories only).
+"""The Hub's own HTTP routes, as huggingface_hub 2.4.0 uses them, for models and for Spaces (`spaces/owner/name`).
 
 `HubApi.__init__` holds the table of them. A push is whoami, repos/create, validate-yaml (with a README),
 preupload, the upload of large files (a Xet token, or an LFS batch), and one commit; a download is revision and
@@ -20,7 +20,7 @@ from tests.hub.state import REGULAR_FILE_LIMIT, Blob, Change, HubState, Reposito
 from tests.hub.storage import Storage
 from tests.hub.xet import Cas
 
-REPO, REV = "([^/]+/[^/]+)", "([^/]+)"
+REPO, REV = "((?:spaces/)?[^/]+/[^/]+)", "([^/]+)"
 Route = Callable[..., Response]
 
 
@@ -43,11 +43,12 @@ class HubApi:
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
             ("POST", "/api/validate-yaml", self._validate_yaml),
-            ("GET", "/api/models", self._list),
+            ("GET", "/api/(?:models|spaces)", self._list),
             ("GET", api, self._info),
             ("GET", f"{api}/revision/{REV}", self._info),
             ("GET", f"{api}/tree/{REV}", self._tree),
             ("GET", f"{api}/refs", self._refs),
+            ("GET", f"{api}/commits/{REV}", self._commits),
             ("GET", f"{api}/discussions", self._discussions),
             ("POST", f"{api}/tag/{REV}", self._tag),
             ("POST", f"{api}/branch/{REV}", self._branch),
@@ -66,8 +67,9 @@ class HubApi:
         if (owner := re.match(f"/(api/models/)?{REPO}", request.path)) and owner[2] in self._state.renamed:
             path = request.path.replace(owner[2], self._state.renamed[owner[2]], 1)
             return Response(307, b"", {"Location": path + ("?create_pr=1" if "create_pr" in request.query else "")})
+        path = request.path.replace("/api/spaces/", "/api/models/spaces/", 1)
         for method, pattern, handle in self._table:
-            found = pattern.fullmatch(request.path) if method == request.method else None
+            found = pattern.fullmatch(path) if method == request.method else None
             if found is not None:
                 with self._state.lock:
                     token = self._state.authenticate(request.bearer)
@@ -103,7 +105,8 @@ class HubApi:
     def _create(self, request: Request, token: Token | None) -> Response:
         asked = request.json()
         namespace = asked.get("organization") or (token.user if token else "")
-        repo_id = f"{namespace}/{asked['name']}"
+        assert asked.get("sdk", "static") == "static"
+        repo_id = f"{'spaces/' if 'sdk' in asked else ''}{namespace}/{asked['name']}"
         try:
             self._state.create_repository(repo_id, asked.get("visibility") == "private", token)
         except RefusalError as refusal:
@@ -133,7 +136,12 @@ class HubApi:
         repository = self._state.readable(repo_id, token)
         commit = repository.resolve(revision)
         siblings = [{"rfilename": path} for path in commit.files]
-        facts = {"id": repo_id, "sha": commit.id, "private": repository.private, "siblings": siblings}
+        facts = {
+            "id": repo_id.removeprefix("spaces/"),
+            "sha": commit.id,
+            "private": repository.private,
+            "siblings": siblings,
+        }
         return json_response(facts)
 
     def _tree(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
@@ -146,6 +154,12 @@ class HubApi:
         return json_response(
             {"branches": branches, "tags": _ref_entries("refs/tags/", repository.tags), "converts": []}
         )
+
+    def _commits(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
+        self._state.readable(repo_id, token).resolve(revision)
+        usual = {"message": "", "date": "2026-11-28T01:00:00.000Z", "authors": []}
+        commits = self._state.repositories[repo_id].commits
+        return json_response([{"id": one.id, "title": one.title} | usual for one in commits])
 
     def _resolve(self, request: Request, token: Token | None, repo_id: str, revision: str, path: str) -> Response:
         commit = self._state.readable(repo_id, token).resolve(revision)

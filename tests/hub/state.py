@@ -23,6 +23,12 @@ REGULAR_FILE_LIMIT = 10 * 1024 * 1024  # bytes; above, the Hub takes a file only
 # some of the patterns that the Hub writes into .gitattributes when it creates a model repository
 LFS_PATTERNS = ("*.7z", "*.bin", "*.gz", "*.npz", "*.onnx", "*.pt", "*.pth", "*.safetensors", "*.zip", "*tfevents*")
 DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
+# what the Hub puts into a static Space when it creates one
+NEW_SPACE = {
+    "README.md": b"---\ntitle: A Page\nsdk: static\npinned: false\n---\n\nCheck out the configuration reference.\n",
+    "index.html": b"<h1>Welcome to your static Space!</h1>\n",
+    "style.css": b"h1 { color: gray }\n",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Token:
 
     def permits(self, permission: str, repo_id: str) -> bool:
         """Whether a fine-grained token has `permission` on the repository or on its whole namespace."""
-        entities = (repo_id, namespace_of(repo_id))
+        entities = (repo_id.removeprefix("spaces/"), namespace_of(repo_id))
         return any(permission in self.scopes.get(entity, ()) for entity in entities)
 
 
@@ -86,7 +92,7 @@ class Blob:
 
 def namespace_of(repo_id: str) -> str:
     """The user or organisation that `owner/name` belongs to."""
-    return repo_id.partition("/")[0]
+    return repo_id.removeprefix("spaces/").partition("/")[0]
 
 
 def git_sha1(content: bytes) -> str:
@@ -125,15 +131,16 @@ class Repository:
         proposals: number of a pull request -> its author, title and status.
     """
 
-    def __init__(self, private: bool, lock: threading.RLock) -> None:
+    def __init__(self, private: bool, lock: threading.RLock, files: Mapping[str, bytes] | None = None) -> None:
         self.private = private
         self.lock = lock
         self.refs: dict[str, str] = {}
         self.history: dict[str, Commit] = {}
         self.objects: dict[str, Blob] = {}
         self.proposals: dict[str, tuple[str, str, str]] = {}
-        attributes = Blob.regular(DEFAULT_GITATTRIBUTES.encode())
-        first = self._make(None, Change("initial commit", added={".gitattributes": attributes}))
+        made = {".gitattributes": DEFAULT_GITATTRIBUTES.encode(), **(files or {})}
+        added = {name: Blob.regular(content) for name, content in made.items()}
+        first = self._make(None, Change("initial commit", added=added))
         self.refs["refs/heads/main"] = first.id
 
     @property
@@ -330,7 +337,7 @@ class HubState:
             raise RefusalError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
         if self.same_name(repo_id):
             raise RefusalError(409, "You already created this model repo")
-        self.repositories[repo_id] = Repository(private, self.lock)
+        self.repositories[repo_id] = Repository(private, self.lock, NEW_SPACE if "spaces/" in repo_id else None)
 
     def _may_see_private(self, repo_id: str, token: Token | None) -> bool:
         if token is None or not self.users[token.user].belongs_to(namespace_of(repo_id)):

@@ -41,7 +41,7 @@ class Storage:
             return _xml_error(400, "InvalidArgument", "Only one auth mechanism allowed")
         if request.query.get("X-Amz-Signature") != self._signature(request.method, request.path):
             return _xml_error(403, "SignatureDoesNotMatch", "The signature does not match")
-        if found := re.fullmatch(r"/lfs/([^/]+/[^/]+)/([0-9a-f]{64})", request.path):
+        if found := re.fullmatch(r"/lfs/((?:spaces/)?[^/]+/[^/]+)/([0-9a-f]{64})", request.path):
             return (self._put if request.method == "PUT" else self._get)(request, *found.groups())
         if found := re.fullmatch(r"/xorbs/([0-9a-f]{64})", request.path):
             return ranged_response(request, self.xorbs[found[1]], {})
