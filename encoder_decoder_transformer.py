@@ -54,6 +54,9 @@ _LONGEST_EXPLICIT_ATTENTION = 512
 # Width of the convolution over the embeddings: a token and the three before it.
 _SPAN = 4
 
+# Positions of source and target together that a published model may ask for.
+_LONGEST_TEXT = 1 << 20
+
 # Positions by which a key/value cache grows on a CPU.
 _CACHE_GROWTH = 64
 
@@ -322,7 +325,8 @@ class Transformer(nn.Module):
         bigram: bool = True,
         num_kv_heads: int = 1,
     ) -> None:
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments = dict(locals())
+        self.config = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
         super().__init__()
         counts = {name: value for name, value in self.config.items() if name not in ("dropout", "start_id", "bigram")}
         problems = [f"{name} must be at least 1, not {number}" for name, number in counts.items() if number < 1]
@@ -556,14 +560,21 @@ class Transformer(nn.Module):
     @classmethod
     def _from_files(cls, folder: Path, weights: Path) -> Transformer:
         config, vocab = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "vocab.json"))
-        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-            model = cls(**config)
         if weights.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            model.load_state_dict(load_file(weights))
+            tensors = load_file(weights)
         else:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"])
+            tensors = torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"]
+        if config["source_length"] + config["target_length"] > _LONGEST_TEXT:
+            raise ValueError("config.json asks for more positions than any model has")
+        with torch.device("meta"):  # sizes without memory: a small file must not ask for a large model
+            expected = {name: weight.shape for name, weight in cls(**config).state_dict().items()}
+        if expected != {name: weight.shape for name, weight in tensors.items()}:
+            raise ValueError("config.json and the weights do not fit together")
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            model = cls(**config)
+        model.load_state_dict(tensors)
         if vocab and sorted(vocab.values()) != list(range(config["vocab_size"])):
             raise ValueError("vocab.json and config.json differ in size")
         model.vocab = vocab

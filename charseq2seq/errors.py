@@ -99,6 +99,12 @@ def lacks_temporary_folder(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
 
 
+def lacks_package(error: ImportError) -> SuiteError:
+    """What to say where a package is missing that only some of the suite needs."""
+    advice = "run `pip install -r requirements_transformer.txt`"
+    return SuiteError(f"this needs the package {error.name}; {advice}.", ExitCode.UNAVAILABLE)
+
+
 def list_problems(problems: list[str]) -> str:
     """One problem as it is, several as a list."""
     return "\n  - ".join([f"{len(problems)} problems:", *problems]) if len(problems) > 1 else problems[0]

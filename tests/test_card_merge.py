@@ -121,8 +121,13 @@ def test_comments_among_results_are_told_of() -> None:
 )
 def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
     text = merged(card(), f"\ufeff{theirs}")
-    assert "Soon more." in text and is_our_card(text) and text.count("---\n") == card().count("---\n")
-    assert "mit" not in theirs or metadata(text).license == "mit"
+    assert (
+        "Soon more." in text
+        and is_our_card(text)
+        and text[0] == "\ufeff"
+        and text.count("---\n") == card().count("---\n")
+    )
+    assert "mit" not in theirs or metadata(text[1:]).license == "mit"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +138,7 @@ def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
         ("---\n- a\n- list\n---\ntext", "not of the form"),
         ("\n\n---\na: 1\n---", ""),
         ("---\n? [b, c]\n: 2\n---\ntext", "not of the form"),
+        ("---\ntags: [a]\nlicense: mit\ntags: [b]\n---\ntext", "stands in it twice"),
         ("---\na: &a [*a]\ntags: {a: 1}\nmodel-index: x\n---\ntext", ""),
     ],
 )
@@ -145,4 +151,10 @@ def test_odd_cards_become_valid_ones(theirs: str, lost: str) -> None:
 def test_windows_line_ends_are_no_edit() -> None:
     edited = (card() + "\nMine.\n").replace("\n", "\r\n")
     text = merged(card(1.4), edited)
-    assert text == card(1.4) + "\nMine.\n"
+    assert text == (card(1.4) + "\nMine.\n").replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("line", [f"Mine {END} notes", f"Text of mine {BEGIN}: o/n"])
+def test_a_mark_within_a_line_is_no_defect(line: str) -> None:
+    text = merged(card(), f"---\nlicense: mit\n---\n# Mine\n{line}\n", "a mark was missing")
+    assert "# Mine\n" in text and is_our_card(text)

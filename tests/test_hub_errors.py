@@ -36,6 +36,7 @@ def test_a_servers_request_id_is_printed_and_an_echoed_token_is_not(hub: HubServ
     [
         ({"Retry-After": "3600"}, "in 60 minutes"),
         ({"RateLimit": '"api";r=0;t=90000'}, "in 1500 minutes"),
+        ({"Retry-After": "Fri, 31 Dec 2100 23:59:59 GMT"}, " minutes, which is too long to wait"),
     ],
 )
 def test_a_pause_that_is_too_long_ends_the_push_at_once(

@@ -119,6 +119,22 @@ def test_figures_that_cannot_be_written_are_refused_before_training(client: Warm
     see_refused(client.train(user, *RUN), ExitCode.CANNOT_CREATE, r"transformer_model\.metrics\.jsonl: .*; choose")
 
 
+def test_figures_that_cannot_be_written_later_do_not_end_a_run(
+    user: Trainee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = Metrics.add
+
+    def in_the_way(metrics: Metrics, row: dict[str, float]) -> None:
+        if metrics_of(user).is_file():
+            metrics_of(user).unlink()
+            metrics_of(user).mkdir()
+        ordinary(metrics, row)
+
+    monkeypatch.setattr(Metrics, "add", in_the_way)
+    assert tiny_trainer(user, "--max_steps", "3", "--eval_interval", "1").train().complete
+    assert capsys.readouterr().err.count("The run goes on.") == 3
+
+
 def test_without_tensorboard_the_option_is_refused_at_once(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charseq2seq.options.find_spec", lambda name: None)
     with pytest.raises(SuiteError, match=r"--tensorboard needs the package tensorboard; run `pip install") as refused:
@@ -134,8 +150,10 @@ def test_several_runs_are_drawn_in_one_picture(
 ) -> None:
     monkeypatch.chdir(user.home)
     path = metrics_of(watched[0])
-    Path("other.metrics.jsonl").write_text(path.read_text().replace('"seconds": ', '"seconds": 1'))
-    assert plot.main([str(path), "other.metrics.jsonl", "--output", "both.png"]) == 0
+    # A run that an earlier version began, in a file of an awkward name, and killed while it wrote a line.
+    rows = '{"step": 1, "nats_per_char": 4.0}\n' + path.read_text().replace('"seconds": ', '"seconds": 1')
+    Path("o$t^$.metrics.jsonl").write_text(rows + '{"step": 9')
+    assert plot.main([str(path), "o$t^$.metrics.jsonl", "--output", "both.png"]) == 0
     assert plot.main([str(path)]) == 0
     both, one = Path("both.png").read_bytes(), Path("training.png").read_bytes()
     assert both[:8] == one[:8] == b"\x89PNG\r\n\x1a\n" and both != one

@@ -81,6 +81,11 @@ def test_what_is_copied_with_a_token_is_taken_off(wrapped: str, alice: Publisher
     see(alice.push("--check", HF_TOKEN=wrapped.format(WRITE)), ExitCode.OK, "account: alice")
 
 
+def test_a_blank_variable_hides_no_other_token(alice: Publisher) -> None:
+    done = alice.push("--check", token=None, HF_TOKEN=" ", HUGGING_FACE_HUB_TOKEN=WRITE)
+    see(done, ExitCode.OK, "token: from HUGGING_FACE_HUB_TOKEN", "account: alice")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("where", ["my.token", "huggingface/token"])
 def test_a_token_file_may_come_from_windows(where: str, encoding: str, alice: Publisher) -> None:

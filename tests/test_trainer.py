@@ -67,6 +67,13 @@ def test_a_step_s_loss_is_the_mean_over_the_batch_of_windows_that_come_next(user
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_a_long_history_forgets_every_second_evaluation(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charseq2seq.training.trainer._LONGEST_HISTORY", 4)
+    training = tiny_trainer(user, "--max_steps", "9", "--eval_interval", "1")
+    training.train()
+    assert [point["step"] for point in training.state.history] == [1, 7, 9]
+
+
 def test_a_loss_that_is_not_known_yet_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for loss, shown in ((1.5, "loss 1.5000 nats/char, 10 chars/s"), (math.nan, "(50%): 10 chars/s")):
         Progress(1).show(1, loss, 10.0, 1.0, 0.5)

@@ -7,6 +7,7 @@ documented hook, gives every request a time limit, shortens those sleeps and kee
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import functools
 import logging
 import os
@@ -319,7 +320,11 @@ def _check_answer(response: Any) -> None:
 
 
 def _seconds_asked(headers: Any) -> float:
-    """How long the Hub asks to wait: `Retry-After: N`, or its own `RateLimit: "api";r=0;t=N`."""
+    """How long the Hub asks to wait: a number of seconds, a date, or its own `RateLimit: "api";r=0;t=N`."""
     own, usual = headers.get("RateLimit", ""), headers.get("Retry-After", "")
-    found = re.search(r"\bt=(\d+)", own) or re.fullmatch(r"(\d+)", usual)
-    return float(found[1]) if found else 0.0
+    if found := re.search(r"\bt=(\d+)", own) or re.fullmatch(r"(\d+)", usual):
+        return float(found[1])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(usual).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -49,6 +49,7 @@ def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
     import yaml
 
     our_front, our_text = _split(ours)
+    mark, line_end = "\ufeff" * theirs.startswith("\ufeff"), "\r\n" if "\r\n" in theirs else "\n"
     their_front, their_text = _split(theirs.removeprefix("\ufeff").replace("\r\n", "\n"))
     our_names = re.findall(rf"{_MARK}\S*?/(\S+)", ours + theirs)  # before and after a renaming
     try:
@@ -56,7 +57,7 @@ def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
     except yaml.YAMLError as error:
         front, lost = our_front, [f"the metadata is not YAML ({' '.join(str(error).split())}), so it is made anew"]
     text, lost_text = _merge_texts(our_text, their_text)
-    return f"---\n{front}---\n{text}", lost + lost_text
+    return mark + f"---\n{front}---\n{text}".replace("\n", line_end), lost + lost_text
 
 
 def _split(card: str) -> tuple[str, str]:
@@ -74,7 +75,7 @@ def _merge_texts(ours: str, theirs: str) -> tuple[str, list[str]]:
         return theirs[: published.start()] + block[0] + theirs[published.end() :], lost
     # Where a mark was deleted, our part is from the first to the last line that is ours.
     known = {line.strip() for line in block[0].splitlines() if len(line) > 12 or line.startswith("# ")}
-    lines = [line for line in re.finditer("[^\n]+", theirs) if line[0].strip() in known or line[0].startswith(_MARK)]
+    lines = [line for line in re.finditer("[^\n]+", theirs) if line[0].strip() in known or is_our_card(line[0])]
     if not is_our_card(theirs) and len(lines) < _ENOUGH_LINES:
         return f"\n{block[0]}\n\n{theirs.strip()}".rstrip() + "\n", []
     lost = ["a mark was missing, so the part from our first line to our last is made anew"]
@@ -108,6 +109,8 @@ def _entries(front: str) -> dict[str, tuple[Any, str]]:
     pairs = [] if root is None else root.value
     if pairs and (root.id != "mapping" or root.flow_style or any(key.id != "scalar" for key, _ in pairs)):
         raise yaml.YAMLError("it is not of the form `name: value`, a line each")
+    if len({key.value for key, _ in pairs}) < len(pairs):
+        raise yaml.YAMLError("a name stands in it twice")
     begins = [key.start_mark.index for key, _ in pairs] + [len(front)]
     texts = [front[begin:end] for begin, end in itertools.pairwise(begins)]
     return {key.value: (value, text) for (key, value), text in zip(pairs, texts, strict=True)}

@@ -31,7 +31,7 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
-    variable = next(filter(os.environ.get, TOKEN_VARIABLES), None)
+    variable = next((name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()), None)
     if token is not None:
         _warn_of_the_command_line()
         found, source = token, "the command line"
@@ -56,7 +56,7 @@ def other_sources(source: str) -> list[str]:
     """Where else there is something that could be a token."""
     from huggingface_hub import constants
 
-    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if name in os.environ]
+    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if os.environ.get(name, "").strip()]
     others += ["the stored login"] if os.access(constants.HF_TOKEN_PATH, os.F_OK) else []
     return [other for other in others if other not in source]
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from charseq2seq.console import log
 from charseq2seq.files import atomic_write_text, write_error
 
 Row = Mapping[str, float]
@@ -38,7 +39,7 @@ class Metrics:
             raise write_error(events, error) from error
 
     def add(self, row: Row) -> None:
-        """Append a row."""
+        """Append a row; what cannot be written is a line in the log, because the run itself lacks nothing."""
         try:
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(_line(row))
@@ -47,7 +48,7 @@ class Metrics:
                     self._events.add_scalar(name, row[name], int(row["step"]))
                 self._events.flush()
         except OSError as error:
-            raise write_error(self._path, error) from error
+            log(f"note: {write_error(self._path, error)} The run goes on.")
 
     def close(self) -> None:
         """Close TensorBoard's file."""

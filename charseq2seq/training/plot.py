@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charseq2seq.console import log, run
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import ExitCode, SuiteError, lacks_package
 from charseq2seq.files import atomic_write
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; runs beyond them begin again.
@@ -50,10 +50,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         SuiteError: the file cannot be read, has no rows, or others than a run writes.
     """
     try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not rows or not all({name for panel in _PANELS for name in panel[:2]} <= row.keys() for row in rows):
-            raise ValueError
-        return rows
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed run left of a line is none
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        # Rows of a run that an earlier version began have fewer figures.
+        if rows := [row for row in rows if {name for panel in _PANELS for name in panel[:2]} <= row.keys()]:
+            return rows
+        raise ValueError
     except OSError as error:
         problem, code = f"cannot be read ({error.strerror})", ExitCode.NO_INPUT
     except (ValueError, AttributeError):
@@ -63,9 +65,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Draw the rows of runs, name -> rows, as PNG: solid on the validation split, dotted on the training split."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError as error:
+        raise lacks_package(error) from error
 
     def column(rows: list[dict[str, Any]], name: str) -> list[float]:
         return [math.nan if row.get(name) is None else row[name] for row in rows]
@@ -75,7 +80,15 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
         for axes, (across, up, x_label, y_label) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             for number, (name, rows) in enumerate(runs.items()):
                 colour = _COLOURS[number % len(_COLOURS)]
-                axes.plot(column(rows, across), column(rows, up), "o-", color=colour, ms=3, lw=2, label=name)
+                axes.plot(
+                    column(rows, across),
+                    column(rows, up),
+                    "o-",
+                    color=colour,
+                    ms=3,
+                    lw=2,
+                    label=name.replace("$", r"\$"),
+                )
                 if up == "nats_per_char":
                     training = column(rows, "train_nats_per_char")
                     axes.plot(column(rows, across), training, ":", color=colour, lw=2)

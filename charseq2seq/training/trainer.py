@@ -50,6 +50,7 @@ from encoder_decoder_transformer import Transformer
 _SELECTION_CHARACTERS = 32_768
 
 _EVALUATIONS = 20  # a run, unless --eval_interval is given
+_LONGEST_HISTORY = 4_000  # evaluations; of more, every second one is dropped
 _EVALUATIONS_PER_MINUTE = 4  # at most, where time is the limit
 _SAMPLE_CHARACTERS = 60  # that the log shows at each evaluation
 _SAVE_SECONDS = 300.0  # the longest a run goes without saving: what a power cut can cost
@@ -277,12 +278,15 @@ class Trainer:
         self.stop.hold()
         self._read_losses()
         state.history.append(self._row(loss))
+        row = state.history[-1]
+        if len(state.history) > _LONGEST_HISTORY:
+            del state.history[-2::-2]  # the last one stays
         best = loss < state.best_loss
         state.stale_evaluations = 0 if best else state.stale_evaluations + 1
         if best:
             state.best_loss, state.best_step, state.best_weights = loss, state.step, self.working.weights()
         if self.metrics:
-            self.metrics.add(state.history[-1])
+            self.metrics.add(row)
         self.stop.release()
         progress.write(
             f"step {state.step:,}: validation {loss:.4f} nats/char, training {state.train_loss:.4f}"
