@@ -103,9 +103,9 @@ def test_no_two_places_share_six_lines() -> None:
 
 # --- ceilings: raise one only with a reason in the same commit
 
-# 2026-11-28: 6,800, 2,860 and 9,700 before what everyday machines and texts asked for; wanted with it are 7,200, 2,700
-# and 9,700. The next deletion day lowers these.
-SUITE, ROUTE, FILE, ALL_TESTS = 8_060, 2_940, 450, 11_620
+# 2026-11-28: the deletion day took 700 lines of the suite; then came the page's server, the Space, the notebook,
+# `from_pretrained`, the terminal, metrics and the picture, with 750. Wanted are 7,200, 2,700 and 9,700.
+SUITE, ROUTE, FILE, ALL_TESTS = 8_110, 2_950, 450, 11_660
 LONG_FILES = {
     "encoder_decoder_transformer.py": 745,  # one file on purpose: it is published as it stands and needs no other
 }
