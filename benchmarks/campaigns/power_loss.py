@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import json
 import os
 import re
 import signal
@@ -48,6 +49,7 @@ import train_transformer
 from benchmarks.campaigns.disk_after_power_cut import Call, Disk, Files, Versions
 from benchmarks.campaigns.watched_program import (
     LIBRARY,
+    METRICS,
     MODEL,
     STATE,
     Facts,
@@ -173,8 +175,12 @@ class Campaign:
         if code != ExitCode.OK or machine.facts(after) != self.finals[number]:
             differs = dict(machine.facts(after).items() ^ self.finals[number].items())
             self._note(f"{program.name}, {when}: {code}, {sorted(differs)} differ: {machine.log[-300:]}")
-        if program.main is train_transformer.main and (left := temporaries(after)):
-            self._note(f"{program.name}, {when}: left {left}")
+        if program.main is train_transformer.main:
+            if left := temporaries(after):
+                self._note(f"{program.name}, {when}: left {left}")
+            steps = [json.loads(line)["step"] for line in after[METRICS].splitlines()]
+            if steps != sorted(set(steps)):
+                self._note(f"{program.name}, {when}: the rows of its metrics are {steps}")
 
     def cut_power(self) -> list[list[str]]:
         """After every call; returns the table's lines."""
@@ -205,7 +211,8 @@ class Campaign:
         """Look at what is there after a cut during a program, and go on from there."""
         machine, program = self.machine, self.programs[index]
         for problem in versions.problems(files):
-            self._note(f"{program.name}, a cut: {problem}")
+            if not problem.startswith(METRICS) or problem.endswith("gone"):  # rows are appended, see `Machine.facts`
+                self._note(f"{program.name}, a cut: {problem}")
         for name in temporaries(files):
             meaning = machine.meaning(name, files[name])
             if name.startswith((MODEL, STATE)) and not meaning.startswith("refused") and meaning not in self.all_known:

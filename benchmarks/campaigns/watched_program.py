@@ -25,7 +25,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.publishing import proof
 
 LIBRARY = "file_calls.so"
-MODEL, STATE = "transformer_model.pth", "transformer_model.resume.pth"
+MODEL, STATE, METRICS = "transformer_model.pth", "transformer_model.resume.pth", "transformer_model.metrics.jsonl"
 Facts = dict[str, str]  # path within the folder -> what the suite reads there
 
 
@@ -148,5 +148,9 @@ class Machine:
         return self.meanings[name, key]
 
     def facts(self, files: Files) -> Facts:
-        """What a folder's files mean, without temporary files and the lock, which names a process."""
-        return {name: self.meaning(name, files[name]) for name in files if not name.endswith((".tmp", ".lock"))}
+        """What a folder's files mean, without temporary files, the lock, which names a process, and the metrics.
+
+        The rows of metrics are appended without waiting for the disk, and the next run writes them anew.
+        """
+        left_out = (".tmp", ".lock", METRICS)
+        return {name: self.meaning(name, files[name]) for name in files if not name.endswith(left_out)}
