@@ -19,7 +19,7 @@ from charseq2seq.publishing.failures import PublishError, explain, knowing
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
-from charseq2seq.publishing.secrets import KEYLESS, find_token, other_sources
+from charseq2seq.publishing.secrets import KEYLESS, find_token
 from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
@@ -70,15 +70,15 @@ def preflight(request: PushOptions) -> PreflightResult:
     with user_errors(None):
         check_surroundings()
         limit_client(request.timeout)  # keyless sign-in asks the Hub already
-        token, source = find_token(request.token, request.token_file)
+        token, source, others = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")
         check_ref("--revision", request.revision)
         check_ref("--tag", request.tag or "v1")
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
-        others = "".join(f"; {other} was not used" for other in other_sources(source))
-        with knowing("bad_token", f"it is from {source}{others}", token):
+        unused = "".join(f"; {other} was not used" for other in others)
+        with knowing("bad_token", f"it is from {source}{unused}", token):
             account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
         targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
