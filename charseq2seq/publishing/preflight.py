@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -43,7 +43,6 @@ class PreflightResult:
     """
 
     hub: Hub
-    token: str = field(repr=False)
     repo_id: str
     remote: Remote | None
     space: PreflightResult | None = None
@@ -53,11 +52,6 @@ class PreflightResult:
     def url(self) -> str:
         """Where the repository is, or will be."""
         return "/".join([self.hub.api.endpoint, *["spaces"] * (self.hub.repo_type == "space"), self.repo_id])
-
-    @property
-    def space_url(self) -> str | None:
-        """Where the Space to be pushed is, or will be."""
-        return self.space.url if self.space else None
 
 
 def preflight(request: PushOptions) -> PreflightResult:
@@ -81,11 +75,6 @@ def preflight(request: PushOptions) -> PreflightResult:
         with knowing("bad_token", f"it is from {source}{unused}", token):
             account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
-        targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
-        if source == KEYLESS and not targets <= account.scopes:
-            raise PublishError(
-                "keyless", f"it is {' '.join(account.scopes)}, and the push goes to {' and '.join(sorted(targets))}"
-            )
         found = _look(hub, account, repo_id, request, sample_card(repo_id))
         repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
         if request.with_space:
@@ -105,7 +94,9 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
     """Read a repository, and find out whether it may be written to and takes a card of such a form."""
     kind = "repository" if hub.repo_type == "model" else hub.repo_type
     check_name(repo_id)
-    found = PreflightResult(hub, hub.token, repo_id, hub.read(repo_id, request.revision))
+    if account.token_role == KEYLESS and repo_id not in account.scopes:
+        raise PublishError("keyless", f"it is {' '.join(account.scopes)}, and the push goes to {repo_id}")
+    found = PreflightResult(hub, repo_id, hub.read(repo_id, request.revision))
     log(f"target: {found.url}")
     remote = found.remote
     if remote is not None and remote.repo_id != repo_id:

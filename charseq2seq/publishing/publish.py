@@ -99,15 +99,15 @@ def publish(request: PushOptions) -> Outcome:
         if not request.dry_run or error.kind != "no_token":
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
-        found = PreflightResult(Hub("", request.timeout), "", target(request, "username"), None)
+        found = PreflightResult(Hub("", request.timeout), target(request, "username"), None)
         if request.with_space:
-            space = PreflightResult(Hub("", request.timeout, "space"), "", space_of(found.repo_id), None)
+            space = PreflightResult(Hub("", request.timeout, "space"), space_of(found.repo_id), None)
             found = replace(found, space=space, has_page=True)
     if request.check:
-        return Outcome("checked", found.url, found.repo_id, space=found.space_url)
+        return Outcome("checked", found.url, found.repo_id, space=found.space.url if found.space else None)
     from charseq2seq.checkpoint import load_checkpoint
 
-    with user_errors(found.token), contextlib.ExitStack() as stack:
+    with user_errors(found.hub.token), contextlib.ExitStack() as stack:
         path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
         record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
@@ -153,7 +153,7 @@ class Push:
     def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
         from huggingface_hub import CommitOperationAdd
 
-        refuse_secrets(folder, record["files"], found.token)
+        refuse_secrets(folder, record["files"], found.hub.token)
         self.request, self.found, self.record = request, found, record
         self.must_be_private = request.private or (found.remote is not None and found.remote.private)
         self.may_be_made = False  # our commit: it was sent, and not refused
@@ -226,7 +226,7 @@ class Push:
     def _unconfirmed(self) -> Iterator[None]:
         """Say of whatever goes wrong here, once our commit may be made, that it may be."""
         try:
-            with user_errors(self.found.token):
+            with user_errors(self.found.hub.token):
                 yield
         except SuiteError as error:
             if not self.may_be_made or (
@@ -254,7 +254,7 @@ class Push:
     def outcome(self, state: str, commit: str | None = None) -> Outcome:
         """How this push ended."""
         url, found = self.proposal or self.found.url, self.found
-        return Outcome(state, url, found.repo_id, commit, self.changes, found.space_url)
+        return Outcome(state, url, found.repo_id, commit, self.changes, found.space.url if found.space else None)
 
     def _create(self) -> None:
         api, repo_type = self.found.hub.api, self.found.hub.repo_type

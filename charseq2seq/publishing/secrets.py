@@ -46,7 +46,7 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str, li
         sources[str(token_file)] = functools.partial(_read_token_file, token_file)
     if "HF_OIDC_RESOURCE" in os.environ:
         sources[KEYLESS] = _sign_in_without_key
-    sources |= {name: functools.partial(os.getenv, name, "") for name in TOKEN_VARIABLES if name in os.environ}
+    sources |= {name: functools.partial(os.environ.__getitem__, name) for name in TOKEN_VARIABLES if name in os.environ}
     if not sources or os.access(constants.HF_TOKEN_PATH, os.F_OK):
         sources[_STORED] = _stored_login
     source, *others = sources
