@@ -13,13 +13,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
 from charseq2seq.device import choose_device, choose_precision, choose_threads
-from charseq2seq.errors import ExitCode, SuiteError, list_problems
+from charseq2seq.errors import ExitCode, SuiteError, list_problems, require_packages
 from charseq2seq.files import lock_path, metrics_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
@@ -262,11 +261,10 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    problems = list(_size_problems(settings))
-    if settings.tensorboard and find_spec("tensorboard") is None:
-        problems.append("--tensorboard needs the package tensorboard; run `pip install tensorboard`, or leave it out.")
-    if problems:
+    if problems := list(_size_problems(settings)):
         raise SuiteError(list_problems(problems), ExitCode.USAGE)
+    if settings.tensorboard:
+        require_packages("--tensorboard", "tensorboard", pip="tensorboard")
     return settings
 
 
