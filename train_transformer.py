@@ -27,8 +27,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.console import input_waits, log, log_errors_only, log_to_file, run_with_report, write_result
-from charseq2seq.device import choose_device, choose_precision, choose_threads, choose_waiting, use_threads
-from charseq2seq.errors import SuiteError
+from charseq2seq.device import choose_device, choose_precision, choose_threads, choose_waiting, device_problems, use_threads
+from charseq2seq.errors import SuiteError, refuse_wrong_arguments
 from charseq2seq.files import resume_path
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
@@ -144,6 +144,7 @@ def evaluate(args: Settings, report: dict[str, Any]) -> int:
     # auto: fp32 if trained so, else what the device is fast in.
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
+    refuse_wrong_arguments(device_problems(device, precision))
     path = args.data_path or find_own_text(checkpoint.corpus, args.model_path.parent)
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip", args.encoding)
     loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
@@ -165,6 +166,7 @@ def generate(args: Settings, report: dict[str, Any]) -> int:
     if not (prompt or args.interactive) and input_waits():
         log("note: what comes on stdin is not read; --prompt_file - makes it the prompt.")
     device, _ = choose_device(args.device)
+    refuse_wrong_arguments(device_problems(device))
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError
 
 if TYPE_CHECKING:
     import torch
@@ -35,26 +34,34 @@ _ROOT = Path("/")  # of /proc and /sys
 
 
 def choose_device(asked: str) -> tuple[str, str]:
-    """The device to use, and why; or raise SuiteError if it is not there."""
+    """The device to use, and why; `device_problems` says whether it can be used."""
+    if asked != "auto":
+        return asked, f"device {asked}: asked for"
+    device = next(device for device in ("cuda", "mps", "cpu") if _is_there(device))
+    return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
+
+
+def _is_there(device: str) -> bool:
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        device = next(name for name in there if there[name])
-        return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
-    if there[asked]:
-        return asked, f"device {asked}: asked for"
-    problem = f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device"
-    remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
-    raise SuiteError(f"{problem}; {remedy}", ExitCode.USAGE)
+    return device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
+
+
+def device_problems(device: str, precision: str = "auto") -> Iterator[str]:
+    """Why this machine cannot compute on this device, or the device not in this precision."""
+    import torch
+
+    if not _is_there(device):
+        remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
+        yield f"--device {device}: this PyTorch ({torch.__version__}) finds no such device; {remedy}"
+    if precision == "fp16" and device == "cpu":
+        yield "--precision fp16 is for GPUs; on a CPU use bf16 or fp32."
 
 
 def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """The precision of the forward and backward pass, and why; or raise SuiteError if it is not for this device."""
+    """The precision of the forward and backward pass, and why."""
     import torch
 
-    if asked == "fp16" and device == "cpu":
-        raise SuiteError("--precision fp16 is for GPUs; on a CPU use bf16 or fp32.", ExitCode.USAGE)
     if asked != "auto":
         return asked, f"precision {asked}: asked for"
     if device == "cuda":

@@ -8,6 +8,7 @@ them rightly; the README prints this table.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import IntEnum
 from importlib.util import find_spec
 from typing import Any, TypeGuard
@@ -104,6 +105,12 @@ def require_packages(what: str, *names: str, pip: str = "-r requirements_transfo
     """Refuse what needs packages that are not installed; none is imported. `pip` is what installs them."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise SuiteError(f"{what} needs {', '.join(missing)}; run `pip install {pip}`.", ExitCode.UNAVAILABLE)
+
+
+def refuse_wrong_arguments(problems: Iterable[str]) -> None:
+    """Raise SuiteError with all that is wrong with the arguments, if anything is."""
+    if told := list(problems):
+        raise SuiteError(list_problems(told), ExitCode.USAGE)
 
 
 def list_problems(problems: list[str]) -> str:

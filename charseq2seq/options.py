@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
-from charseq2seq.device import choose_device, choose_precision, choose_threads
-from charseq2seq.errors import ExitCode, SuiteError, list_problems, require_packages
+from charseq2seq.device import choose_device, choose_precision, choose_threads, device_problems
+from charseq2seq.errors import refuse_wrong_arguments, require_packages
 from charseq2seq.files import lock_path, metrics_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
@@ -261,8 +261,7 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    if problems := list(_size_problems(settings)):
-        raise SuiteError(list_problems(problems), ExitCode.USAGE)
+    refuse_wrong_arguments([*device_problems(device, precision), *_size_problems(settings)])
     if settings.tensorboard:
         require_packages("--tensorboard", "tensorboard", pip="tensorboard")
     return settings
