@@ -91,16 +91,21 @@ def torch_dtype(precision: str) -> torch.dtype:
 
 
 def choose_threads(asked: int | None) -> tuple[int, str]:
-    """The number of CPU threads to compute with, and why: as many as there are CPUs for this process."""
-    import torch
+    """The number of CPU threads to compute with, and why: as many as there are CPUs for this process.
 
-    if asked is not None:
-        return asked, f"threads {asked}: asked for"
+    How they wait is decided here too, so this comes before torch is imported.
+    """
     cpus, reason = available_cpus()
-    if found := _threads_of_variable():
-        return found, f"threads {found}: OMP_NUM_THREADS"
-    threads = min(torch.get_num_threads(), math.ceil(cpus))  # PyTorch may want only one a core
-    return threads, f"threads {threads}: {reason}"
+    variable = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": a number for each level
+    threads = asked or (int(variable) if variable.isdecimal() else 0)
+    waiting = _choose_waiting(threads or math.ceil(cpus), cpus)
+    if threads:
+        reason = "asked for" if asked else "OMP_NUM_THREADS"
+    else:
+        import torch
+
+        threads = min(torch.get_num_threads(), math.ceil(cpus))  # PyTorch may want only one a core
+    return threads, f"threads {threads}: {'; '.join(filter(None, [reason, waiting]))}"
 
 
 def available_cpus() -> tuple[float, str]:
@@ -144,14 +149,12 @@ def _limits(controller: str, *files: str) -> Iterator[list[float]]:
                     yield numbers
 
 
-def choose_waiting(asked: int | None) -> str:
+def _choose_waiting(threads: int, cpus: float) -> str:
     """Let threads sleep while they wait for one another if other programs need the CPUs; returns that in words, or "".
 
     Threads that spin are faster, but elsewhere they take the CPU from the very thread for which they wait. GNU's OpenMP
     reads the setting when it is loaded, so this comes before torch is imported. What the user has set stays.
     """
-    cpus, _ = available_cpus()
-    threads = asked or _threads_of_variable() or math.ceil(cpus)
     if threads == 1 or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return ""
     others = _others_running()
@@ -159,12 +162,6 @@ def choose_waiting(asked: int | None) -> str:
         return ""
     os.environ["GOMP_SPINCOUNT"] = _SPINS
     return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"
-
-
-def _threads_of_variable() -> int | None:
-    """The number of threads that OMP_NUM_THREADS asks for; it may give one for each level, "4,2"."""
-    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(number) if number.isdecimal() and int(number) else None
 
 
 def _others_running(looks: int = 10, pause: float = 0.005) -> float:

@@ -231,16 +231,15 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
     return [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
 
 
-def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Settings:
-    """Fill in the text to train on and what the device decides; `waiting` says how its threads wait, for the user.
+def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+    """Fill in the text to train on and what the device decides; before torch is imported, see `choose_threads`.
 
     Raises:
         SuiteError: this machine does not have what was asked for, or the model's sizes do not fit together.
     """
+    num_threads, threads_reason = choose_threads(asked.num_threads)
     device, device_reason = choose_device(asked.device)
     precision, precision_reason = choose_precision(asked.precision, device)
-    num_threads, threads_reason = choose_threads(asked.num_threads)
-    threads_reason += f"; {waiting}" if waiting else ""
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
     usual = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
     size, size_reason = (asked.size, "asked for") if asked.size else usual
