@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder
+from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder, require_packages
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card, space_of
 from charseq2seq.publishing.failures import PublishError, explain, knowing
@@ -23,7 +22,6 @@ from charseq2seq.publishing.secrets import KEYLESS, find_token
 from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
-_LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 # By `git check-ref-format`; besides, what the Hub reads as something else than a branch or tag.
 _NO_REF = re.compile(
     r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^@?$|^[-/]|[/.]$|(^|/)\.|\.lock(/|$)|^HEAD$|^refs/|^[0-9a-f]{40}$"
@@ -122,12 +120,11 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
 
 def require_libraries() -> None:
     """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported."""
-    needed = [name for name in _LIBRARIES if find_spec(name) is None]
-    if not needed and (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
-        needed = [f"huggingface_hub 1.0 or newer, and this one is {version}"]
-    if needed:
-        advice = "run `pip install -r requirements_transformer.txt`"
-        raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
+    libraries = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
+    require_packages("publishing", *libraries)
+    if (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
+        said = f"publishing needs huggingface_hub 1.0 or newer, and this one is {version}"
+        raise SuiteError(f"{said}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
 
 
 def trusted_publisher() -> Account:
