@@ -27,8 +27,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq.console import input_waits, log, log_errors_only, log_to_file, run_with_report, write_result
-from charseq2seq.device import choose_device, choose_precision, choose_threads, choose_waiting, use_threads
-from charseq2seq.errors import SuiteError
+from charseq2seq.device import choose_device, choose_precision, choose_threads, device_problems, use_threads
+from charseq2seq.errors import SuiteError, refuse_wrong_arguments
 from charseq2seq.files import resume_path
 from charseq2seq.options import PushOptions, Settings, read_settings, resolve_settings
 from charseq2seq.training.processes import is_rank_0
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
 
 def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
     """Check everything, train, show what was learned, and publish it if asked to; returns the exit code."""
-    waiting = choose_waiting(args.num_threads)  # before anything imports torch
-    from charseq2seq.training.run import train
     from data.prepare import DEFAULT_CORPUS, prepare
 
-    settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS, waiting)
+    settings = resolve_settings(args, args.data_path or DEFAULT_CORPUS)
     use_threads(settings.num_threads)
+    from charseq2seq.training.run import train
+
     if not is_rank_0():
         return train(settings).stopped_by or 0
     names = ("repo_name", "username", "token", "token_file", "private")
@@ -134,16 +134,16 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
 
 def evaluate(args: Settings, report: dict[str, Any]) -> int:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
-    choose_waiting(args.num_threads)  # before anything imports torch
+    use_threads(choose_threads(args.num_threads)[0])
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.training.evaluation import evaluate_file, find_own_text
 
-    use_threads(choose_threads(args.num_threads)[0])
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
     # auto: fp32 if trained so, else what the device is fast in.
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
+    refuse_wrong_arguments(device_problems(device, precision))
     path = args.data_path or find_own_text(checkpoint.corpus, args.model_path.parent)
     facts = evaluate_file(checkpoint, path, device, precision, args.unknown or "skip", args.encoding)
     loss = f"{facts['nats_per_char']:.4f} nats per character ({facts['bits_per_char']:.4f} bits)"
@@ -165,6 +165,7 @@ def generate(args: Settings, report: dict[str, Any]) -> int:
     if not (prompt or args.interactive) and input_waits():
         log("note: what comes on stdin is not read; --prompt_file - makes it the prompt.")
     device, _ = choose_device(args.device)
+    refuse_wrong_arguments(device_problems(device))
     checkpoint = load_checkpoint(args.model_path)
     vocabulary = checkpoint.vocabulary()
     prompt = known_prompt(vocabulary, prompt, args.unknown or "error")

@@ -14,7 +14,7 @@ from typing import Any
 
 from charseq2seq.checkpoint import load_checkpoint
 from charseq2seq.console import is_terminal, log, write_result
-from charseq2seq.errors import lacks_package
+from charseq2seq.errors import require_packages
 from charseq2seq.files import write_error
 
 PAGE = Path(__file__).parent / "publishing" / "published" / "demo"
@@ -41,14 +41,13 @@ def page_server(folder: Path) -> ThreadingHTTPServer:
 
 def serve_demo(model_path: Path) -> int:
     """Serve the page with this model on a free port until the program is interrupted; its address goes to stdout."""
+    require_packages("the page", "safetensors")
     checkpoint = load_checkpoint(model_path)
     model = checkpoint.build_model()
     with tempfile.TemporaryDirectory(prefix="charseq2seq-demo-") as folder:
         try:
             shutil.copytree(PAGE, folder, dirs_exist_ok=True)
             model.save_pretrained(folder)
-        except ImportError as error:
-            raise lacks_package(error) from error
         except OSError as error:
             raise write_error(Path(folder), error) from error
         with page_server(Path(folder)) as server:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError
 
 if TYPE_CHECKING:
     import torch
@@ -35,26 +34,34 @@ _ROOT = Path("/")  # of /proc and /sys
 
 
 def choose_device(asked: str) -> tuple[str, str]:
-    """The device to use, and why; or raise SuiteError if it is not there."""
+    """The device to use, and why; `device_problems` says whether it can be used."""
+    if asked != "auto":
+        return asked, f"device {asked}: asked for"
+    device = next(device for device in ("cuda", "mps", "cpu") if _is_there(device))
+    return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
+
+
+def _is_there(device: str) -> bool:
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        device = next(name for name in there if there[name])
-        return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
-    if there[asked]:
-        return asked, f"device {asked}: asked for"
-    problem = f"--device {asked}: this PyTorch ({torch.__version__}) finds no such device"
-    remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
-    raise SuiteError(f"{problem}; {remedy}", ExitCode.USAGE)
+    return device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
+
+
+def device_problems(device: str, precision: str = "auto") -> Iterator[str]:
+    """Why this machine cannot compute on this device, or the device not in this precision."""
+    import torch
+
+    if not _is_there(device):
+        remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
+        yield f"--device {device}: this PyTorch ({torch.__version__}) finds no such device; {remedy}"
+    if precision == "fp16" and device == "cpu":
+        yield "--precision fp16 is for GPUs; on a CPU use bf16 or fp32."
 
 
 def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """The precision of the forward and backward pass, and why; or raise SuiteError if it is not for this device."""
+    """The precision of the forward and backward pass, and why."""
     import torch
 
-    if asked == "fp16" and device == "cpu":
-        raise SuiteError("--precision fp16 is for GPUs; on a CPU use bf16 or fp32.", ExitCode.USAGE)
     if asked != "auto":
         return asked, f"precision {asked}: asked for"
     if device == "cuda":
@@ -84,16 +91,21 @@ def torch_dtype(precision: str) -> torch.dtype:
 
 
 def choose_threads(asked: int | None) -> tuple[int, str]:
-    """The number of CPU threads to compute with, and why: as many as there are CPUs for this process."""
-    import torch
+    """The number of CPU threads to compute with, and why: as many as there are CPUs for this process.
 
-    if asked is not None:
-        return asked, f"threads {asked}: asked for"
+    How they wait is decided here too, so this comes before torch is imported.
+    """
     cpus, reason = available_cpus()
-    if found := _threads_of_variable():
-        return found, f"threads {found}: OMP_NUM_THREADS"
-    threads = min(torch.get_num_threads(), math.ceil(cpus))  # PyTorch may want only one a core
-    return threads, f"threads {threads}: {reason}"
+    variable = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": a number for each level
+    threads = asked or (int(variable) if variable.isdecimal() else 0)
+    waiting = _choose_waiting(threads or math.ceil(cpus), cpus)
+    if threads:
+        reason = "asked for" if asked else "OMP_NUM_THREADS"
+    else:
+        import torch
+
+        threads = min(torch.get_num_threads(), math.ceil(cpus))  # PyTorch may want only one a core
+    return threads, f"threads {threads}: {'; '.join(filter(None, [reason, waiting]))}"
 
 
 def available_cpus() -> tuple[float, str]:
@@ -137,14 +149,12 @@ def _limits(controller: str, *files: str) -> Iterator[list[float]]:
                     yield numbers
 
 
-def choose_waiting(asked: int | None) -> str:
+def _choose_waiting(threads: int, cpus: float) -> str:
     """Let threads sleep while they wait for one another if other programs need the CPUs; returns that in words, or "".
 
     Threads that spin are faster, but elsewhere they take the CPU from the very thread for which they wait. GNU's OpenMP
     reads the setting when it is loaded, so this comes before torch is imported. What the user has set stays.
     """
-    cpus, _ = available_cpus()
-    threads = asked or _threads_of_variable() or math.ceil(cpus)
     if threads == 1 or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return ""
     others = _others_running()
@@ -152,12 +162,6 @@ def choose_waiting(asked: int | None) -> str:
         return ""
     os.environ["GOMP_SPINCOUNT"] = _SPINS
     return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"
-
-
-def _threads_of_variable() -> int | None:
-    """The number of threads that OMP_NUM_THREADS asks for; it may give one for each level, "4,2"."""
-    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(number) if number.isdecimal() and int(number) else None
 
 
 def _others_running(looks: int = 10, pause: float = 0.005) -> float:

@@ -8,7 +8,9 @@ them rightly; the README prints this table.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import IntEnum
+from importlib.util import find_spec
 from typing import Any, TypeGuard
 
 # What a token looks like, as the services document it: no message and no published file may show one.
@@ -99,10 +101,16 @@ def lacks_temporary_folder(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
 
 
-def lacks_package(error: ImportError) -> SuiteError:
-    """What to say where a package is missing that only some of the suite needs."""
-    advice = "run `pip install -r requirements_transformer.txt`"
-    return SuiteError(f"this needs the package {error.name}; {advice}.", ExitCode.UNAVAILABLE)
+def require_packages(what: str, *names: str, pip: str = "-r requirements_transformer.txt") -> None:
+    """Refuse what needs packages that are not installed; none is imported. `pip` is what installs them."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise SuiteError(f"{what} needs {', '.join(missing)}; run `pip install {pip}`.", ExitCode.UNAVAILABLE)
+
+
+def refuse_wrong_arguments(problems: Iterable[str]) -> None:
+    """Raise SuiteError with all that is wrong with the arguments, if anything is."""
+    if told := list(problems):
+        raise SuiteError(list_problems(told), ExitCode.USAGE)
 
 
 def list_problems(problems: list[str]) -> str:

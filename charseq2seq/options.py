@@ -13,13 +13,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from charseq2seq.command_line import FILE, SWITCH, Kind, Options, filled, number, one_of, option, read_options, whole
-from charseq2seq.device import choose_device, choose_precision, choose_threads
-from charseq2seq.errors import ExitCode, SuiteError, list_problems
+from charseq2seq.device import choose_device, choose_precision, choose_threads, device_problems
+from charseq2seq.errors import refuse_wrong_arguments, require_packages
 from charseq2seq.files import lock_path, metrics_path, resume_path
 from charseq2seq.text_encoding import known_encoding
 
@@ -39,6 +38,7 @@ SIZES: dict[str, dict[str, int]] = {
 LARGEST_BIGRAM_VOCABULARY = 512
 
 MODEL = "model (train; defaults depend on the device and are printed)"
+RUN = "run (train; the first limit ends it, one that is given replaces the defaults)"
 DEFAULT_MODEL_PATH, DEFAULT_REPO_NAME = Path("transformer_model.pth"), "shakespeare-transformer"
 
 _POSITIVE = number("a finite number above 0", lambda x: x > 0)
@@ -46,18 +46,19 @@ _NOT_NEGATIVE = number("a finite number at least 0", lambda x: x >= 0)
 _RATE = number("a number above 0 and at most 1e+36", lambda x: 0 < x <= 1e36)
 _DROPPED = number("a number at least 0 and below 1", lambda x: 0 <= x < 1)
 _PROBABILITY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
+_COUNT, _THREADS = whole(1, 1_048_576), whole(1, 4 * (os.cpu_count() or 1))
 _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
 # What the rows of a group share.
 _what = partial(option, group="what to do")
 _train = partial(option, modes=("train",))
 _model = partial(_train, group=MODEL, **_RESULT)
-_course = partial(_train, group="run (train)")  # these do not change the weights
+_course = partial(_train, group=RUN)  # these do not change the weights
 _run = partial(_course, **_RESULT)
 _memory = partial(_train, group="memory and speed (train)", recorded=True)
 _publishing = partial(_train, group="publishing (train)", needs="push_to_hf")
 _text = partial(option, group="text (generate)", modes=("generate",))
-_NAME, _TEXT, _TOKEN = filled("NAME"), Kind("TEXT"), filled("TOKEN")
+_NAME, _TEXT, _TOKEN, _ENCODING = filled("NAME"), Kind("TEXT"), filled("TOKEN"), Kind("NAME", known_encoding)
 _TOKEN_HELP = "Hugging Face token; others on this machine can see it, HF_TOKEN is safer"
 _OWNER_HELP = "owner, a user or organisation (default: HF_USERNAME, else the token's user)"
 
@@ -78,9 +79,7 @@ class Settings(Options):
         "plays, prepared on first use). evaluate scores the validation split of the model's text, all of any other",
         modes=("train", "evaluate"),
     )
-    encoding: str | None = _what(
-        Kind("NAME", known_encoding), "of --data_path and --prompt_file, such as gb18030 (default: UTF-8)", **_RESULT
-    )
+    encoding: str | None = _what(_ENCODING, "of --data_path and --prompt_file, as gb18030 (default: UTF-8)", **_RESULT)
     device: str = _what(
         one_of("auto", "cpu", "cuda", "mps"),
         "where to compute (default: auto, a GPU if there is one; but the CPU to write one text with size tiny)",
@@ -91,11 +90,10 @@ class Settings(Options):
         one_of("auto", "fp32", "bf16", "fp16"),
         "of the arithmetic (default: auto, what the device is fast in)",
         "auto",
-        **_RESULT | {"modes": ("train", "evaluate")},
+        modes=("train", "evaluate"),
+        **_RESULT,
     )
-    num_threads: int = _what(
-        whole(1, 4 * (os.cpu_count() or 1)), "CPU threads (default: all there are, generate 1)", recorded=True
-    )
+    num_threads: int = _what(_THREADS, "CPU threads (default: all there are, generate 1)", recorded=True)
     seed: int = _what(whole(0), "of weights, batches and samples: one seed gives one result", 1337, **_RESULT)
     log_file: Path | None = _what(FILE, "write the log there too (10 MB, 3 old ones kept)")
     json: bool = _what(
@@ -122,27 +120,20 @@ class Settings(Options):
     num_kv_heads: int = _model(whole(1, 1024), "key/value heads, each for a group of attention heads")
     num_encoder_layers: int = _model(whole(1, 1024), "layers that read the source")
     num_decoder_layers: int = _model(whole(1, 1024), "layers that write the target")
-    d_ff: int = _model(whole(1, 1_048_576), "features inside a feed-forward block")
+    d_ff: int = _model(_COUNT, "features inside a feed-forward block")
     dropout: float = _model(
-        _DROPPED,
-        "fraction of features dropped in training (default: 0, and 0.1 where a large model reads a small text often)",
+        _DROPPED, "fraction of features dropped in training (default: 0; 0.1 if a large model reads a small text often)"
     )
     source_length: int = _model(whole(1, 16_384), "characters that the encoder reads", 64)
     target_length: int = _model(whole(1, 16_384), "characters that the decoder writes", 192)
 
     # The run; the first limit reached ends it.
     max_steps: int | None = _run(whole(1), "end after so many optimizer steps (default: no limit)")
-    max_epochs: float | None = _run(
-        _POSITIVE, "end after so many epochs, passes over the text (default: by its length; none with another limit)"
-    )
-    max_minutes: float | None = _run(
-        _POSITIVE, "end after so many minutes of training (default: 4.5 on a CPU, 10 on a GPU; none with another limit)"
-    )
-    patience: int | None = _run(
-        whole(1), "evaluations without improvement that end a run (default: 5; none with a limit)"
-    )
+    max_epochs: float | None = _run(_POSITIVE, "end after so many passes over the text (default: by its length)")
+    max_minutes: float | None = _run(_POSITIVE, "end after so many minutes of training (default: CPU 4.5, GPU 10)")
+    patience: int | None = _run(whole(1), "evaluations without improvement that end it (default: 5, none with a limit)")
     batch_size: int = _run(
-        whole(1, 1_048_576),
+        _COUNT,
         "windows per step in all (default: 4 or 8 for a short text; else 16 on a CPU, 32 on a GPU, 128 for over 10 "
         "million characters)",
     )
@@ -159,12 +150,8 @@ class Settings(Options):
         "auto",
     )
 
-    accumulation_steps: int = _memory(
-        whole(1, 1_048_576), "compute each batch in so many parts, one after the other, to save memory", 1
-    )
-    gradient_checkpointing: bool = _memory(
-        SWITCH, "compute activations again instead of keeping them: a third more time, far less memory"
-    )
+    accumulation_steps: int = _memory(_COUNT, "compute each batch in so many parts, which saves memory", 1)
+    gradient_checkpointing: bool = _memory(SWITCH, "compute activations twice: a third more time, far less memory")
 
     push_to_hf: bool = _publishing(SWITCH, "push to the Hugging Face Hub when training has ended", needs="")
     hf_repo_name: str = _publishing(_NAME, "repository name", DEFAULT_REPO_NAME)
@@ -232,16 +219,15 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
     return [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()]
 
 
-def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Settings:
-    """Fill in the text to train on and what the device decides; `waiting` says how its threads wait, for the user.
+def resolve_settings(asked: Settings, data_path: Path) -> Settings:
+    """Fill in the text to train on and what the device decides; before torch is imported, see `choose_threads`.
 
     Raises:
         SuiteError: this machine does not have what was asked for, or the model's sizes do not fit together.
     """
+    num_threads, threads_reason = choose_threads(asked.num_threads)
     device, device_reason = choose_device(asked.device)
     precision, precision_reason = choose_precision(asked.precision, device)
-    num_threads, threads_reason = choose_threads(asked.num_threads)
-    threads_reason += f"; {waiting}" if waiting else ""
     undecided = frozenset(name for name in OPTIONS if getattr(asked, name) is None)
     usual = ("tiny", "default for a CPU") if device == "cpu" else ("base", "default for a GPU")
     size, size_reason = (asked.size, "asked for") if asked.size else usual
@@ -262,11 +248,9 @@ def resolve_settings(asked: Settings, data_path: Path, waiting: str = "") -> Set
         reasons=(device_reason, precision_reason, threads_reason, f"size {size}: {size_reason}"),
         undecided=undecided,
     )
-    problems = list(_size_problems(settings))
-    if settings.tensorboard and find_spec("tensorboard") is None:
-        problems.append("--tensorboard needs the package tensorboard; run `pip install tensorboard`, or leave it out.")
-    if problems:
-        raise SuiteError(list_problems(problems), ExitCode.USAGE)
+    refuse_wrong_arguments([*device_problems(device, precision), *_size_problems(settings)])
+    if settings.tensorboard:
+        require_packages("--tensorboard", "tensorboard", pip="tensorboard")
     return settings
 
 

@@ -152,25 +152,24 @@ def test_the_limits_of_a_real_cgroup_are_read(group: list[Path]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 def test_the_affinity_counts_unless_somebody_asks_for_more() -> None:
-    program = (
-        "from charseq2seq.device import *\nprint(*available_cpus())\nprint(choose_threads(None), choose_threads(3))"
-    )
+    program = "from charseq2seq.device import *\nprint(*available_cpus(), choose_threads(None), choose_threads(3))"
 
     def bind() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    ours, chosen = printed(program, env=WITHOUT_VARIABLE | {"OMP_NUM_THREADS": "2"}, preexec_fn=bind)
+    variables = WITHOUT_VARIABLE | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    (line,) = printed(program, env=variables, preexec_fn=bind)
     machine = os.cpu_count()
-    assert ours == (f"1 this process may use 1 of {machine} CPUs" if machine != 1 else "1 1 CPUs")
-    assert chosen == "(2, 'threads 2: OMP_NUM_THREADS') (3, 'threads 3: asked for')"
+    ours = f"this process may use 1 of {machine} CPUs" if machine != 1 else "1 CPUs"
+    assert line == f"1 {ours} (2, 'threads 2: OMP_NUM_THREADS') (3, 'threads 3: asked for')"
 
 
 # --- what else runs decides how threads wait
 
 WAIT = """
 import os
-from charseq2seq.device import choose_waiting
-print(choose_waiting(2), flush=True)
+from charseq2seq.device import choose_threads
+print(choose_threads(2)[1], flush=True)
 os.environ["OMP_DISPLAY_ENV"] = "verbose"  # read when libgomp is loaded, with all the others
 import torch
 """
@@ -193,7 +192,7 @@ def test_beside_busy_programs_threads_sleep_while_they_wait() -> None:
             neighbour.kill()
             neighbour.wait()
         settings = process.stdout.read()
-    assert re.match(r"they sleep while they wait, .*\(\d", said)
+    assert re.match(r"threads 2: asked for; they sleep while they wait, .*\(\d", said)
     assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", settings) == ["1000"]
 
 
@@ -206,8 +205,11 @@ def test_threads_spin_where_there_are_cpus_enough(
     monkeypatch.setattr(device, "_ROOT", tmp_path)
     monkeypatch.setattr(device, "available_cpus", lambda: (3, ""))
     monkeypatch.setattr("os.cpu_count", lambda: 3)
+    usual = f"threads {threads}: asked for"
     monkeypatch.setenv("GOMP_SPINCOUNT", "4321")
-    assert device.choose_waiting(threads) == "" and os.environ["GOMP_SPINCOUNT"] == "4321", "what a user has set stays"
+    assert device.choose_threads(threads) == (threads, usual), "what a user has set stays"
+    assert os.environ["GOMP_SPINCOUNT"] == "4321"
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    assert device.choose_waiting(threads).startswith("they sleep while they wait") == sleep
+    _, said = device.choose_threads(threads)
+    assert said.partition(", because")[0] == usual + "; they sleep while they wait" * sleep
     assert os.environ.get("GOMP_SPINCOUNT") == ("1000" if sleep else None)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,10 @@ def test_figures_that_cannot_be_written_later_do_not_end_a_run(
 
 
 def test_without_tensorboard_the_option_is_refused_at_once(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charseq2seq.options.find_spec", lambda name: None)
-    with pytest.raises(SuiteError, match=r"--tensorboard needs the package tensorboard; run `pip install") as refused:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(SuiteError, match=r"--tensorboard needs tensorboard; run `pip install tensorboard`") as refused:
         resolve_settings(read_settings(["--tensorboard", "events"]), user.home / "text.txt")
-    assert refused.value.exit_code == ExitCode.USAGE
+    assert refused.value.exit_code == ExitCode.UNAVAILABLE
 
 
 # --- the picture

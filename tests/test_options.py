@@ -98,8 +98,8 @@ def test_all_problems_are_told_at_once(client: WarmClient, user: Trainee) -> Non
     see(done, ExitCode.USAGE, r"error: 6 problems:")
     for told in ("max_steps must", "dropout must", "device must", "arguments: --bogus …", "private needs", "k belongs"):
         assert told in done.log
-    done = client.run(user.home, "--num_heads", "1024", "--num_kv_heads", "3")
-    see_refused(done, ExitCode.USAGE, r"2 problems:")
+    done = client.run(user.home, "--num_heads", "1024", "--num_kv_heads", "3", "--device", ABSENT[0])
+    see_refused(done, ExitCode.USAGE, rf"3 problems: .*--device {ABSENT[0]}.* into 1024 heads .*--num_kv_heads 3 must")
 
 
 def test_arguments_come_from_a_file_too(client: WarmClient, owner: Trainee) -> None:

@@ -183,7 +183,7 @@ def tiny_trainer(trainee: Trainee, *flags: str, **changes: Any) -> Trainer:
         flags: of train_transformer.py.
         changes: other fields of the settings than the flags give.
     """
-    asked = read_settings([*TINY, "--device", "cpu", "--model_path", str(trainee.model), *flags])
+    asked = read_settings([*TINY, "--device", "cpu", "--num_threads", "1", "--model_path", str(trainee.model), *flags])
     settings = replace(resolve_settings(asked, trainee.text), **changes)
     corpus = load_corpus(trainee.text, settings.source_length + settings.target_length)
     settings = with_text_defaults(settings, corpus)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charseq2seq.console import log, run
-from charseq2seq.errors import ExitCode, SuiteError, lacks_package
+from charseq2seq.errors import ExitCode, SuiteError, require_packages
 from charseq2seq.files import atomic_write
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; runs beyond them begin again.
@@ -65,12 +65,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Draw the rows of runs, name -> rows, as PNG: solid on the validation split, dotted on the training split."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise lacks_package(error) from error
+    require_packages("the picture", "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     def column(rows: list[dict[str, Any]], name: str) -> list[float]:
         return [math.nan if row.get(name) is None else row[name] for row in rows]
