@@ -11,13 +11,12 @@ import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import SuiteError, require_packages
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import space_of
 from charseq2seq.publishing.failures import PublishError, explain
@@ -89,9 +88,8 @@ def publish(request: PushOptions) -> Outcome:
         PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
             "unconfirmed" and "visibility".
     """
-    if request.with_runs and find_spec("tensorboard") is None:
-        problem = "--with_runs needs the package tensorboard; run `pip install tensorboard`, or leave the option out."
-        raise SuiteError(problem, ExitCode.UNAVAILABLE)
+    if request.with_runs:
+        require_packages("--with_runs", "tensorboard", pip="tensorboard")
     try:
         found = preflight(request)
     except PublishError as error:
