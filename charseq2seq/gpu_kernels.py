@@ -6,7 +6,7 @@ written with its own backward pass. Measured on one H200 (benchmarks/LOG.md).
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ class _NormalizeAndRotate(torch.autograd.Function):
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """The model's function of this name."""
-    return cast("Tensor", _NormalizeAndRotate.apply(x, table))
+    return _NormalizeAndRotate.apply(x, table)
 
 
 @triton.jit(do_not_specialize=["numbers"])
@@ -133,7 +133,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """The model's function of this name."""
-    return F.linear(cast("Tensor", _SquaredReLU.apply(F.linear(x, up))), down)
+    return F.linear(_SquaredReLU.apply(F.linear(x, up)), down)
 
 
 KERNELS = Kernels(embedding, normalize_and_rotate, feed_forward)
