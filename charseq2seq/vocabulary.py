@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 
 START_TOKEN = "<start>"
@@ -62,21 +63,18 @@ class CharVocabulary:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         return sorted(set(text).difference(self.characters))
 
-    def in_known_form(self, pieces: list[str]) -> tuple[list[str], str]:
-        """A text in the normal form of Unicode that leaves the fewest characters unknown, and the name of the form.
+    def in_known_form(self, pieces: list[str], name: str) -> list[str]:
+        """A text in the normal form of Unicode that leaves the fewest characters unknown; says so if it is another.
 
-        A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse. The name is
-        empty where the text stays as it is.
+        A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse.
         """
-
-        def unknown(form: str) -> int:
-            return len(self.unknown_characters(set().union(*forms[form])))
-
         forms = {"": pieces}
-        if unknown(""):
+        if self.unknown_characters(set().union(*pieces)):
             forms |= {form: [unicodedata.normalize(form, piece) for piece in pieces] for form in ("NFC", "NFD")}
-        best = min(forms, key=unknown)
-        return forms[best], best
+        best = min(forms, key=lambda form: len(self.unknown_characters(set().union(*forms[form]))))
+        if best:
+            log(f"note: {name} is read in the normal form {best} of Unicode, as the model's text was.")
+        return forms[best]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without start tokens."""
@@ -104,8 +102,7 @@ class CharVocabulary:
     def _lookup(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         # Lone surrogates, which JSON can carry, pass through.
         code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
-        ids: npt.NDArray[np.unsignedinteger[Any]] = self._id_of_code_point[code_points]
-        return ids
+        return self._id_of_code_point[code_points]
 
 
 def describe_character(character: str) -> str:
