@@ -6,7 +6,6 @@ character of a text, sorted by code point. A character is a Unicode code point: 
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -115,11 +114,3 @@ def describe_unknown(characters: list[str]) -> str:
     """How many characters are unknown, and the first ten: `1 character that the model never saw: 'é' (U+00E9 …)`."""
     named = ", ".join([*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)])
     return f"{len(characters)} character{'s' * (len(characters) > 1)} that the model never saw: {named}"
-
-
-def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:
-    """The two JSON files of a repository, name -> text; ASCII, so that no tool can garble them."""
-    index_of_token = vocabulary.index_of_token()
-    token_of_index = {index: token for token, index in index_of_token.items()}
-    tables = {"vocab.json": index_of_token, "idx_to_vocab.json": token_of_index}
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
