@@ -32,20 +32,9 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["rows", "length", "heads"])  # one compilation for all lengths
 def _rotate_kernel(
-    x_ptr,
-    gradient_ptr,
-    cos_ptr,
-    sin_ptr,
-    out_ptr,
-    rows,
-    length,
-    heads,
-    SIZE: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    EPSILON: tl.constexpr,
-    BACKWARD: tl.constexpr,
-):
+    x_ptr, gradient_ptr, cos_ptr, sin_ptr, out_ptr, rows, length, heads,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, PADDED)[None, :]
     partner = (column + SIZE // 2) % SIZE
