@@ -96,14 +96,14 @@ def publish(request: PushOptions) -> Outcome:
         if not request.dry_run or error.kind != "no_token":
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
-        found = PreflightResult(Hub("", request.timeout), "", target(request, "username"), None)
-        space = PreflightResult(Hub("", request.timeout, "space"), "", space_of(found.repo_id), None)
+        found = PreflightResult(Hub("", request.timeout), target(request, "username"), None)
+        space = PreflightResult(Hub("", request.timeout, "space"), space_of(found.repo_id), None)
         found = replace(found, space=space, has_page=True) if request.with_space else found
     if request.check:
-        return Outcome("checked", found.url, found.repo_id, space=found.space_url)
+        return Outcome("checked", found.url, found.repo_id, space=found.space.url if found.space else None)
     from charseq2seq.checkpoint import load_checkpoint
 
-    with user_errors(found.token), contextlib.ExitStack() as stack:
+    with user_errors(found.hub.token), contextlib.ExitStack() as stack:
         path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
         record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
@@ -154,7 +154,7 @@ class Push:
     def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
         from huggingface_hub import CommitOperationAdd
 
-        refuse_secrets(folder, record["files"], found.token)
+        refuse_secrets(folder, record["files"], found.hub.token)
         self.request, self.found, self.record = request, found, record
         self.may_be_made = False  # our commit: it was sent, and not refused
         self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
@@ -198,7 +198,7 @@ class Push:
         Once our commit may be made, whatever goes wrong says so.
         """
         try:
-            with user_errors(self.found.token):
+            with user_errors(self.found.hub.token):
                 commit = self._commit()
                 if self.may_be_made:
                     self._verify(commit)
@@ -217,7 +217,7 @@ class Push:
     def outcome(self, state: str, commit: str | None = None) -> Outcome:
         """How this push ended."""
         url, found = self.proposal or self.found.url, self.found
-        return Outcome(state, url, found.repo_id, commit, self.changes, found.space_url)
+        return Outcome(state, url, found.repo_id, commit, self.changes, found.space.url if found.space else None)
 
     def _commit(self) -> str:
         """Make the commit and return its id, or that of the newest one where there is nothing to send.
