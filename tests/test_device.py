@@ -67,7 +67,7 @@ def test_a_gpu_without_a_working_triton_uses_the_slower_operations(
 
     found, module = object(), types.ModuleType("charseq2seq.gpu_kernels")
     module.__dict__["KERNELS"] = Kernels(normalize_and_rotate=cast("Any", broken))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("charseq2seq.device.find_spec", lambda name: found)
     monkeypatch.setitem(sys.modules, "charseq2seq.gpu_kernels", module)
     monkeypatch.setattr("torch.ones", lambda *shape, device: shape)  # there is no GPU here
     assert device.suitable_kernels.__wrapped__("cuda") == Kernels()
