@@ -23,13 +23,12 @@ from charseq2seq.console import log, run_with_report, write_result
 from charseq2seq.options import read_push_options
 
 
-def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
+def main(argv: Sequence[str] | None, report: dict[str, Any]) -> int:
     """Parse, push, and say where the model lives; with --json the report becomes the last line of stdout."""
     options = read_push_options(argv, __doc__)
     # Not before the options are known to be right: this import takes a while.
     from charseq2seq.publishing.publish import publish
 
-    report = {} if report is None else report
     if options.json:
         report["ok"] = False  # until more is known
     outcome = publish(options)

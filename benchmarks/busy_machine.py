@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,19 +84,19 @@ def nanogpt(text: Path, iterations: int) -> float:
 def measures_of(args: argparse.Namespace, text: Path) -> dict[str, Measure]:
     """What is measured, by the name of the system and the number of its neighbours."""
     arguments = ["--max_steps", str(args.steps), *args.arguments]
-    systems: dict[str, Measure] = {"ours": lambda: ours(text, arguments, {})}
+    systems: dict[str, Measure] = {"ours": partial(ours, text, arguments, {})}
     for variable in args.environment:
         name, _, value = variable.partition("=")
-        systems[f"ours, {variable}"] = lambda name=name, value=value: ours(text, arguments, {name: value})  # type: ignore[misc]
+        systems[f"ours, {variable}"] = partial(ours, text, arguments, {name: value})
     if args.nanogpt:
-        systems["nanoGPT"] = lambda: nanogpt(text, args.iterations)
+        systems["nanoGPT"] = partial(nanogpt, text, args.iterations)
 
     def beside(number: int, speed: Measure) -> float:
         with neighbours(number):
             return speed()
 
     return {
-        f"{name}|{number}": lambda number=number, speed=speed: beside(number, speed)  # type: ignore[misc]
+        f"{name}|{number}": partial(beside, number, speed)
         for number in args.neighbours
         for name, speed in systems.items()
     }

@@ -95,10 +95,6 @@ class WindowSampler:
             length = shorter[int(generator.integers(len(shorter)))]
         return torch.from_numpy(np.concatenate(rows)[rank::size]), length
 
-    def restore(self, epoch: int, position: int) -> None:
-        """Continue from where `epoch` and `position` were read."""
-        self.epoch, self.position, self._order = epoch, position, None
-
 
 def tile(
     first: int, last: int, source_length: int, target_length: int, batch_size: int

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from charseq2seq.demo import page_server
+
+IDLE = "document.getElementById('status').className === 'idle'"  # conditions and values in the page
+WRITTEN = "document.getElementById('written').textContent"
 FLAGS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
 FLAGS += ["disable-component-update", "disable-sync", "disable-dev-shm-usage"]
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -59,6 +64,20 @@ class Browser:
             time.sleep(0.02)
         return value[0]
 
+    def text(self, element: str) -> str:
+        """What the element of this id shows."""
+        return str(self.run("return document.getElementById(arguments[0]).textContent", element))
+
+    def written(self) -> str:
+        """The prompt and its continuation, once that is written."""
+        self.wait(IDLE)
+        return self.text("text")
+
+    def fill(self, **values: float) -> None:
+        """Set fields, by their ids."""
+        for name, value in values.items():
+            self.run("document.getElementById(arguments[0]).value = arguments[1]", name, value)
+
     def type(self, element: str, keys: str) -> None:
         """Press keys in the element of this id."""
         found = self.ask("POST", "/element", using="css selector", value=f"#{element}")
@@ -72,6 +91,15 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the browser's console has said since the last call."""
         return [entry["message"] for entry in self.ask("POST", "/se/log", type="browser")]
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder's files, as `--mode demo` serves them."""
+    with page_server(folder) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextlib.contextmanager

@@ -52,23 +52,13 @@ def tiny_checkpoint(loss: float = 1.5, *, sha256: str = PLAYS, seed: int = 0, **
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     name = "shakespeare.txt" if sha256 == PLAYS else "letters.txt"
-    training_args: dict[str, Any] = {
-        "data": name,
-        "batch_size": 4,
-        "learning_rate": 0.02,
-        "max_steps": 100,
-        "max_minutes": None,
-    }
-    training_args |= {"seed": 7, "device": "cpu", "compile": False}
+    training_args: dict[str, Any] = {"data": name, "batch_size": 4, "learning_rate": 0.02, "max_steps": 100}
+    training_args |= {"max_minutes": None, "seed": 7, "device": "cpu", "compile": False}
     training_args |= {size: value for size, value in config.items() if size != "vocab_size"}
-    measured: dict[str, Any] = {
-        "nats_per_char": loss,
-        "bits_per_char": loss / math.log(2),
-        "perplexity": math.exp(loss),
-    }
+    measured: dict[str, Any] = {"nats_per_char": loss, "bits_per_char": loss / math.log(2)}
+    measured |= {"train_nats_per_char": loss - 0.1, "perplexity": math.exp(loss)}
     measured |= {"characters": 1000, "max_context": 20, "protocol": "every validation character once"}
     measured |= {"step": 90, "steps": 100, "seconds": 12.5, "characters_per_second": 4000.0}
-    measured |= {"train_nats_per_char": loss - 0.1}
     measured["history"] = [
         {"step": step, "seconds": step / 10, "train_nats_per_char": loss + 2 / step, "nats_per_char": loss + 3 / step}
         for step in (1, 10, 100)
@@ -149,8 +139,7 @@ class Publisher:
 
     def __init__(self, hub: HubServer, home: Path, checkpoint: Checkpoint | None = None) -> None:
         home.mkdir(exist_ok=True)
-        self.hub = hub
-        self.home = home
+        self.hub, self.home = hub, home
         self.save(checkpoint or tiny_checkpoint())
 
     def save(self, checkpoint: Checkpoint) -> None:

@@ -121,12 +121,8 @@ def test_comments_among_results_are_told_of() -> None:
 )
 def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
     text = merged(card(), f"\ufeff{theirs}")
-    assert (
-        "Soon more." in text
-        and is_our_card(text)
-        and text[0] == "\ufeff"
-        and text.count("---\n") == card().count("---\n")
-    )
+    assert text[0] == "\ufeff" and "Soon more." in text and is_our_card(text)
+    assert text.count("---\n") == card().count("---\n")
     assert "mit" not in theirs or metadata(text[1:]).license == "mit"
 
 

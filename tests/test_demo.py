@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import signal
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from charseq2seq.demo import PAGE, page_server
+from charseq2seq.demo import PAGE
 from charseq2seq.errors import ExitCode
 from encoder_decoder_transformer import Transformer
-from tests.browser import Browser, chromium
+from tests.browser import IDLE, WRITTEN, Browser, chromium, served
 from tests.golden.make_golden import HERE, SHAPES
 from tests.train_client import Trainee, finish, see
 
 TEXT = "ROMEO: But soft, what light through yonder window breaks?\né"
-IDLE = "document.getElementById('status').className === 'idle'"
-WRITTEN = "document.getElementById('written').textContent"
+Show = Callable[..., Browser]
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +57,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(root: Path) -> Iterator[str]:
     """Where the sites are served."""
-    with page_server(root) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(root) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def show(browser: Browser, address: str) -> Callable[..., None]:
+def show(browser: Browser, address: str) -> Show:
     """Open a site, with these fields in the link if there are any; wait until the model is there, or is refused."""
 
-    def show(site: str, **fields: Any) -> None:
+    def show(site: str, **fields: Any) -> Browser:
         browser.open(f"{address}/{site}/" + (f"#{urlencode(fields)}" if fields else ""))
         browser.wait("document.getElementById('status').className !== 'loading'")
+        return browser
 
     return show
 
 
-def seen(browser: Browser) -> str:
-    """The whole text that the page shows, once it is written."""
-    browser.wait(IDLE)
-    return str(browser.run("return document.getElementById('text').textContent"))
+def expected_of(shape: str) -> dict[str, Any]:
+    """What PyTorch makes of a model of tests/golden."""
+    return dict(json.loads((HERE / shape / "expected.json").read_text(encoding="utf-8")))
 
 
 # --- the model in JavaScript
@@ -97,17 +93,13 @@ return target.map((token) => {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_logits_are_those_of_pytorch(
-    browser: Browser, show: Callable[..., None], root: Path, shape: str, dtype: torch.dtype
-) -> None:
-    show(shape)
-    name = str(dtype).removeprefix("torch.")
+def test_logits_are_those_of_pytorch(show: Show, root: Path, shape: str, dtype: torch.dtype) -> None:
+    name, expected = str(dtype).removeprefix("torch."), expected_of(shape)
     (root / shape / name).mkdir()
     shutil.copy(root / shape / "config.json", root / shape / name)
     weights = {name: weight.to(dtype) for name, weight in load_file(root / shape / "model.safetensors").items()}
     save_file(weights, root / shape / name / "model.safetensors")
-    expected = json.loads((root / shape / "expected.json").read_text(encoding="utf-8"))
-    logits = torch.tensor(browser.run(LOGITS, f"{name}/", expected["source"], expected["target"]))
+    logits = torch.tensor(show(shape).run(LOGITS, f"{name}/", expected["source"], expected["target"]))
     model = Transformer.from_pretrained(root / shape)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     source, target = (torch.tensor([expected[name]], dtype=torch.long) for name in ("source", "target"))
@@ -117,187 +109,171 @@ def test_logits_are_those_of_pytorch(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_random_numbers_become_the_same_tokens(browser: Browser, show: Callable[..., None], shape: str) -> None:
-    show(shape)
-    expected = json.loads((HERE / shape / "expected.json").read_text(encoding="utf-8"))
+def test_random_numbers_become_the_same_tokens(show: Show, shape: str) -> None:
+    page, expected = show(shape), expected_of(shape)
     script = "const [row, one] = arguments; row[0] = -Infinity; return sample(Float32Array.from(row), one.random, one)"
     for one in expected["sampled"]:
-        assert browser.run(script, expected["logits"][-1], one | {"top_p": one["top_p"] or 1}) == one["id"], one
+        assert page.run(script, expected["logits"][-1], one | {"top_p": one["top_p"] or 1}) == one["id"], one
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_greedy_text_is_that_of_pytorch_to_the_letter(browser: Browser, show: Callable[..., None], shape: str) -> None:
-    expected = json.loads((HERE / shape / "expected.json").read_text(encoding="utf-8"))
-    show(shape, prompt=expected["prompt"], length=expected["num_chars"], temperature=0, seed=1)
-    assert seen(browser) == expected["prompt"] + expected["greedy"]
+def test_greedy_text_is_that_of_pytorch_to_the_letter(show: Show, shape: str) -> None:
+    expected = expected_of(shape)
+    page = show(shape, prompt=expected["prompt"], length=expected["num_chars"], temperature=0, seed=1)
+    assert page.written() == expected["prompt"] + expected["greedy"]
 
 
 # --- the page
 
 
-def test_a_typed_prompt_is_continued_stopped_and_continued(
-    browser: Browser, show: Callable[..., None], root: Path
-) -> None:
-    show("large")
-    browser.complaints()
-    browser.type("prompt", "ROMEO: what light\n")
-    browser.run("document.getElementById('length').value = 20000; document.getElementById('seed').value = 5")
-    browser.click("#write")
-    first = len(browser.wait(WRITTEN))
-    browser.wait(f"{WRITTEN}.length > {first}")
-    assert browser.run("return document.getElementById('write').textContent") == "Stop"
-    browser.click("#write")
-    browser.wait(IDLE)
-    stopped = browser.run(f"return {WRITTEN}")
-    assert first < len(stopped) < 20_000
-    browser.run("document.getElementById('length').value = 30")
-    browser.click("#continue")
-    browser.wait(f"{IDLE} && {WRITTEN}.length === {len(stopped) + 30}")
+def test_a_typed_prompt_is_continued_stopped_and_continued(show: Show, root: Path) -> None:
+    page = show("large")
+    page.complaints()
+    page.type("prompt", "ROMEO: what light\n")
+    page.fill(length=20_000, seed=5)
+    page.click("#write")
+    first = len(page.wait(WRITTEN))
+    page.wait(f"{WRITTEN}.length > {first}")
+    assert page.text("write") == "Stop"
+    page.click("#write")
+    page.wait(IDLE)
+    stopped = len(page.text("written"))
+    assert first < stopped < 20_000
+    page.fill(length=30)
+    page.click("#continue")
+    page.wait(f"{IDLE} && {WRITTEN}.length === {stopped + 30}")
     model = Transformer.from_pretrained(root / "large")
-    expected = model.write("ROMEO: what light\n", len(stopped) + 30, temperature=0.8, seed=5)
-    assert browser.run(f"return {WRITTEN}") == expected, "a seed writes what it writes in Python"
-    assert re.match(r"30 characters, \d+ a second", browser.run("return document.getElementById('status').textContent"))
-    assert browser.complaints() == [], "the policy of the page forbids nothing that it does"
+    expected = model.write("ROMEO: what light\n", stopped + 30, temperature=0.8, seed=5)
+    assert page.text("written") == expected, "a seed writes what it writes in Python"
+    assert re.match(r"30 characters, \d+ a second", page.text("status"))
+    assert page.complaints() == [], "the policy of the page forbids nothing that it does"
 
 
-def test_keys_write_and_stop(browser: Browser, show: Callable[..., None]) -> None:
+def test_keys_write_and_stop(show: Show) -> None:
     control, enter, escape = "\ue009", "\ue007", "\ue00c"
-    show("large", length=20_000, seed=1)
-    browser.wait(WRITTEN)
-    browser.type("prompt", escape)
-    browser.wait(IDLE)
-    browser.type("prompt", "light" + control + enter + control)
-    browser.wait(f"!({IDLE}) && {WRITTEN}")
-    browser.type("prompt", escape)
-    assert seen(browser).startswith("light")
+    page = show("large", length=20_000, seed=1)
+    page.wait(WRITTEN)
+    page.type("prompt", escape)
+    page.wait(IDLE)
+    page.type("prompt", "light" + control + enter + control)
+    page.wait(f"!({IDLE}) && {WRITTEN}")
+    page.type("prompt", escape)
+    assert page.written().startswith("light")
 
 
-def test_a_shared_link_writes_the_same_text(browser: Browser, show: Callable[..., None]) -> None:
-    show("grouped_heads")
-    browser.type("prompt", "to be, & #\n")
-    for name, value in {"length": 60, "temperature": 1.5, "top_p": 0.9, "seed": 77}.items():
-        browser.run("document.getElementById(arguments[0]).value = arguments[1]", name, value)
-    browser.click("#write")
-    text = seen(browser)
-    browser.click("#share")
-    browser.open(browser.run("return document.getElementById('link').value"))
-    browser.wait(WRITTEN)
-    assert seen(browser) == text and len(text) == len("to be, & #\n") + 60
+def test_a_shared_link_writes_the_same_text(show: Show) -> None:
+    page = show("grouped_heads")
+    page.type("prompt", "to be, & #\n")
+    page.fill(length=60, temperature=1.5, top_p=0.9, seed=77)
+    page.click("#write")
+    text = page.written()
+    page.click("#share")
+    page.open(page.run("return document.getElementById('link').value"))
+    page.wait(WRITTEN)
+    assert page.written() == text and len(text) == len("to be, & #\n") + 60
 
 
-def test_unknown_characters_are_marked_and_left_out(browser: Browser, show: Callable[..., None]) -> None:
-    show("grouped_heads", prompt="b→e", length=40, temperature=0)
-    browser.wait(IDLE)
-    assert "never saw → (U+2192)." in browser.run("return document.getElementById('unknown').textContent")
+def test_unknown_characters_are_marked_and_left_out(show: Show) -> None:
+    page = show("grouped_heads", prompt="b→e", length=40, temperature=0)
+    page.wait(IDLE)
+    assert "never saw → (U+2192)." in page.text("unknown")
     marked = "return [...document.querySelectorAll('#prompted mark')].map((mark) => mark.textContent)"
-    assert browser.run(marked) == ["→"]
-    expected = json.loads((HERE / "grouped_heads" / "expected.json").read_text(encoding="utf-8"))
-    assert browser.run(f"return {WRITTEN}") == expected["greedy"], "as after `be`"
+    assert page.run(marked) == ["→"]
+    assert page.text("written") == expected_of("grouped_heads")["greedy"], "as after `be`"
     show("grouped_heads", prompt="be\u0301", length=1)
-    assert seen(browser).startswith("bé") and browser.run(marked) == [], "é in two pieces, as some systems type it"
+    assert page.written().startswith("bé") and page.run(marked) == [], "é in two pieces, as some systems type it"
 
 
-def test_colours_show_how_much_every_character_surprises(
-    browser: Browser, show: Callable[..., None], root: Path
-) -> None:
-    show("large", prompt="what light", length=30, seed=2)
-    plain = seen(browser)
-    assert browser.run("return document.querySelectorAll('#text span span').length") == 0
-    browser.click("#colours")
-    browser.wait("document.querySelectorAll('#prompted span').length")
+def test_colours_show_how_much_every_character_surprises(show: Show, root: Path) -> None:
+    page = show("large", prompt="what light", length=30, seed=2)
+    plain, count = page.written(), "return document.querySelectorAll('#text span span').length"
+    assert page.run(count) == 0
+    page.click("#colours")
+    page.wait("document.querySelectorAll('#prompted span').length")
     facts = "[span.textContent, +span.style.getPropertyValue('--surprise'), getComputedStyle(span).backgroundColor]"
-    shown = browser.run(f"return [...document.querySelectorAll('#text span span')].map((span) => {facts})")
-    assert "".join(character for character, _, _ in shown) == plain
-    assert len({colour for _, _, colour in shown}) > 5
+    shown = page.run(f"return [...document.querySelectorAll('#text span span')].map((span) => {facts})")
+    characters, levels, colours = zip(*shown, strict=True)
+    assert "".join(characters) == plain and len(set(colours)) > 5
     model = Transformer.from_pretrained(root / "large")
     prompt, written = (torch.tensor([[model.vocab[c] for c in part]]) for part in (plain[:10], plain[10:]))
-    for source, target, levels in ((prompt[:, :0], prompt, shown[:10]), (prompt, written, shown[10:])):
+    for source, target, told in ((prompt[:, :0], prompt, levels[:10]), (prompt, written, levels[10:])):
         logits = model(source, target)[0]
         logits[:, model.start_id] = -torch.inf
         bits = -logits.log_softmax(dim=1).gather(1, target[0][:, None])[:, 0] / torch.tensor(2.0).log()
-        torch.testing.assert_close(
-            torch.tensor([level for _, level, _ in levels]), (bits / 8).clamp(max=1), atol=1e-3, rtol=0
-        )
-    browser.click("#colours")
-    assert seen(browser) == plain and browser.run("return document.querySelectorAll('#text span span').length") == 0
+        torch.testing.assert_close(torch.tensor(told), (bits / 8).clamp(max=1), atol=1e-3, rtol=0)
+    page.click("#colours")
+    assert page.written() == plain and page.run(count) == 0
 
 
-def test_examples_are_what_the_model_begins_with(browser: Browser, show: Callable[..., None]) -> None:
-    show("large")
-    browser.wait("!document.getElementById('examples').hidden")
-    example = browser.run("return document.querySelector('#examples button').textContent")
-    browser.click("#examples button")
-    assert seen(browser).startswith(example) and len(example) > 2
+def test_examples_are_what_the_model_begins_with(show: Show) -> None:
+    page = show("large")
+    page.wait("!document.getElementById('examples').hidden")
+    example = page.run("return document.querySelector('#examples button').textContent")
+    page.click("#examples button")
+    assert page.written().startswith(example) and len(example) > 2
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "absent": (
-        "model.safetensors",
-        Path.unlink,
-        r"is not there \(status 404\)\. Put it into one folder with this page",
-    ),
-    "no_json": ("config.json", lambda path: path.write_text("{"), "is not JSON. Take that of the published model"),
-    "other": ("config.json", lambda path: path.write_text('{"model_type": "gpt2"}'), "is not that of such a model"),
-    "vocabulary": ("vocab.json", lambda path: path.write_text('{"a": 0}'), "does not fit config.json. Take both"),
-    "pointer": (
-        "model.safetensors",
-        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
-        "is only a pointer of Git LFS. Run `git lfs pull`",
-    ),
-    "garbage": ("model.safetensors", lambda path: path.write_bytes(b"PK" * 99), "is not a safetensors file"),
-    "cut": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is cut off or damaged at"),
-    "format": (
-        "model.safetensors",
-        lambda path: save_file({name: weight.to(torch.int8) for name, weight in load_file(path).items()}, path),
-        "is in I8. This page reads F32, BF16, F16",
-    ),
-    "shape": (
-        "model.safetensors",
-        lambda path: save_file({n: w for n, w in load_file(path).items() if n != "embedding.shares"}, path),
-        "does not fit config.json: embedding.shares is missing, not 4 x 16. Take both from one model",
-    ),
-}
+def in_bytes(path: Path) -> None:
+    """Make the weights int8."""
+    save_file({name: weight.to(torch.int8) for name, weight in load_file(path).items()}, path)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+def without_shares(path: Path) -> None:
+    """Take a tensor away."""
+    save_file({name: weight for name, weight in load_file(path).items() if name != "embedding.shares"}, path)
+
+
+MISFIT = "does not fit config.json: embedding.shares is missing, not 4 x 16. Take both from one model"
+WEIGHTS, POINTER = "model.safetensors", "version https://git-lfs.github.com/spec/v1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "sentence"),
+    [
+        (WEIGHTS, Path.unlink, r"is not there \(status 404\)\. Put it into one folder with this page"),
+        (WEIGHTS, lambda path: path.write_text(POINTER), "is only a pointer of Git LFS. Run `git lfs pull`"),
+        (WEIGHTS, lambda path: path.write_bytes(b"PK" * 99), "is not a safetensors file"),
+        (WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:-9]), "is cut off or damaged at"),
+        (WEIGHTS, in_bytes, "is in I8. This page reads F32, BF16, F16"),
+        (WEIGHTS, without_shares, MISFIT),
+        ("config.json", lambda path: path.write_text("{"), "is not JSON. Take that of the published model"),
+        ("config.json", lambda path: path.write_text('{"model_type": "gpt2"}'), "is not that of such a model"),
+        ("vocab.json", lambda path: path.write_text('{"a": 0}'), "does not fit config.json. Take both"),
+    ],
+    ids=["absent", "pointer", "garbage", "cut", "format", "tensor", "no JSON", "another model", "vocabulary"],
+)
 def test_what_is_wrong_with_a_file_is_said_in_a_sentence(
-    browser: Browser, show: Callable[..., None], root: Path, damage: str
+    show: Show, root: Path, tmp_path: Path, name: str, harm: Callable[[Path], object], sentence: str
 ) -> None:
-    name, harm, sentence = DAMAGE[damage]
-    shutil.copytree(root / "multi_head", root / damage)
-    harm(root / damage / name)
-    show(damage)
-    assert re.match(
-        f"{re.escape(name)} {sentence}", browser.run("return document.getElementById('status').textContent")
-    )
-    assert browser.run("const write = document.getElementById('write'); return write.disabled && write.textContent")
+    site = shutil.copytree(root / "multi_head", root / tmp_path.name)
+    harm(site / name)
+    page = show(site.name)
+    assert re.match(f"{re.escape(name)} {sentence}", page.text("status"))
+    assert page.run("const write = document.getElementById('write'); return write.disabled && write.textContent")
 
 
 def test_a_page_that_is_opened_as_a_file_says_what_to_do(browser: Browser) -> None:
     browser.open((PAGE / "index.html").as_uri())
     browser.wait("document.getElementById('status').className === 'bad'")
-    assert "Run `python -m http.server` in its folder" in browser.run(
-        "return document.getElementById('status').textContent"
-    )
+    assert "Run `python -m http.server` in its folder" in browser.text("status")
 
 
-def test_it_fits_a_phone_and_says_what_its_fields_are(browser: Browser, show: Callable[..., None]) -> None:
+def test_it_fits_a_phone_and_says_what_its_fields_are(show: Show, browser: Browser) -> None:
     screen = {"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": True}
     browser.ask("POST", "/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=screen)
-    show("large", prompt="what light" * 20, length=100)
-    browser.wait(IDLE)
+    show("large", prompt="what light" * 20, length=100).wait(IDLE)
     assert browser.run("return document.documentElement.scrollWidth") == 320
     browser.ask("POST", "/goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})
     unnamed = "[...document.querySelectorAll('input, textarea')].filter((field) => !field.labels.length).length"
     assert browser.run(f"return {unnamed}") == 0
 
 
-def test_it_asks_no_other_server_and_keeps_nothing(browser: Browser, show: Callable[..., None], address: str) -> None:
-    show("large")
-    browser.wait("!document.getElementById('examples').hidden")
-    names = browser.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+def test_it_asks_no_other_server_and_keeps_nothing(show: Show, address: str) -> None:
+    page = show("large")
+    page.wait("!document.getElementById('examples').hidden")
+    names = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert names and all(name.startswith(address) for name in names)
-    assert browser.run("return document.cookie + localStorage.length + sessionStorage.length") == "00"
+    assert page.run("return document.cookie + localStorage.length + sessionStorage.length") == "00"
 
 
 def test_the_policy_of_the_page_is_strict_and_names_its_style() -> None:
@@ -328,7 +304,7 @@ def test_the_mode_serves_the_page_until_it_is_interrupted(trained: Trainee, brow
     assert done.code == ExitCode.INTERRUPTED and "Ctrl-C ends it." in done.log
     assert not list(tmp_path.iterdir()), "nothing is left behind"
     written = trained.run("--mode", "generate", "--prompt", "ALL", "--num_chars", "20", "--temperature", "0").out
-    assert seen(browser) == written.removesuffix("\n")
+    assert browser.written() == written.removesuffix("\n")
 
 
 def test_the_mode_needs_no_browser_but_a_model(trained: Trainee, user: Trainee, tmp_path: Path) -> None:

@@ -108,17 +108,16 @@ def test_a_fresh_model_is_as_unsure_as_it_can_be() -> None:
 # --- a file
 
 
-def checkpoint_of(path: Path) -> Checkpoint:
-    """A checkpoint that says it was trained on this text."""
-    corpus = load_corpus(path, 20)
-    return dataclasses.replace(tiny_checkpoint(), corpus=corpus.facts())
-
-
-def test_of_its_own_text_the_validation_split_is_scored(tmp_path: Path) -> None:
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """It says that it was trained on text.txt."""
     path = tmp_path / "text.txt"
     path.write_text(TEXT * 20)
-    checkpoint = checkpoint_of(path)
-    facts = evaluate_file(checkpoint, path, "cpu", "fp32", "error")
+    return dataclasses.replace(tiny_checkpoint(), corpus=load_corpus(path, 20).facts())
+
+
+def test_of_its_own_text_the_validation_split_is_scored(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    facts = evaluate_file(checkpoint, tmp_path / "text.txt", "cpu", "fp32", "error")
     first = checkpoint.corpus["train_characters"]
     ids = checkpoint.vocabulary().encode(TEXT * 20)
     losses = one_at_a_time(checkpoint.build_model(), ids, first, len(ids))
@@ -126,11 +125,11 @@ def test_of_its_own_text_the_validation_split_is_scored(tmp_path: Path) -> None:
     assert (facts["split"], facts["characters"]) == ("validation", len(losses))
 
 
-def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(tmp_path: Path) -> None:
-    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
-    own.write_text(TEXT * 20)
+def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
     other.write_text("ROMEO: 莎\nBut soft, 🎭what")
-    checkpoint = checkpoint_of(own)
     facts = evaluate_file(checkpoint, other, "cpu", "fp32", "skip")
     ids = checkpoint.vocabulary().encode("ROMEO: \nBut soft, what")
     losses = one_at_a_time(checkpoint.build_model(), ids, 0, len(ids))
@@ -140,21 +139,19 @@ def test_of_another_text_all_is_scored_but_for_what_the_model_cannot_know(tmp_pa
         evaluate_file(checkpoint, other, "cpu", "fp32", "error")
 
 
-def test_a_text_in_the_other_normal_form_is_scored_whole(tmp_path: Path) -> None:
-    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
-    own.write_text(TEXT * 20)
+def test_a_text_in_the_other_normal_form_is_scored_whole(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
     other.write_text(unicodedata.normalize("NFD", "ROMEO: é" * 9))
-    facts = evaluate_file(checkpoint_of(own), other, "cpu", "fp32", "error")
+    facts = evaluate_file(checkpoint, other, "cpu", "fp32", "error")
     assert (facts["characters"], facts["skipped_characters"]) == (72, 0)
 
 
 @pytest.mark.parametrize("text", ["莎莎莎", "莎士比亚全集 ROMEO"])
-def test_a_text_of_which_most_is_unknown_is_no_measure(text: str, tmp_path: Path) -> None:
-    own, other = tmp_path / "text.txt", tmp_path / "other.txt"
-    own.write_text(TEXT * 20)
+def test_a_text_of_which_most_is_unknown_is_no_measure(text: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
     other.write_text(text)
     with pytest.raises(SuiteError, match=r"never saw .* most of .*other\.txt .* no measure; .* text\.txt") as refusal:
-        evaluate_file(checkpoint_of(own), other, "cpu", "fp32", "skip")
+        evaluate_file(checkpoint, other, "cpu", "fp32", "skip")
     assert refusal.value.exit_code == ExitCode.BAD_DATA
 
 
@@ -182,11 +179,8 @@ def test_without_a_name_the_text_of_the_model_is_scored_or_asked_for(client: War
     own = client.run(user.home, "--mode", "evaluate")
     assert own.code == 0 and '"text": "text.txt"' in own.out and '"split": "validation"' in own.out, own.log
     user.text.write_text("another text of this name\n" * 99)
-    see(
-        client.run(user.home, "--mode", "evaluate"),
-        ExitCode.NO_INPUT,
-        r"trained on text\.txt .*; name it with --data_path",
-    )
+    refused = client.run(user.home, "--mode", "evaluate")
+    see(refused, ExitCode.NO_INPUT, r"trained on text\.txt .*; name it with --data_path")
     elsewhere = user.home / "elsewhere"
     elsewhere.mkdir()
     user.text.write_text(tiny_text())

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from charseq2seq.training.muon import BatchedMuon, neuron_factors
-from charseq2seq.training.optimization import (
-    ADAMW_RATIO,
-    build_optimizers,
-    learning_rate_factor,
-    set_learning_rates,
-)
+from charseq2seq.training.optimization import ADAMW_RATIO, build_optimizers, learning_rate_factor, set_learning_rates
 from charseq2seq.training.text_defaults import suitable_weight_decay
 from encoder_decoder_transformer import Transformer
 

@@ -13,7 +13,7 @@ import pytest
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.training.processes import ALONE, Group, is_rank_0, process_group, started_by_torchrun
 from tests.hub.server import WRITE, hub_with_people
-from tests.train_client import TINY, Done, Trainee, contents, torchrun
+from tests.train_client import TINY, Done, Trainee, contents, read_until, torchrun
 from tests.warm_client import WarmClient
 
 TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--device", "cpu"]
@@ -29,17 +29,6 @@ def ended(process: subprocess.Popen[str]) -> Done:
     """Wait for a group; torchrun reports failures with tracebacks of its own, so those are no defect of ours."""
     out, log = process.communicate()
     return Done(process.returncode, out, log)
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Read the log until it has a text; returns what was read."""
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(seen)
 
 
 def curve(user: Trainee) -> list[float]:
@@ -112,7 +101,7 @@ def workers_of(launcher: int) -> list[int]:
 def test_a_group_of_which_one_was_killed_starts_again_and_goes_on(rank: int, user: Trainee) -> None:
     steps = ["--eval_interval", "20", "--log_interval", "1", "--max_steps", "400"]
     process = torchrun(user, ["--max_restarts", "1", *TWO], *TRAIN, *steps)
-    wait_for(process, " step 60 (")
+    read_until(process, " step 60 (")
     os.kill(workers_of(process.pid)[rank], signal.SIGKILL)
     done = ended(process)
     assert done.code == 0 and "resume: continuing the unfinished run at step " in done.log, done.log
@@ -123,13 +112,13 @@ def test_a_group_of_which_one_was_killed_starts_again_and_goes_on(rank: int, use
 @needs_proc
 def test_a_group_stops_at_a_signal_and_goes_on_with_another_number_of_processes(user: Trainee) -> None:
     process = torchrun(user, TWO, *TRAIN, *LONG)
-    wait_for(process, " step 30 (")
+    read_until(process, " step 30 (")
     os.kill(workers_of(process.pid)[1], signal.SIGTERM)  # whichever gets it, all of them stop
     done = ended(process)
     assert "stopped: everything is saved" in done.log and '"outcome": "stopped"' in done.out, done.log
     stopped_at = contents(user.resume)["step"]
     process = user.start(*TRAIN, *LONG)
-    log = wait_for(process, "resume: continuing")
+    log = read_until(process, "resume: continuing")
     process.kill()
     process.communicate()
     assert f"continuing the unfinished run at step {stopped_at}" in log

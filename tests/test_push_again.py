@@ -30,10 +30,8 @@ def test_a_name_in_other_capitals_is_the_same_repository(alice: Publisher, hub: 
 
 def test_what_a_person_wrote_into_the_card_is_kept_or_told_of(alice: Publisher, hub: HubServer) -> None:
     assert alice.push("--no_verify").code == 0
-    edited = (
-        card_of(hub).replace("language: en\n", "language: no # bokmål\n").replace("## What it writes", "## My texts")
-    )
-    commit = hub.repo(REPO).push({"README.md": edited.encode()})
+    edited = card_of(hub).replace("language: en\n", "language: no # bokmål\n")
+    commit = hub.repo(REPO).push({"README.md": edited.replace("## What it writes", "## My texts").encode()})
     alice.save(tiny_checkpoint(1.4))
     done = alice.push("--no_verify")
     assert done.code == 0 and "language: no # bokmål\n" in card_of(hub) and "## My texts" not in card_of(hub)
@@ -104,8 +102,11 @@ def test_a_message_of_several_lines_has_a_title_and_a_description(alice: Publish
     assert titles(hub) == ["Better"] and header["description"] == "By a tenth.\nOr so."
 
 
+Propose = Callable[[float], tuple[str, str]]
+
+
 @pytest.fixture
-def propose(hub: HubServer, alice: Publisher) -> Callable[[float], tuple[str, str]]:
+def propose(hub: HubServer, alice: Publisher) -> Propose:
     """Lets a stranger propose a model of this loss to alice's repository; how that ended, and where."""
     hub.add_repo("alice/m", {"README.md": b"# Mine\n"})
 
@@ -120,7 +121,7 @@ def propose(hub: HubServer, alice: Publisher) -> Callable[[float], tuple[str, st
 
 
 @pytest.mark.slow
-def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callable[[float], tuple[str, str]]) -> None:
+def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Propose) -> None:
     assert propose(1.5) == ("proposed", "/discussions/1")
     assert propose(1.5) == ("up to date", "/discussions/1")
     assert propose(1.4) == ("proposed", "/discussions/1")
@@ -135,9 +136,7 @@ def test_an_open_pull_request_is_left_or_updated(hub: HubServer, propose: Callab
 
 
 @pytest.mark.slow
-def test_a_pull_request_of_another_kind_is_left_alone(
-    hub: HubServer, propose: Callable[[float], tuple[str, str]]
-) -> None:
+def test_a_pull_request_of_another_kind_is_left_alone(hub: HubServer, propose: Propose) -> None:
     repository = hub.repo("alice/m")
     repository.refs["refs/pr/1"] = repository.head
     repository.proposals["1"] = ("mallory", "Correct a word", "open")
@@ -147,9 +146,7 @@ def test_a_pull_request_of_another_kind_is_left_alone(
     assert set(repository.files("refs/pr/1")) == {".gitattributes", "README.md"}
 
 
-def test_a_lost_answer_to_a_proposal_is_found_again(
-    hub: HubServer, propose: Callable[[float], tuple[str, str]]
-) -> None:
+def test_a_lost_answer_to_a_proposal_is_found_again(hub: HubServer, propose: Propose) -> None:
     hub.fail("POST", "/commit/", drop="after", times=1)
     assert propose(1.5) == ("proposed", "/discussions/1")
     assert list(hub.repo("alice/m").proposals) == ["1"]

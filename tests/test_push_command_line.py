@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ import sys
 import push_to_huggingface
 for argv in (["--help"], ["--bogus"], ["--timeout", "-1"], ["--create_pr", "--tag", "v1"]):
     try:
-        push_to_huggingface.main(argv)
+        push_to_huggingface.main(argv, {})
     except SystemExit as end:
         print(end.code, sorted({"torch", "huggingface_hub", "numpy", "matplotlib"} & set(sys.modules)))
 """
@@ -61,18 +63,13 @@ def test_libraries_that_are_missing_or_too_old_are_named(alice: Publisher) -> No
 def test_a_terminal_gets_a_progress_bar_with_bytes(alice: Publisher, hub: HubServer, folder: Path) -> None:
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    environment = hub.environment(alice.home, WRITE)
-    command = [*PROGRAM, "--no_verify"]
-    process = subprocess.Popen(
-        command, env=environment, cwd=alice.home, stdout=subprocess.PIPE, stderr=terminal, text=True
-    )
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": terminal, "text": True, "cwd": alice.home}
+    process = subprocess.Popen([*PROGRAM, "--no_verify"], env=hub.environment(alice.home, WRITE), **options)
     os.close(terminal)
     shown = b""
-    try:
+    with contextlib.suppress(OSError):  # Linux's way to say that nobody writes any more
         while piece := os.read(controller, 65536):
             shown += piece
-    except OSError:  # Linux's way to say that nobody writes any more
-        pass
     os.close(controller)
     out, _ = process.communicate()
     assert process.returncode == 0, shown
@@ -98,20 +95,16 @@ def test_a_signal_ends_a_push_without_a_traceback_or_a_folder(
     process = start_and_signal(hub, method, path, number, lambda: alice.start(TMPDIR=str(temporary)))
     _, log = process.communicate()
     assert process.returncode == code and "Traceback" not in log, log
-    # PyTorch leaves its own cache where Triton is installed.
-    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
-    assert (alice.home / "transformer_model.pth").exists()
+    assert not list(temporary.iterdir()) and (alice.home / "transformer_model.pth").exists()
 
 
 def test_a_reader_of_stdout_that_went_away_ends_it(alice: Publisher) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = alice.hub.environment(alice.home, WRITE)
-    done = subprocess.run(
-        [*PROGRAM, "--check"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True, check=False
-    )
+    done = subprocess.run([*PROGRAM, "--check"], stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writer)
-    assert done.returncode == ExitCode.OUTPUT_CLOSED and "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.OUTPUT_CLOSED and b"Traceback" not in done.stderr
 
 
 def test_folders_and_disks_that_cannot_be_written_are_told(alice: Publisher, hub: HubServer) -> None:
@@ -124,14 +117,7 @@ def test_folders_and_disks_that_cannot_be_written_are_told(alice: Publisher, hub
         (8, ["--output_dir", "out"], ExitCode.IO_ERROR, "cannot write out/"),
         (0, [], ExitCode.CANNOT_CREATE, "No usable temporary directory found .* set TMPDIR"),
     ):
-        limited = f'ulimit -f {blocks}; exec {sys.executable} {PROGRAM[1]} "$@"'
-        full = subprocess.run(
-            ["bash", "-c", limited, "push", *flags],
-            cwd=alice.home,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        limited = ["bash", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', *PROGRAM, *flags]
+        full = subprocess.run(limited, cwd=alice.home, env=environment, capture_output=True, text=True, check=False)
         assert full.returncode == code and re.search(said, full.stderr), full.stderr
     assert not hub.repos

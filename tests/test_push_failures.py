@@ -43,7 +43,7 @@ REJECTED = b'{"errors": [{"message": "no"}], "warnings": []}'
 
 @dataclass(frozen=True)
 class Row:
-    """A case: how it comes about; `{names}` in arguments and environment are filled in."""
+    """A case: how it comes about; `{broken}` in an argument is a folder that does not work."""
 
     kind: str
     arrange: Callable[[HubServer], object] = lambda hub: None  # what is done with the Hub before
@@ -143,6 +143,14 @@ BEFORE_ANYTHING_SLOW = {
     "offline": Row("unreachable", environment={"HF_HUB_OFFLINE": "1"}, said="HF_HUB_OFFLINE"),
 }
 WITH_FILES_IN_HAND = {
+    "tag": Row("tag_taken", tagged, (*NEW, "--tag", "v1")),
+    "a secret": Row("secret", arguments=NEW, note=f"run with {WRITE}", said="the token in use, in README.md"),
+    "a broken folder": Row("proof", arguments=(*NEW, "--output_dir", "{broken}"), said="this is not PyTorch"),
+    "made otherwise": Row("unconfirmed", alter_what_was_made, NEW, said="config.json on the Hub is not what was sent"),
+    "dropped after the commit": Row("unconfirmed", fall_silent_after_the_commit, NEW),
+}
+# A few seconds each, in which the folder is proven; these differ from others in the Hub's answer only.
+SLOW = {
     "413": Row("too_large", failing("POST", "/commit/", status=413), NEW),
     "storage says 413": Row("too_large", failing("PUT", "/lfs/", status=413), NEW, environment=LFS_ONLY),
     "quota": Row("quota", refused("/commit/", "Private repository storage limit reached, please upgrade"), NEW),
@@ -159,13 +167,8 @@ WITH_FILES_IN_HAND = {
         NEW,
         headline="Push failed: no right on this namespace (HTTP 403 Forbidden)",
     ),
-    "tag": Row("tag_taken", tagged, (*NEW, "--tag", "v1")),
     "another measure": Row("not_comparable", published, (*NEW, "--only_if_better")),
-    "a secret": Row("secret", arguments=NEW, note=f"run with {WRITE}", said="the token in use, in README.md"),
-    "a broken folder": Row("proof", arguments=(*NEW, "--output_dir", "{broken}"), said="this is not PyTorch"),
     "made, then trouble": Row("unconfirmed", hide_what_was_made, NEW),
-    "made otherwise": Row("unconfirmed", alter_what_was_made, NEW, said="config.json on the Hub is not what was sent"),
-    "dropped after the commit": Row("unconfirmed", fall_silent_after_the_commit, NEW),
 }
 TRIED_AGAIN_IN_VAIN = {
     "rate limit": Row("rate_limit", failing("GET", "whoami", status=429), headline="Push failed: HTTP 429 Too Many"),
@@ -194,9 +197,8 @@ def see(hub: HubServer, home: Path, row: Row, broken: Path | None = None) -> Non
     user = Publisher(hub, home, noted if row.note else None)
     row.arrange(hub)
     heads = {name: hub.repo(name).head for name in hub.repos}
-    filled = {name: value.format(dead_url=hub.dead_url) for name, value in row.environment.items()}
     arguments = [argument.format(broken=broken) for argument in row.arguments]
-    done = user.push(*arguments, "--json", token=row.token, **filled)
+    done = user.push(*arguments, "--json", token=row.token, **row.environment)
     expected, code = FAILURES[row.kind], CODE_OF[row.kind]
     usual, remedy = expected.headline.partition("{")[0].rstrip(" ("), expected.remedy
     headline = row.headline or (usual if row.kind in ("exists", "too_large") else f"Push failed: {usual}")
@@ -216,28 +218,14 @@ def test_what_cannot_work_is_refused_before_anything_slow(case: str, hub: HubSer
     assert not hub.calls("POST", "/commit/|/repos/create")
 
 
-# A few seconds each, in which the folder is proven; these differ from others in the Hub's answer only.
-SLOW = (
-    "413",
-    "quota",
-    "storage says 413",
-    "rejected commit",
-    "no right to create",
-    "another measure",
-    "made, then trouble",
-)
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in WITH_FILES_IN_HAND]
-)
+@pytest.mark.parametrize("case", [*WITH_FILES_IN_HAND, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_what_goes_wrong_later_is_told_and_publishes_nothing(
     case: str, hub: HubServer, tmp_path: Path, folder: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "torch.py").write_text("raise SystemExit('this is not PyTorch')")
-    see(hub, tmp_path / "user", WITH_FILES_IN_HAND[case], broken)
+    see(hub, tmp_path / "user", (WITH_FILES_IN_HAND | SLOW)[case], broken)
     assert case not in ("a secret", "a broken folder") or not hub.calls("POST", "/commit/|/repos/create")
 
 
@@ -253,8 +241,8 @@ def test_what_is_tried_again_in_vain_is_told_in_the_end(tmp_path: Path) -> None:
 
 
 def test_every_row_of_the_table_is_provoked() -> None:
-    provoked = [*BEFORE_ANYTHING_SLOW.values(), *WITH_FILES_IN_HAND.values(), *TRIED_AGAIN_IN_VAIN.values()]
-    assert {row.kind for row in provoked} == set(FAILURES) == set(CODE_OF)
+    provoked = BEFORE_ANYTHING_SLOW | WITH_FILES_IN_HAND | SLOW | TRIED_AGAIN_IN_VAIN
+    assert {row.kind for row in provoked.values()} == set(FAILURES) == set(CODE_OF)
 
 
 def test_an_unknown_certificate_is_told(tmp_path: Path) -> None:

@@ -46,8 +46,7 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     hub.add_user("username", tokens={token: "write"})
     user = Publisher(hub, tmp_path / "user")
     done = user.push("--repo_name", "repo-name", "--username", "username", "--token", token, token=None)
-    assert done.code == 0, done.log
-    assert done.out == f"{hub.endpoint}/username/repo-name\n"
+    assert (done.code, done.out) == (0, f"{hub.endpoint}/username/repo-name\n"), done.log
     assert "verified: a fresh download generates text" in done.log
     assert token not in done.log and "can be seen by everybody" in done.log
     repository = hub.repo("username/repo-name")
@@ -73,14 +72,6 @@ def test_the_guides_second_way_ends_with_a_repository_that_a_stranger_uses(hub: 
     environment = hub.environment(stranger)
     environment["PATH"] = f"{programs}:{environment['PATH']}"
     for commands in (get_the_code, "python card.py", run_the_example, "python snippet.py"):
-        run = subprocess.run(
-            ["bash", "-ec", commands],
-            cwd=stranger,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        assert len(run.stdout) > 30
-        assert "Warning" not in run.stderr
+        bash = ["bash", "-ec", commands]
+        run = subprocess.run(bash, cwd=stranger, env=environment, capture_output=True, encoding="utf-8", check=False)
+        assert run.returncode == 0 and len(run.stdout) > 30 and "Warning" not in run.stderr, run.stderr

@@ -51,9 +51,8 @@ def test_a_commit_in_between_is_followed_and_not_lost(alice: Publisher, hub: Hub
 
 
 def test_of_two_pushes_at_once_one_wins_and_the_other_follows(hub: HubServer, tmp_path: Path) -> None:
-    users = []
-    for number, loss in enumerate((1.5, 1.4)):
-        users.append(Publisher(hub, tmp_path / str(number), tiny_checkpoint(loss, seed=number)))
+    models = [tiny_checkpoint(loss, seed=seed) for seed, loss in enumerate((1.5, 1.4))]
+    users = [Publisher(hub, tmp_path / str(number), model) for number, model in enumerate(models)]
     both_are_ready = threading.Barrier(2)
     hub.fail("POST", "/commit/", call=both_are_ready.wait, times=2)
     with ThreadPoolExecutor(2) as pool:
@@ -105,7 +104,7 @@ def test_a_push_killed_at_any_request_leaves_the_old_files_or_the_new_ones(
 
 @pytest.mark.parametrize("way", ["lfs", "no xet on the hub", pytest.param("dead cas", marks=pytest.mark.slow), "tls"])
 def test_every_way_of_sending_ends_with_the_same_repository(way: str, folder: Path, tmp_path: Path) -> None:
-    options: dict[str, dict[str, Any]] = {"no xet on the hub": {"xet": "off"}, "tls": {"tls": True}}
+    options: dict[str, dict[str, Any]] = {"no xet on the hub": {"xet": False}, "tls": {"tls": True}}
     with hub_with_people(**options.get(way, {})) as hub:
         if way == "dead cas":
             hub.unplug_cas()

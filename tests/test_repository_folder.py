@@ -20,15 +20,7 @@ from charseq2seq.publishing.secrets import refuse_secrets
 from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer
 from tests.hub.server import fake_token
-from tests.push_client import ALL_FILES, ROOT, tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny checkpoint."""
-    folder = tmp_path_factory.mktemp("repository")
-    build_folder(tiny_checkpoint(), folder, "alice/m")
-    return folder
+from tests.push_client import ALL_FILES, REPO, ROOT, tiny_checkpoint
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,23 +33,16 @@ def parsed(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """The record that a folder was made with."""
-    record = parse_record((folder / "training_args.json").read_text(encoding="utf-8"))
-    assert record is not None
-    return record
-
-
-def test_config_and_weights_make_the_very_model(built: Path) -> None:
+def test_config_and_weights_make_the_very_model(folder: Path) -> None:
     checkpoint = tiny_checkpoint()
-    assert parsed(built, "config.json") == checkpoint.config
-    saved = torch.load(built / "pytorch_model.bin", weights_only=True)
+    assert parsed(folder, "config.json") == checkpoint.config
+    saved = torch.load(folder / "pytorch_model.bin", weights_only=True)
     assert set(saved) == {"model_state_dict"}
-    for weights in (saved["model_state_dict"], load_file(built / "model.safetensors")):
+    for weights in (saved["model_state_dict"], load_file(folder / "model.safetensors")):
         assert set(weights) == set(checkpoint.model_state_dict)
         for name, tensor in checkpoint.model_state_dict.items():
             assert torch.equal(weights[name], tensor)
-        Transformer(**parsed(built, "config.json")).load_state_dict(weights)
+        Transformer(**parsed(folder, "config.json")).load_state_dict(weights)
 
 
 def test_the_two_vocabularies_are_each_others_inverse_for_every_kind_of_character(tmp_path: Path) -> None:
@@ -68,20 +53,17 @@ def test_the_two_vocabularies_are_each_others_inverse_for_every_kind_of_characte
         base, config=config, vocab=vocabulary.index_of_token(), model_state_dict=Transformer(**config).state_dict()
     )
     build_folder(checkpoint, tmp_path / "folder", "alice/m")
-    index_of, token_of = parsed(tmp_path / "folder", "vocab.json"), parsed(tmp_path / "folder", "idx_to_vocab.json")
+    index_of, token_of = (parsed(tmp_path / "folder", name) for name in ("vocab.json", "idx_to_vocab.json"))
     assert {int(index): token for index, token in token_of.items()} == {i: token for token, i in index_of.items()}
     assert set(vocabulary.characters) <= set(index_of)
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint()
+def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "elsewhere" / "deep"
     torch.set_num_threads(2)  # the machine's mood must not matter
-    build_folder(checkpoint, tmp_path / "elsewhere" / "deep", "alice/m")
-    assert contents(tmp_path / "elsewhere" / "deep") == contents(built)
-    build_folder(tiny_checkpoint(1.4, seed=1), built, "alice/m")
-    assert contents(tmp_path / "elsewhere" / "deep") != contents(built)
-    build_folder(checkpoint, built, "alice/m")
-    assert contents(tmp_path / "elsewhere" / "deep") == contents(built)
+    for checkpoint in (tiny_checkpoint(), tiny_checkpoint(1.4, seed=1), tiny_checkpoint()):
+        build_folder(checkpoint, deep, REPO)
+        assert (contents(deep) == contents(folder)) == (checkpoint.metrics["nats_per_char"] == 1.5)
 
 
 def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
@@ -93,19 +75,19 @@ def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
     assert (tmp_path / "views" / "pytorch_model.bin").stat().st_size < 100_000
 
 
-def test_model_code_and_example_are_the_files_of_this_project(built: Path) -> None:
+def test_model_code_and_example_are_the_files_of_this_project(folder: Path) -> None:
     model_file = ROOT / "encoder_decoder_transformer.py"
-    assert (built / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
-    pins = (built / "requirements.txt").read_text().split()
+    assert (folder / "encoder_decoder_transformer.py").read_bytes() == model_file.read_bytes()
+    pins = (folder / "requirements.txt").read_text().split()
     assert {pin.partition("==")[0] for pin in pins} == {"torch", "numpy", "safetensors", "huggingface_hub"}
     assert set(pins) <= set((ROOT / "requirements_transformer.txt").read_text().split())
 
 
-def test_nothing_tells_of_the_machine_or_the_moment(built: Path, tmp_path: Path) -> None:
-    for name, content in contents(built).items():
-        for secret in (str(Path.home()).encode() + b"/", str(built).encode(), str(tmp_path).encode(), b"2026-"):
+def test_nothing_tells_of_the_machine_or_the_moment(folder: Path, tmp_path: Path) -> None:
+    for name, content in contents(folder).items():
+        for secret in (str(Path.home()).encode() + b"/", str(folder).encode(), str(tmp_path).encode(), b"2026-"):
             assert secret not in content, name
-    assert not re.search(b"tEXt|iTXt|tIME", (built / "training_curve.png").read_bytes())
+    assert not re.search(b"tEXt|iTXt|tIME", (folder / "training_curve.png").read_bytes())
 
 
 def test_json_stays_json_where_a_loss_is_not_a_number(tmp_path: Path) -> None:
@@ -117,17 +99,16 @@ def test_json_stays_json_where_a_loss_is_not_a_number(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_half_built_says_so_and_can_be_built_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_folder(tiny_checkpoint(), tmp_path, "alice/m")
-    whole = contents(tmp_path)
+    build_folder(tiny_checkpoint(), tmp_path, REPO)
     (tmp_path / "README.md.0123abcd.tmp").write_bytes(b"of a run that was killed")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("charseq2seq.publishing.folder.render_card", lambda *_, **__: 1 / 0)
-        build_folder(tiny_checkpoint(), tmp_path, "alice/m")
-    assert json.loads((tmp_path / "training_args.json").read_text())["files"] == []
-    build_folder(tiny_checkpoint(), tmp_path, "alice/m")
-    assert contents(tmp_path) == whole
+        build_folder(tiny_checkpoint(), tmp_path, REPO)
+    assert parsed(tmp_path, "training_args.json")["files"] == []
+    build_folder(tiny_checkpoint(), tmp_path, REPO)
+    assert contents(tmp_path) == contents(folder)
 
 
 @pytest.mark.parametrize("record", [None, b'{"lr": 1}', b"\xff", b"{"])
@@ -141,8 +122,8 @@ def test_a_folder_of_somebody_else_is_left_alone(record: bytes | None, tmp_path:
     assert refusal.value.exit_code == ExitCode.CANNOT_CREATE and contents(tmp_path) == theirs
 
 
-def test_a_record_of_another_tool_is_none_of_ours(built: Path) -> None:
-    record = record_of(built)
+def test_a_record_of_another_tool_is_none_of_ours(folder: Path) -> None:
+    record = parsed(folder, "training_args.json")
     assert parse_record(json.dumps(record)) == record
     for odd in ("[1]", "[" * 100_000, *(json.dumps({**record, name: [3]}) for name in ("made_by", "metrics", "files"))):
         assert parse_record(odd) is None
@@ -155,9 +136,10 @@ def damaged(folder: Path, name: str, content: bytes) -> Path:
     return folder
 
 
-def test_a_folder_proves_itself_and_damage_is_found(built: Path, tmp_path: Path) -> None:
-    prove_folder(built)
-    assert set(contents(built)) == ALL_FILES == set(record_of(built)["files"]), "the proof leaves nothing behind"
+def test_a_folder_proves_itself_and_damage_is_found(folder: Path, tmp_path: Path) -> None:
+    prove_folder(folder)
+    assert set(parsed(folder, "training_args.json")["files"]) == ALL_FILES
+    assert set(contents(folder)) == ALL_FILES, "the proof leaves nothing behind"
     other = tmp_path / "other"
     build_folder(tiny_checkpoint(seed=1), other, "alice/m")
     weights = (other / "model.safetensors").read_bytes()
@@ -200,13 +182,13 @@ def test_secrets_are_found_and_not_shown(text: str, expected: str | None, tmp_pa
     assert text not in str(refusal.value)
 
 
-def test_the_token_in_use_is_found_even_among_weights(built: Path, tmp_path: Path) -> None:
+def test_the_token_in_use_is_found_even_among_weights(folder: Path, tmp_path: Path) -> None:
     token = fake_token("amongWeights")
-    refuse_secrets(built, sorted(ALL_FILES), token)
-    weights = (built / "pytorch_model.bin").read_bytes() + token.encode()
-    folder = damaged(tmp_path / "leaking", "pytorch_model.bin", weights)
+    refuse_secrets(folder, sorted(ALL_FILES), token)
+    weights = (folder / "pytorch_model.bin").read_bytes() + token.encode()
+    leaking = damaged(tmp_path / "leaking", "pytorch_model.bin", weights)
     with pytest.raises(PublishError, match="the token in use"):
-        refuse_secrets(folder, sorted(ALL_FILES), token)
+        refuse_secrets(leaking, sorted(ALL_FILES), token)
 
 
 def test_the_events_are_what_tensorboard_reads_and_the_same_each_time(tmp_path: Path) -> None:

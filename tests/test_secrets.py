@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import subprocess
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -24,41 +24,28 @@ WARNING = "note: a token on the command line can be seen by everybody on this ma
 LOUD = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "RUST_LOG": "debug", "PYTHONFAULTHANDLER": "1"}
 
 
-class Children:
-    """Watches what the children of a process were given, for as long as it lives."""
+def watch_children(process: subprocess.Popen[str]) -> dict[int, tuple[bytes, bytes]]:
+    """What a process gives its children, for as long as it lives: process id -> command line, environment."""
+    seen = {}
+    while process.poll() is None:
+        for child in children_of(process.pid):
+            with contextlib.suppress(OSError):  # one of them has gone
+                command, environment = (Path(f"/proc/{child}/{name}").read_bytes() for name in ("cmdline", "environ"))
+                # Between fork and exec a child looks like its parent.
+                if command and command != Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                    seen[child] = command, environment
+    return seen
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._thread = threading.Thread(target=self._watch)
-        self.seen: dict[int, tuple[bytes, bytes]] = {}  # process id -> command line, environment
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while self._process.poll() is None:
-            for child in self._children(self._process.pid):
-                try:
-                    folder = Path(f"/proc/{child}")
-                    given = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-                    parents = Path(f"/proc/{self._process.pid}/cmdline").read_bytes()
-                except OSError:  # one of them has gone
-                    continue
-                if given[0] and given[0] != parents:  # between fork and exec a child looks like its parent
-                    self.seen[child] = given
-
-    def _children(self, pid: int) -> Iterator[int]:
-        try:
-            listings = [listing.read_text() for listing in Path(f"/proc/{pid}/task").glob("*/children")]
-        except OSError:  # it, or one of its threads, has gone; the next look will see what stays
-            return
-        for child in map(int, " ".join(listings).split()):
-            yield child
-            yield from self._children(child)
+def children_of(pid: int) -> Iterator[int]:
+    """The children of a process, theirs, and so on."""
+    try:
+        listings = [listing.read_text() for listing in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it, or one of its threads, has gone; the next look will see what stays
+        return
+    for child in map(int, " ".join(listings).split()):
+        yield child
+        yield from children_of(child)
 
 
 def start(hub: HubServer, user: Trainee, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -88,8 +75,10 @@ def see_no_token(user: Trainee, done: Done, *but_in: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
 def test_a_token_on_the_command_line_is_used_warned_of_once_and_kept_nowhere(hub: HubServer, user: Trainee) -> None:
     process = start(hub, user, "--hf_token", WRITE)
-    with Children(process) as children:
-        done = end(process)
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(end, process)
+        children = watch_children(process)
+    done = ended.result()
     assert done.code == 0 and done.report["outcome"] == "pushed", done.log
     see_no_token(user, done)
     assert {one.token for one in hub.requests if one.listener == "hub"} <= {WRITE, None}
@@ -98,8 +87,8 @@ def test_a_token_on_the_command_line_is_used_warned_of_once_and_kept_nowhere(hub
     assert "HF_TOKEN" in warning and "--hf_token_file" in warning and "--token_file" in warning, warning
     for content in hub.repo("alice/shakespeare-transformer").files().values():
         assert WRITE.encode() not in content and SPARE.encode() not in content
-    assert len(children.seen) >= 2, "the proof and the verification"
-    for command, environment in children.seen.values():
+    assert len(children) >= 2, "the proof and the verification"
+    for command, environment in children.values():
         for token in (WRITE, SPARE):
             assert token.encode() not in command + environment, command
     for written in ("transformer_model.pth", "transformer_model.resume.pth", "transformer_model.pth.lock"):

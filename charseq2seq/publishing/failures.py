@@ -183,8 +183,7 @@ def flags_of_training() -> Iterator[None]:
     try:
         yield
     except SuiteError as error:
-        said = {name: text for name, text in error.facts.items() if isinstance(text, str)}
-        error.facts |= {name: _FLAG.sub(rename, text) for name, text in said.items()}
+        error.facts |= {name: _FLAG.sub(rename, text) for name, text in error.facts.items() if isinstance(text, str)}
         error.args = (_FLAG.sub(rename, str(error)),)
         raise
 

@@ -53,11 +53,11 @@ def build_folder(
     from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
-    model = checkpoint.build_model()
-    vocabulary = checkpoint.vocabulary()
+    vocabulary, prompt = checkpoint.vocabulary(), sample_prompt(checkpoint)
+    generator = TextGenerator(checkpoint.build_model(), vocabulary)
     texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
-    texts[NOTEBOOK] = render_notebook(repo_id, sample_prompt(checkpoint))
+    texts[NOTEBOOK] = render_notebook(repo_id, prompt)
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     events = write_events(checkpoint.metrics) if with_runs else None
     shown = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
@@ -77,7 +77,6 @@ def build_folder(
         "corpus": checkpoint.corpus,
         "environment": checkpoint.environment,
     }
-    generator, prompt = TextGenerator(model, vocabulary), sample_prompt(checkpoint)
     use_threads(1)  # the order of sums, and so the samples, must not depend on the machine
     samples = {
         temperature: prompt + generator.generate(prompt, SAMPLE_LENGTH, Sampling(temperature, seed=SAMPLE_SEED))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import functools
 import logging
 import os
 import random
@@ -105,10 +104,10 @@ class Hub:
             with knowing("bad_token", taken_off, self.token):
                 info = retrying(lambda: self.api.repo_info(repo_id, repo_type=self.repo_type))
         except HfHubHTTPError as error:
-            if error.response.status_code == 404:
-                other = self._other_capitals(repo_id)
-                return self.read(other, revision) if other else None
-            raise
+            if error.response.status_code != 404:
+                raise
+            other = self._other_capitals(repo_id)
+            return self.read(other, revision) if other else None
         repo_id = info.id
         refs = retrying(lambda: self.api.list_repo_refs(repo_id, repo_type=self.repo_type))
         branches = {one.name: one.target_commit for one in refs.branches}
@@ -124,8 +123,7 @@ class Hub:
         files = self.files(repo_id, head)
         if self.repo_type == "space" and len(self.api.list_repo_commits(repo_id, repo_type="space")) == 1:
             files = {}  # the Hub puts a page of its own into a new one
-        read = functools.partial(self._text, repo_id, head)
-        texts = {name: retrying(functools.partial(read, name)) for name in (CARD, RECORD) if name in files}
+        texts = {name: self._text(repo_id, head, name) for name in (CARD, RECORD) if name in files}
         return Remote(repo_id, head, bool(info.private), revision, revision in branches, tags, files, texts)
 
     def _other_capitals(self, repo_id: str) -> str | None:
@@ -146,10 +144,11 @@ class Hub:
         mine: list[Any] = []
         if not self._user:  # of a keyless job the Hub does not say which proposals are its own
             return None
+        asked: dict[str, Any] = {"discussion_type": "pull_request", "discussion_status": "open"}
         with contextlib.suppress(HfHubHTTPError):  # discussions can be switched off
-            mine += self.api.get_repo_discussions(main.repo_id, author=self._user, discussion_status="open")
+            mine += self.api.get_repo_discussions(main.repo_id, author=self._user, **asked)
         for one in mine:
-            proposed = self.read(main.repo_id, f"{PROPOSALS}{one.num}") if one.is_pull_request else None
+            proposed = self.read(main.repo_id, f"{PROPOSALS}{one.num}")
             if proposed and proposed.texts.get(RECORD) not in (None, main.texts.get(RECORD)):
                 return one.url, proposed
         return None
@@ -190,15 +189,15 @@ class Hub:
 
         operations: list[Any] = [*additions, *map(CommitOperationDelete, deletions)]
         options["repo_type"] = self.repo_type
-        try:
-            return self.api.create_commit(repo_id, operations, **options)
-        except (OSError, RuntimeError) as error:
-            if is_xet_available() and is_xet_failure(error):
+        with knowing("forbidden", "it allowed this token to write a moment ago", self.token, transient=True):
+            try:
+                return self.api.create_commit(repo_id, operations, **options)
+            except (OSError, RuntimeError) as error:
+                if not is_xet_available() or not is_xet_failure(error):
+                    raise
                 log("the Hub's Xet storage cannot be reached; sending by LFS instead.")
                 constants.HF_HUB_DISABLE_XET = True
                 return self.api.create_commit(repo_id, operations, **options)
-            with knowing("forbidden", "it allowed this token to write a moment ago", self.token, transient=True):
-                raise
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
         """Download files of a commit into a folder, past any cache."""
@@ -215,10 +214,14 @@ class Hub:
 
         # One request instead of hf_hub_download's two, and nothing of a cache that may be stale.
         url = hf_hub_url(repo_id, name, repo_type=self.repo_type, revision=commit, endpoint=self.api.endpoint)
-        response = get_session().get(url, headers=build_hf_headers(token=self.token))
-        hf_raise_for_status(response)
+
+        def get() -> bytes:
+            response = get_session().get(url, headers=build_hf_headers(token=self.token))
+            hf_raise_for_status(response)
+            return response.content
+
         try:
-            return response.content.decode("utf-8")
+            return retrying(get).decode("utf-8")
         except UnicodeDecodeError as error:
             if name == CARD:
                 raise PublishError("card", f"byte {error.start:,} is not UTF-8; save it as UTF-8") from error

@@ -90,7 +90,8 @@ def _merge_metadata(ours: str, theirs: str, our_names: list[str]) -> tuple[str, 
         if node is None or node.tag.endswith(":null"):
             merged = our_text
         elif name == "model-index":
-            mine.value += _others(node, our_names)
+            models = [model for model in node.value if model.id == "mapping"] if node.id == "sequence" else []
+            mine.value += [m for m in models if not any(k.value == "name" and v.value in our_names for k, v in m.value)]
             merged = text if _yaml(mine) == _yaml(node) else f"{name}:\n{_yaml(mine)}"
         else:
             merged = _united(name, mine, node, text)
@@ -120,12 +121,6 @@ def _yaml(node: Any) -> str:
     import yaml
 
     return str(yaml.serialize(node, width=1 << 30, allow_unicode=True))
-
-
-def _others(node: Any, our_names: list[str]) -> list[Any]:
-    """The entries of a model-index that are not ours."""
-    models = [model for model in node.value if model.id == "mapping"] if node.id == "sequence" else []
-    return [m for m in models if not any(k.value == "name" and v.value in our_names for k, v in m.value)]
 
 
 def _united(name: str, ours: Any, theirs: Any, text: str) -> str:

@@ -6,24 +6,22 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder
+from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder, require_packages
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card, space_of
 from charseq2seq.publishing.failures import PublishError, explain, knowing
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
-from charseq2seq.publishing.secrets import KEYLESS, find_token, other_sources
+from charseq2seq.publishing.secrets import KEYLESS, find_token
 from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
-_LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 # By `git check-ref-format`; besides, what the Hub reads as something else than a branch or tag.
 _NO_REF = re.compile(
     r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^@?$|^[-/]|[/.]$|(^|/)\.|\.lock(/|$)|^HEAD$|^refs/|^[0-9a-f]{40}$"
@@ -43,7 +41,6 @@ class PreflightResult:
     """
 
     hub: Hub
-    token: str = field(repr=False)
     repo_id: str
     remote: Remote | None
     space: PreflightResult | None = None
@@ -53,11 +50,6 @@ class PreflightResult:
     def url(self) -> str:
         """Where the repository is, or will be."""
         return "/".join([self.hub.api.endpoint, *["spaces"] * (self.hub.repo_type == "space"), self.repo_id])
-
-    @property
-    def space_url(self) -> str | None:
-        """Where the Space to be pushed is, or will be."""
-        return self.space.url if self.space else None
 
 
 def preflight(request: PushOptions) -> PreflightResult:
@@ -70,22 +62,17 @@ def preflight(request: PushOptions) -> PreflightResult:
     with user_errors(None):
         check_surroundings()
         limit_client(request.timeout)  # keyless sign-in asks the Hub already
-        token, source = find_token(request.token, request.token_file)
+        token, source, others = find_token(request.token, request.token_file)
     with user_errors(token):
         check_name(f"owner/{request.repo_name}")
         check_ref("--revision", request.revision)
         check_ref("--tag", request.tag or "v1")
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
-        others = "".join(f"; {other} was not used" for other in other_sources(source))
-        with knowing("bad_token", f"it is from {source}{others}", token):
+        unused = "".join(f"; {other} was not used" for other in others)
+        with knowing("bad_token", f"it is from {source}{unused}", token):
             account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
-        targets = {repo_id, space_of(repo_id)} if request.with_space else {repo_id}
-        if source == KEYLESS and not targets <= account.scopes:
-            raise PublishError(
-                "keyless", f"it is {' '.join(account.scopes)}, and the push goes to {' and '.join(sorted(targets))}"
-            )
         found = _look(hub, account, repo_id, request, sample_card(repo_id))
         repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
         if request.with_space:
@@ -105,7 +92,9 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
     """Read a repository, and find out whether it may be written to and takes a card of such a form."""
     kind = "repository" if hub.repo_type == "model" else hub.repo_type
     check_name(repo_id)
-    found = PreflightResult(hub, hub.token, repo_id, hub.read(repo_id, request.revision))
+    if account.token_role == KEYLESS and repo_id not in account.scopes:
+        raise PublishError("keyless", f"it is {' '.join(account.scopes)}, and the push goes to {repo_id}")
+    found = PreflightResult(hub, repo_id, hub.read(repo_id, request.revision))
     log(f"target: {found.url}")
     remote = found.remote
     if remote is not None and remote.repo_id != repo_id:
@@ -131,12 +120,11 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
 
 def require_libraries() -> None:
     """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported."""
-    needed = [name for name in _LIBRARIES if find_spec(name) is None]
-    if not needed and (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
-        needed = [f"huggingface_hub 1.0 or newer, and this one is {version}"]
-    if needed:
-        advice = "run `pip install -r requirements_transformer.txt`"
-        raise SuiteError(f"publishing needs {', '.join(needed)}; {advice}.", ExitCode.UNAVAILABLE)
+    libraries = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
+    require_packages("publishing", *libraries)
+    if (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
+        said = f"publishing needs huggingface_hub 1.0 or newer, and this one is {version}"
+        raise SuiteError(f"{said}; run `pip install -r requirements_transformer.txt`.", ExitCode.UNAVAILABLE)
 
 
 def trusted_publisher() -> Account:

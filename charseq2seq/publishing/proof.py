@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,16 +28,17 @@ def run_alone(folder: Path, *command: str) -> None:
     Raises:
         PublishError: it fails, or writes nothing.
     """
-    done = subprocess.run(
-        [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder
-        cwd=folder,
-        env=strangers_environment() | {"HF_HUB_OFFLINE": "1"},  # only what is in the folder
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    with strangers_environment():
+        done = subprocess.run(
+            [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder
+            cwd=folder,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},  # only what is in the folder
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
     if done.returncode != 0:
         raise PublishError("proof", (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     if not done.stdout.strip():

@@ -7,18 +7,16 @@ raise `PublishError`, a `SuiteError`, with the remedy in its message.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charseq2seq import __version__
 from charseq2seq.console import log
-from charseq2seq.errors import ExitCode, SuiteError
+from charseq2seq.errors import SuiteError, require_packages
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import space_of
 from charseq2seq.publishing.failures import PublishError, explain
@@ -75,8 +73,8 @@ class Outcome:
     def facts(self) -> dict[str, Any]:
         """The result for programs, printed as JSON."""
         files = {change.name: change.state for change in self.changes}
-        facts = {"ok": True, "state": self.state, "url": self.url, "repo_id": self.repo_id}
-        return {**facts, "space": self.space, "commit": self.commit, "files": files}
+        where = {"url": self.url, "repo_id": self.repo_id, "space": self.space}
+        return {"ok": True, "state": self.state, **where, "commit": self.commit, "files": files}
 
     def describe_changes(self) -> str:
         """The changes as a person reads them, a line a file."""
@@ -90,24 +88,22 @@ def publish(request: PushOptions) -> Outcome:
         PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
             "unconfirmed" and "visibility".
     """
-    if request.with_runs and find_spec("tensorboard") is None:
-        problem = "--with_runs needs the package tensorboard; run `pip install tensorboard`, or leave the option out."
-        raise SuiteError(problem, ExitCode.UNAVAILABLE)
+    if request.with_runs:
+        require_packages("--with_runs", "tensorboard", pip="tensorboard")
     try:
         found = preflight(request)
     except PublishError as error:
         if not request.dry_run or error.kind != "no_token":
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
-        found = PreflightResult(Hub("", request.timeout), "", target(request, "username"), None)
-        if request.with_space:
-            space = PreflightResult(Hub("", request.timeout, "space"), "", space_of(found.repo_id), None)
-            found = replace(found, space=space, has_page=True)
+        found = PreflightResult(Hub("", request.timeout), target(request, "username"), None)
+        space = PreflightResult(Hub("", request.timeout, "space"), space_of(found.repo_id), None)
+        found = replace(found, space=space, has_page=True) if request.with_space else found
     if request.check:
-        return Outcome("checked", found.url, found.repo_id, space=found.space_url)
+        return Outcome("checked", found.url, found.repo_id, space=found.space.url if found.space else None)
     from charseq2seq.checkpoint import load_checkpoint
 
-    with user_errors(found.token), contextlib.ExitStack() as stack:
+    with user_errors(found.hub.token), contextlib.ExitStack() as stack:
         path = request.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = load_checkpoint(request.model_path)
         record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
@@ -122,19 +118,24 @@ def publish(request: PushOptions) -> Outcome:
             log("proof: a fresh process loads the folder and runs its example")
             prove_folder(path)
         if request.dry_run:
-            return push.outcome("planned")
+            of_page = pushes[0].changes if found.space else ()
+            named = [replace(change, name=f"{pushes[0].found.repo_id}/{change.name}") for change in of_page]
+            return replace(push.outcome("planned"), changes=(*push.changes, *named))
         return [one.send() for one in pushes if push.is_better or one is push][-1]
 
 
-def is_same(file: CommitOperationAdd, there: RepoFile | None) -> bool:
-    """Whether a published file has this content."""
-    info = file.upload_info
-    if there is None or info.size != there.size:
-        return False
+def state_of(file: CommitOperationAdd, there: RepoFile | None) -> str:
+    """What a file is beside the published one: "new", "same" or "changed"."""
+    from huggingface_hub.utils.sha import git_hash
+
+    if there is None:
+        return "new"
     if there.lfs:
-        return info.sha256.hex() == there.lfs.sha256
-    with file.as_file() as content:
-        return hashlib.sha1(b"blob %d\0" % info.size + content.read()).hexdigest() == there.blob_id  # git's blob id
+        is_same = file.upload_info.sha256.hex() == there.lfs.sha256
+    else:
+        with file.as_file() as content:
+            is_same = git_hash(content.read()) == there.blob_id
+    return "same" if is_same else "changed"
 
 
 class Push:
@@ -153,28 +154,18 @@ class Push:
     def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
         from huggingface_hub import CommitOperationAdd
 
-        refuse_secrets(folder, record["files"], found.token)
+        refuse_secrets(folder, record["files"], found.hub.token)
         self.request, self.found, self.record = request, found, record
-        self.must_be_private = request.private or (found.remote is not None and found.remote.private)
         self.may_be_made = False  # our commit: it was sent, and not refused
         self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
         self._card = (folder / CARD).read_text(encoding="utf-8")
-        self._compare(found.remote)
+        self._compare("", found.remote)
 
-    def _compare(self, remote: Remote | None) -> None:
-        self.proposal = ""
-        self._compare_with(remote)
-        if self.request.create_pr and self.has_changes and remote is not None:
-            found = self.found.hub.find_proposal(remote)
-            if found is not None:
-                self.proposal, proposed = found
-                self._compare_with(proposed)
-
-    def _compare_with(self, remote: Remote | None) -> None:
+    def _compare(self, proposal: str, remote: Remote | None) -> None:
         from huggingface_hub import CommitOperationAdd
 
         check_remote(remote, self.request)
-        self.remote = remote
+        self.proposal, self.remote = proposal, remote
         published = remote.files if remote else {}
         if remote is not None and CARD in remote.texts:
             card, lost = merge_cards(self._card, remote.texts[CARD])
@@ -182,11 +173,10 @@ class Push:
             for what in lost:
                 log(f"note: {CARD} on the Hub: {what}. Commit {remote.head[:8]} keeps what was there.")
         record = published_record(remote)
-        changes = []
-        for name, file in sorted(self.files.items()):
-            is_known = is_same(file, published.get(name))
-            state = "new" if name not in published else "same" if is_known else "changed"
-            changes.append(Change(name, state, file.upload_info.size))
+        changes = [
+            Change(name, state_of(file, published.get(name)), file.upload_info.size)
+            for name, file in sorted(self.files.items())
+        ]
         gone = set(record["files"]) & set(published) - set(self.files) if record else set()
         changes += [Change(name, "removed", published[name].size) for name in sorted(gone)]
         self.changes = tuple(changes)
@@ -195,73 +185,69 @@ class Push:
             raise PublishError("tag_taken", f"{self.request.tag} is commit {remote.head[:8]}")
         theirs = record if self.has_changes else None
         self.is_better = is_better(self.record, theirs, self.request.only_if_better)
+        is_new = self.request.create_pr and self.has_changes and not proposal
+        if is_new and remote and (earlier := self.found.hub.find_proposal(remote)):
+            self._compare(*earlier)
 
     def _read(self) -> None:
-        self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
+        self._compare("", self.found.hub.read(self.found.repo_id, self.request.revision))
 
     def send(self) -> Outcome:
         """Make one commit on top of what is there, verify and tag it.
 
-        After a transient failure it is tried again. Before that the Hub is read again: if only the answer was lost,
-        the commit is found there; if somebody else committed meanwhile, ours goes on top of theirs.
+        Once our commit may be made, whatever goes wrong says so.
         """
-        with self._unconfirmed():
-            try:
-                outcome = retrying(self._try_to_commit, self._read)
-            except Exception:
-                if not self.may_be_made:
-                    raise
-                self._read()
-                if self.has_changes:
-                    self.may_be_made = False
-                    raise
-                outcome = self._try_to_commit()
-            if self.may_be_made:
-                self._verify(outcome.commit or "")
-            if self.is_better:
-                self._make_tag(outcome.commit or "")
-        return outcome
-
-    @contextlib.contextmanager
-    def _unconfirmed(self) -> Iterator[None]:
-        """Say of whatever goes wrong here, once our commit may be made, that it may be."""
         try:
-            with user_errors(self.found.token):
-                yield
+            with user_errors(self.found.hub.token):
+                commit = self._commit()
+                if self.may_be_made:
+                    self._verify(commit)
+                if self.is_better:
+                    self._make_tag(commit)
         except SuiteError as error:
-            if not self.may_be_made or (
-                isinstance(error, PublishError) and error.kind in ("visibility", "unconfirmed")
-            ):
+            told = error if isinstance(error, PublishError) else None
+            if not self.may_be_made or (told and told.kind in ("visibility", "unconfirmed")):
                 raise
-            why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
+            why = f"{told.what}: {told.cause}" if told else str(error)
             raise PublishError("unconfirmed", f"{self.proposal or self.found.url}: {why}") from error
-
-    def _try_to_commit(self) -> Outcome:
-        request, repo_id, api = self.request, self.found.repo_id, self.found.hub.api
-        if self.remote is None:
-            self._create()
-            when_visible(self._read_what_was_made)
-        remote = self.remote
-        assert remote is not None, "it was made just now"
-        if not remote.has_branch and self.is_better:  # it begins at the head of main
-            retrying(lambda: api.create_branch(repo_id, branch=request.revision, exist_ok=True))
-        commit = self._send(remote) if self.has_changes and self.is_better else remote.head
-        state = "proposed" if request.create_pr else "pushed"
-        if not self.may_be_made:
-            state = "up to date" if self.is_better else "not better"
-        return self.outcome(state, commit)
+        if self.may_be_made:
+            return self.outcome("proposed" if self.request.create_pr else "pushed", commit)
+        return self.outcome("up to date" if self.is_better else "not better", commit)
 
     def outcome(self, state: str, commit: str | None = None) -> Outcome:
         """How this push ended."""
         url, found = self.proposal or self.found.url, self.found
-        return Outcome(state, url, found.repo_id, commit, self.changes, found.space_url)
+        return Outcome(state, url, found.repo_id, commit, self.changes, found.space.url if found.space else None)
 
-    def _create(self) -> None:
-        api, repo_type = self.found.hub.api, self.found.hub.repo_type
-        options: dict[str, Any] = {"private": self.request.private, "exist_ok": True, "repo_type": repo_type}
-        if repo_type == "space":
-            options["space_sdk"] = "static"
-        retrying(lambda: api.create_repo(self.found.repo_id, **options))
+    def _commit(self) -> str:
+        """Make the commit and return its id, or that of the newest one where there is nothing to send.
+
+        After a transient failure it is tried again. Before that the Hub is read again: if only the answer was lost,
+        the commit is found there; if somebody else committed meanwhile, ours goes on top of theirs.
+        """
+        try:
+            return retrying(self._try_to_commit, self._read)
+        except Exception:
+            if not self.may_be_made:
+                raise
+            self._read()
+            if self.has_changes:
+                self.may_be_made = False
+                raise
+            return self._try_to_commit()
+
+    def _try_to_commit(self) -> str:
+        hub, repo_id, branch = self.found.hub, self.found.repo_id, self.request.revision
+        if self.remote is None:
+            sdk = "static" if hub.repo_type == "space" else None
+            kind: dict[str, Any] = {"repo_type": hub.repo_type, "space_sdk": sdk}
+            retrying(lambda: hub.api.create_repo(repo_id, private=self.request.private, exist_ok=True, **kind))
+            when_visible(self._read_what_was_made)
+        remote = self.remote
+        assert remote is not None, "it was made just now"
+        if not remote.has_branch and self.is_better:  # it begins at the head of main
+            retrying(lambda: hub.api.create_branch(repo_id, branch=branch, exist_ok=True))
+        return self._send(remote) if self.has_changes and self.is_better else remote.head
 
     def _read_what_was_made(self) -> None:
         self._read()
@@ -296,11 +282,12 @@ class Push:
         """Compare every published file with what was sent, then run the example from a fresh download."""
         hub, repo_id = self.found.hub, self.found.repo_id
         published = when_visible(lambda: hub.files(repo_id, commit))
-        wrong = [name for name, file in self.files.items() if not is_same(file, published.get(name))]
+        wrong = [name for name, file in self.files.items() if state_of(file, published.get(name)) != "same"]
         if wrong:
             raise PublishError("unconfirmed", f"{', '.join(wrong)} on the Hub is not what was sent")
         private = retrying(lambda: hub.api.repo_info(repo_id, repo_type=hub.repo_type)).private
-        if self.must_be_private and not private:
+        was_private = self.found.remote is not None and self.found.remote.private
+        if (self.request.private or was_private) and not private:
             raise PublishError("visibility", "it has become so while this push was made")
         log(f"verified: the {len(self.files)} files of commit {commit[:8]} are what was sent")
         log(f"verified: the repository is {'private' if private else 'public'}")

@@ -9,56 +9,54 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from charseq2seq.console import log
 from charseq2seq.errors import TOKEN, TOKEN_VARIABLES, ExitCode, SuiteError
 from charseq2seq.publishing.failures import PublishError, explain
 from charseq2seq.publishing.hub import retrying
+from charseq2seq.publishing.surroundings import without_variables
 
 KEYLESS = "keyless sign-in (HF_OIDC_RESOURCE)"  # the library exchanges the identity of a CI job for a token
-_SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
+_STORED = "the stored login"
+# Secrets, and this user's settings of Python and of the Hub's client.
+_NOT_FOR_STRANGERS = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL|^(HF_|HUGGING|PYTHON)", re.IGNORECASE)
 _HOME = r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+"
 _SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
 _SUITE = Path(__file__).resolve().parents[2]
 
 
-def find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
-    """The first token of: the command line, the file, keyless sign-in, the environment, the stored login; and where.
+def find_token(token: str | None, token_file: Path | None) -> tuple[str, str, list[str]]:
+    """The first token of: the command line, the file, keyless sign-in, the environment, the stored login.
+
+    Returns:
+        The token, where it is from, and where else there is something that could be one.
 
     Raises:
         PublishError: there is none, or it cannot be one.
         SuiteError: the file cannot be used.
     """
-    variable = next((name for name in TOKEN_VARIABLES if os.environ.get(name, "").strip()), None)
+    from huggingface_hub import constants
+
+    sources: dict[str, Callable[[], str]] = {}
     if token is not None:
-        _warn_of_the_command_line()
-        found, source = token, "the command line"
-    elif token_file is not None:
-        found, source = _read_token_file(token_file), str(token_file)
-    elif "HF_OIDC_RESOURCE" in os.environ:
-        found, source = _sign_in_without_key(), KEYLESS
-    elif variable is not None:
-        found, source = os.environ[variable], variable
-    else:
-        found, source = _stored_login(), "the stored login"
-    if not (found := _unwrapped(found)):
-        raise PublishError("no_token", f"{source} is empty" if source != "the stored login" else "")
+        sources["the command line"] = functools.partial(_token_of_the_command_line, token)
+    if token_file is not None:
+        sources[str(token_file)] = functools.partial(_read_token_file, token_file)
+    if "HF_OIDC_RESOURCE" in os.environ:
+        sources[KEYLESS] = _sign_in_without_key
+    sources |= {name: functools.partial(os.environ.__getitem__, name) for name in TOKEN_VARIABLES if name in os.environ}
+    if not sources or os.access(constants.HF_TOKEN_PATH, os.F_OK):
+        sources[_STORED] = _stored_login
+    source, *others = sources
+    if not (found := _unwrapped(sources[source]())):
+        raise PublishError("no_token", f"{source} is empty" if source != _STORED else "")
     if not re.fullmatch(r"[!-~]+", found):  # a request header could not hold it
         raise PublishError("bad_token", f"the one from {source} holds characters that no token has")
     if os.access(found, os.F_OK):
         raise PublishError("bad_token", f"the one from {source} is the name of a file, which --token_file reads")
-    return found, source
-
-
-def other_sources(source: str) -> list[str]:
-    """Where else there is something that could be a token."""
-    from huggingface_hub import constants
-
-    others = [name for name in ("HF_OIDC_RESOURCE", *TOKEN_VARIABLES) if os.environ.get(name, "").strip()]
-    others += ["the stored login"] if os.access(constants.HF_TOKEN_PATH, os.F_OK) else []
-    return [other for other in others if other not in source]
+    return found, source, others
 
 
 def _unwrapped(text: str) -> str:
@@ -90,10 +88,11 @@ def _stored_login() -> str:
     return _read_token_file(Path(constants.HF_TOKEN_PATH))
 
 
-@functools.cache  # said once, although the token is looked for before training and again at the push
-def _warn_of_the_command_line() -> None:
+@functools.cache  # warned of once, although the token is looked for before training and again at the push
+def _token_of_the_command_line(token: str) -> str:
     log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
     log("history; HF_TOKEN, a file (--token_file, --hf_token_file) or `hf auth login` keep it to yourself.")
+    return token
 
 
 def _read_token_file(path: Path) -> str:
@@ -109,23 +108,7 @@ def _read_token_file(path: Path) -> str:
     return text
 
 
-@contextlib.contextmanager
-def no_tokens_for_children() -> Iterator[None]:
-    """Take secrets out of the environment while programs are started that should not see them."""
-    kept = {name: os.environ.pop(name) for name in filter(_SECRET_NAMES.search, list(os.environ))}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-def strangers_environment() -> dict[str, str]:
-    """The environment without secrets and without this user's settings of Python and of the Hub's client."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGING", "PYTHON")) and not _SECRET_NAMES.search(name)
-    }
+strangers_environment = functools.partial(without_variables, _NOT_FOR_STRANGERS)  # while other programs are started
 
 
 def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:
@@ -134,9 +117,8 @@ def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> Non
     Raises:
         PublishError: something was found; the message says where, and never shows it.
     """
-    places = [
-        str(path) for path in (Path.cwd(), _SUITE, os.environ.get("HOME", "")) if len(str(path)) >= _SHORTEST_PATH
-    ]
+    folders = [str(Path.cwd()), str(_SUITE), os.environ.get("HOME", "")]
+    places = [folder for folder in folders if len(folder) >= _SHORTEST_PATH]
     # Not the middle of another path or of an address: a folder may have the repository's name.
     machine = re.compile("|".join([_HOME, *(rf"(?<![\w.-]){re.escape(path)}(?![\w-])" for path in places)]))
     found = []

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from charseq2seq.console import log
 from charseq2seq.publishing.failures import PublishError, hide_password
 
-_READ_BY_THE_CLIENT = re.compile(r"HF_\w+|SSL_CERT_\w+|\w+_PROXY", re.IGNORECASE)
+_READ_BY_THE_CLIENT = re.compile(r"^(HF_|HUGGING_FACE_|SSL_CERT_)|_PROXY$", re.IGNORECASE)
 
 
 def check_surroundings() -> None:
@@ -27,7 +28,7 @@ def check_surroundings() -> None:
     Raises:
         PublishError: "environment".
     """
-    for name in filter(_READ_BY_THE_CLIENT.fullmatch, list(os.environ)):
+    for name in filter(_READ_BY_THE_CLIENT.search, list(os.environ)):
         os.environ[name] = os.environ[name].strip()
         if not os.environ[name]:  # set to nothing means not set
             del os.environ[name]
@@ -35,19 +36,28 @@ def check_surroundings() -> None:
     try:
         _make_client()
     except Exception:
-        variables = {name: os.environ.pop(name) for name in filter(_READ_BY_THE_CLIENT.fullmatch, list(os.environ))}
         wrong = []
-        for name, value in variables.items():  # which of them is wrong by itself?
-            os.environ[name] = value
-            try:
-                _make_client()
-            except Exception as error:
-                wrong.append(f"{name}={value} ({error})")
-            del os.environ[name]
-        os.environ.update(variables)
+        with without_variables(_READ_BY_THE_CLIENT) as variables:
+            for name, value in variables.items():  # which of them is wrong by itself?
+                os.environ[name] = value
+                try:
+                    _make_client()
+                except Exception as error:
+                    wrong.append(f"{name}={value} ({error})")
+                del os.environ[name]
         if not wrong:
             raise
         raise PublishError("environment", hide_password("; ".join(wrong))) from None
+
+
+@contextlib.contextmanager
+def without_variables(names: re.Pattern[str]) -> Iterator[dict[str, str]]:
+    """Take variables out of the environment for a while."""
+    taken = {name: os.environ.pop(name) for name in filter(names.search, list(os.environ))}
+    try:
+        yield taken
+    finally:
+        os.environ.update(taken)
 
 
 def _make_client() -> None:

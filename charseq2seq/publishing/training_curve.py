@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from charseq2seq.publishing.secrets import no_tokens_for_children
+from charseq2seq.publishing.secrets import strangers_environment
 
 _TRAINING, _VALIDATION = "#8aa9d6", "#b5402a"
 
@@ -24,7 +24,7 @@ def draw_training_curve(metrics: Mapping[str, Any], vocab_size: int) -> bytes | 
         return None
     names, guessing = ("train_nats_per_char", "nats_per_char"), math.log(vocab_size)
     history = [{"step": 0, **dict.fromkeys(names, guessing)}, *history]
-    with no_tokens_for_children():  # matplotlib's first import starts a program that lists the fonts
+    with strangers_environment():  # matplotlib's first import starts a program that lists the fonts
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 

@@ -46,26 +46,24 @@ class GraphedStep:
         self._inputs.copy_(inputs, non_blocking=True)
         if variant not in self._warm:
             self._warm.add(variant)
-            return self._on_stream(variant)
+            return self._on_stream(self._inputs, variant)
         if variant not in self.graphs:
-            self.graphs[variant] = self._capture(variant)
+            self.graphs[variant] = self._capture(self._inputs, variant)
         graph, loss = self.graphs[variant]
         graph.replay()
         return loss.clone()
 
-    def _on_stream(self, variant: Any) -> Tensor:
-        assert self._inputs is not None
+    def _on_stream(self, inputs: Tensor, variant: Any) -> Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            loss = self._step(self._inputs, variant).clone()
+            loss = self._step(inputs, variant).clone()
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
-    def _capture(self, variant: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        assert self._inputs is not None
+    def _capture(self, inputs: Tensor, variant: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self._step(self._inputs, variant)
+            loss = self._step(inputs, variant)
         self._pool = graph.pool()
         return graph, loss
 
@@ -81,7 +79,7 @@ def captured_where_possible(
         "gradient checkpointing saves random states": settings.gradient_checkpointing,
         "several processes exchange gradients while they are computed": processes > 1,
     }
-    obstacles = [reason for reason, applies in reasons.items() if applies]
-    if obstacles:
+    if obstacles := [reason for reason, applies in reasons.items() if applies]:
         log(f"steps are not captured as a CUDA graph: {'; '.join(obstacles)}")
-    return step if obstacles else GraphedStep(step)
+        return step
+    return GraphedStep(step)

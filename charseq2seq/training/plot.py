@@ -51,9 +51,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed run left of a line is none
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         # Rows of a run that an earlier version began have fewer figures.
-        if rows := [row for row in rows if {name for panel in _PANELS for name in panel[:2]} <= row.keys()]:
+        needed = {name for panel in _PANELS for name in panel[:2]}
+        if rows := [row for row in map(json.loads, lines) if needed <= row.keys()]:
             return rows
         raise ValueError
     except OSError as error:
@@ -77,19 +77,10 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
         figure = Figure(figsize=(9.6, 7.2), dpi=120, layout="constrained")
         for axes, (across, up, x_label, y_label) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             for number, (name, rows) in enumerate(runs.items()):
-                colour = _COLOURS[number % len(_COLOURS)]
-                axes.plot(
-                    column(rows, across),
-                    column(rows, up),
-                    "o-",
-                    color=colour,
-                    ms=3,
-                    lw=2,
-                    label=name.replace("$", r"\$"),
-                )
+                x, style = column(rows, across), {"color": _COLOURS[number % len(_COLOURS)], "lw": 2}
+                axes.plot(x, column(rows, up), "o-", ms=3, label=name.replace("$", r"\$"), **style)
                 if up == "nats_per_char":
-                    training = column(rows, "train_nats_per_char")
-                    axes.plot(column(rows, across), training, ":", color=colour, lw=2)
+                    axes.plot(x, column(rows, "train_nats_per_char"), ":", **style)
             axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
             axes.xaxis.set_major_formatter(EngFormatter())  # 200 k, 4 M
             axes.grid(alpha=0.3)

@@ -14,7 +14,7 @@ from charseq2seq.console import STOP_SIGNALS, is_terminal, log
 from charseq2seq.errors import ExitCode
 
 # Seconds after a signal until a step or an evaluation is given up, so that the run ends within ten.
-PATIENCE = 5.0 if hasattr(signal, "setitimer") else None
+_PATIENCE = 5.0 if hasattr(signal, "setitimer") else None
 
 # A thread notes the time so often; where it could not for so long, the process was stopped or the machine asleep.
 _TICK, _LONGEST_TICK = 0.5, 2.0
@@ -123,8 +123,12 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_signals(patience: float | None) -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a request that the loop sees, until the block ends."""
+def stop_signals(gives_up: bool) -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGHUP into a request that the loop sees, until the block ends.
+
+    `gives_up`: a step that takes too long after a signal is not waited for.
+    """
+    patience = _PATIENCE if gives_up else None
     request = StopRequest(patience)
     handlers = dict.fromkeys(STOP_SIGNALS, request.handle)
     if patience:

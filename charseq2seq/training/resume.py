@@ -39,8 +39,6 @@ class State:
     seconds: float = 0.0  # of training, over all sessions of this run
     train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
     learning_rate_scale: float = 1.0  # below 1 after a divergence
-    learning_rate: float = 0.0  # of the last step, and the norm of its gradient
-    gradient_norm: float = 0.0
     epoch: int = 0  # with `position` the sampler's
     position: int = 0
     best_loss: float = math.inf  # of the best evaluation so far
@@ -60,19 +58,15 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
     Raises:
         SuiteError: the content is that of another version, or none that a run has left.
     """
-    new = State(identity)
     if saved is None:
-        return new
+        return State(identity)
     content = {name: value for name, value in saved.items() if name not in ("format", "format_version")}
     try:
-        # States of before 2026-11-28 lack these two.
-        if different := (content.keys() ^ vars(new).keys()) - {"learning_rate", "gradient_norm"}:
-            raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
-        _check_figures(State(**content), {name: type(value) for name, value in vars(new).items()})
+        _check_content(content)
     except ValueError as error:
         raise does_not_fit(error) from error
-    # A copy of the history: a second try begins with the old one.
-    return State(**content | {"identity": identity, "history": [dict(point) for point in content["history"]]})
+    # A history of its own: a second try begins with the old one.
+    return State(**content | {"identity": identity, "history": list(content["history"])})
 
 
 def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[str, Any] | None]:
@@ -141,11 +135,15 @@ def _defaults_of(settings: Settings) -> list[str]:
     return sorted(names)
 
 
-def _check_figures(state: State, types: dict[str, type]) -> None:
+def _check_content(content: dict[str, Any]) -> None:
     """Raise a ValueError for figures that no run has left: its model would be refused too, when it is done."""
-    for name, value in vars(state).items():
+    types = {name: type(value) for name, value in vars(State({})).items()}
+    if different := content.keys() ^ types.keys():
+        raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
+    for name, value in content.items():
         if type(value) is not types[name] and (type(value), types[name]) != (int, float):
             raise ValueError(f"its {name} is not of type {types[name].__name__}")
+    state = State(**content)
     counts = [state.step, state.best_step, state.stale_evaluations, state.epoch, state.position, state.seconds]
     losses = math.isinf(state.train_loss) or not state.best_loss > -math.inf
     if losses or not all(0 <= count < 2**63 for count in counts) or not 0 < state.learning_rate_scale <= 1:

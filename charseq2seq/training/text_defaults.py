@@ -58,8 +58,7 @@ def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
         settings = replace(settings, max_epochs=epochs, patience=settings.patience or _PATIENCE)
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
     if settings.weight_decay is None:
-        decay = suitable_weight_decay(settings.learning_rate, steps_per_epoch)
-        settings = replace(settings, weight_decay=decay)
+        settings = replace(settings, weight_decay=suitable_weight_decay(settings.learning_rate, steps_per_epoch))
     if settings.dropout is None:
         # Where a large model reads a small text often; elsewhere weight decay alone is better.
         config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}

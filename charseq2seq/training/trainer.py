@@ -31,15 +31,7 @@ from charseq2seq.training.metrics import Metrics
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
 from charseq2seq.training.processes import ALONE, Group
-from charseq2seq.training.progress import (
-    PATIENCE,
-    OverdueError,
-    Progress,
-    StopRequest,
-    Stopwatch,
-    format_duration,
-    stop_signals,
-)
+from charseq2seq.training.progress import OverdueError, Progress, StopRequest, Stopwatch, format_duration, stop_signals
 from charseq2seq.training.resume import State, does_not_fit
 from charseq2seq.training.text_defaults import advice, check_memory, step_budget
 from charseq2seq.windows import WindowSampler, gather, ids_on_device
@@ -65,9 +57,7 @@ class _DivergedError(Exception):
 class Outcome:
     """How a run ended."""
 
-    evaluation: (
-        Evaluation | None
-    )  # of the weights that were kept, on the whole validation split; None: no model written
+    evaluation: Evaluation | None  # of the model that was written, on the whole validation split
     best_step: int
     steps: int
     seconds: float
@@ -93,8 +83,8 @@ class Trainer:
         self.master = Transformer(**self.config).to(settings.device).use_kernels(kernels)
         self.master.checkpoint_activations = settings.gradient_checkpointing
         self.optimizers = build_optimizers(self.master, settings.learning_rate, settings.weight_decay or 0.0)
-        source_length, target_length = settings.source_length, settings.target_length
-        self.sampler = WindowSampler(corpus.num_train, source_length, target_length, settings.batch_size, settings.seed)
+        sizes = settings.source_length, settings.target_length, settings.batch_size
+        self.sampler = WindowSampler(corpus.num_train, *sizes, settings.seed, state.epoch, state.position)
         self.ids = ids_on_device(corpus.ids, settings.device)
         self.working = WorkingCopy(self.master, dtype)
         group.check(settings.batch_size, settings.accumulation_steps, corpus.name, corpus.sha256)
@@ -113,26 +103,25 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Run to the end of the budget, or until a signal or a divergence; write the model."""
-        evaluation, complete, diverged = None, False, None
+        evaluation, diverged = None, None
         said: tuple[str, ...] = ()
         with contextlib.suppress(OverdueError), contextlib.ExitStack() as open_now:
             # Not in a group: each process would give up at another place, and the others would wait for it for ever.
-            self.stop = open_now.enter_context(stop_signals(PATIENCE if self.group.size == 1 else None))
+            self.stop = open_now.enter_context(stop_signals(gives_up=self.group.size == 1))
             progress = open_now.enter_context(contextlib.closing(Progress(self.settings.log_interval)))
             self.group.from_rank_0(lambda: self._open_metrics(open_now))
             stopwatch = open_now.enter_context(contextlib.closing(Stopwatch(self.state.seconds)))
             try:
-                self._run(stopwatch, progress)
-                evaluation = self._finish(progress)
-                complete = self.is_complete()
-                if complete and evaluation:
-                    time_is_over = self.state.seconds >= 60 * (self.settings.max_minutes or math.inf)
-                    budget = self.max_steps if time_is_over else None
-                    said = advice(self.corpus, evaluation.nats_per_char, self.state, budget)
+                evaluation = self._run(stopwatch, progress)
             except _DivergedError as error:
                 diverged = str(error)
                 # All processes see the same losses, but a signal may have reached only one of them.
                 self.stop.signal, _ = self.group.synchronize(self.stop.signal)
+        complete = evaluation is not None and self.is_complete()
+        if evaluation and complete:
+            time_is_over = self.state.seconds >= 60 * (self.settings.max_minutes or math.inf)
+            budget = self.max_steps if time_is_over else None
+            said = advice(self.corpus, evaluation.nats_per_char, self.state, budget)
         return Outcome(
             evaluation=evaluation,
             best_step=self.state.best_step,
@@ -163,13 +152,14 @@ class Trainer:
         metrics = Metrics(path, self.state.history, self.settings.tensorboard)
         self.metrics = open_now.enter_context(contextlib.closing(metrics))
 
-    def _run(self, stopwatch: Stopwatch, progress: Progress) -> None:
+    def _run(self, stopwatch: Stopwatch, progress: Progress) -> Evaluation | None:
         try:
             self._loop(stopwatch, progress)
+            return self._finish(progress)
         except OverdueError:  # the step or evaluation is given up; weights and files are as before it
             if self.saved_step < self.state.step:
                 self.save_resume(finished=False)
-            raise
+            return None
 
     def _loop(self, stopwatch: Stopwatch, progress: Progress) -> None:
         state = self.state
@@ -179,9 +169,7 @@ class Trainer:
                 self.stop.signal, stopwatch.seconds(), self.save_cost
             )
             last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
-            due = self._evaluations_due(state.step, state.seconds) > self._evaluations_due(
-                last["step"], last["seconds"]
-            )
+            due = self._evaluations_by(state.step, state.seconds) > self._evaluations_by(last["step"], last["seconds"])
             if due or self.spent_fraction() >= 1:
                 self._evaluate(progress)
             ends = stopped is not None or self.is_complete()
@@ -195,8 +183,8 @@ class Trainer:
             spent = stopwatch.seconds()
             progress.show(state.step, state.train_loss, self._speed(spent), spent, self.spent_fraction())
 
-    def _evaluations_due(self, step: float, seconds: float) -> int:
-        """How many evaluations there should have been by then."""
+    def _evaluations_by(self, step: float, seconds: float) -> int:
+        """How many evaluations there should have been."""
         if self.settings.eval_interval:
             return int(step) // self.settings.eval_interval
         evaluations = min(_EVALUATIONS, _EVALUATIONS_PER_MINUTE * (self.settings.max_minutes or math.inf))
@@ -263,8 +251,8 @@ class Trainer:
 
     def _score(self, characters: int | None = None) -> Evaluation:
         """The loss on the validation split, or on no more than so many characters of it."""
-        first, end = self.corpus.num_train, len(self.corpus.ids)
-        last = end if characters is None else min(end, first + characters)
+        first = self.corpus.num_train
+        last = first + characters if characters else None
         return evaluate(self.working.model, self.ids, first, last, self.group)
 
     def _evaluate(self, progress: Progress) -> None:
@@ -277,8 +265,8 @@ class Trainer:
         self._check_finite("validation loss", loss)
         self.stop.hold()
         self._read_losses()
-        state.history.append(self._row(loss))
-        row = state.history[-1]
+        row = self._row(loss)
+        state.history.append(row)
         if len(state.history) > _LONGEST_HISTORY:
             del state.history[-2::-2]  # the last one stays
         best = loss < state.best_loss
@@ -298,23 +286,18 @@ class Trainer:
     def _row(self, loss: float) -> dict[str, float]:
         """What the history tells of this step."""
         characters = self.state.step * self.settings.batch_size * self.master.target_length
-        self._read_last_step()
+        norm = float(self.working.gradient_norm)
         return {
             "step": self.state.step,
             "epoch": characters / self.corpus.num_train,
             "seconds": self.state.seconds,
             "characters": characters,
             "characters_per_second": self._speed(self.state.seconds),
-            "learning_rate": self.state.learning_rate,
-            "gradient_norm": self.state.gradient_norm,
+            "learning_rate": float(self.optimizers[0].param_groups[0]["lr"]),
+            "gradient_norm": norm if math.isfinite(norm) else math.nan,  # fp16's may overflow
             "train_nats_per_char": self.state.train_loss,
             "nats_per_char": loss,
         }
-
-    def _read_last_step(self) -> None:
-        norm = float(self.working.gradient_norm)
-        self.state.learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
-        self.state.gradient_norm = norm if math.isfinite(norm) else math.nan  # fp16's may overflow
 
     def _sample(self) -> str:
         """A line that the weights of this step generate."""
@@ -367,7 +350,6 @@ class Trainer:
         started = time.perf_counter()
         self.stop.hold()
         self._read_losses()
-        self._read_last_step()
         state = self.state
         state.weights = self.working.weights()
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
@@ -395,9 +377,7 @@ class Trainer:
                 check_state(optimizer)
             if state.scaler:  # empty after a run in another precision
                 self.working.scaler.load_state_dict(state.scaler)
-            self.sampler.restore(state.epoch, state.position)
-            self.working.gradient_norm.fill_(state.gradient_norm)
-            self.optimizers[0].param_groups[0]["lr"].fill_(state.learning_rate)
+            set_learning_rates(self.optimizers, self.spent_fraction(), state.learning_rate_scale)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []

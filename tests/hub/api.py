@@ -12,16 +12,15 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from urllib.parse import unquote
 
-from tests.hub.listener import RefusalError, Request, Response, json_response, ranged_response
+from tests.hub.listener import RefusalError, Request, Response, Route, find_route, json_response, ranged_response
 from tests.hub.state import REGULAR_FILE_LIMIT, Blob, Change, HubState, Repository, Token
 from tests.hub.storage import Storage
 from tests.hub.xet import Cas
 
 REPO, REV = "((?:spaces/)?[^/]+/[^/]+)", "([^/]+)"
-Route = Callable[..., Response]
 
 
 class HubApi:
@@ -38,7 +37,7 @@ class HubApi:
         self._state = state
         self._storage = storage
         api, lfs = f"/api/models/{REPO}", f"/{REPO}\\.git/info/lfs"
-        table: list[tuple[str, str, Route]] = [
+        self._routes: list[Route] = [
             ("POST", "/oauth/token", self._exchange),
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
@@ -60,7 +59,6 @@ class HubApi:
             ("GET", f"/{REPO}/resolve/{REV}/(.+)", self._resolve),
             ("HEAD", f"/{REPO}/resolve/{REV}/(.+)", self._resolve),
         ]
-        self._table = [(method, re.compile(pattern), route) for method, pattern, route in table]
 
     def route(self, request: Request) -> Response:
         """Answer one request to the Hub."""
@@ -68,26 +66,21 @@ class HubApi:
             path = request.path.replace(owner[2], self._state.renamed[owner[2]], 1)
             return Response(307, b"", {"Location": path + ("?create_pr=1" if "create_pr" in request.query else "")})
         path = request.path.replace("/api/spaces/", "/api/models/spaces/", 1)
-        for method, pattern, handle in self._table:
-            found = pattern.fullmatch(path) if method == request.method else None
-            if found is not None:
-                with self._state.lock:
-                    token = self._state.authenticate(request.bearer)
-                    is_elsewhere = token and token.is_keyless and found.groups()[:1] != tuple(token.scopes)
-                    if is_elsewhere and handle != self._validate_yaml:  # its token opens one repository
-                        raise RefusalError(401, "Invalid username or password.")
-                    return handle(request, token, *map(unquote, found.groups()))
-        raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
+        handle, found = find_route(self._routes, request.method, path)
+        with self._state.lock:
+            token = self._state.authenticate(request.token)
+            is_elsewhere = token and token.is_keyless and found[:1] != tuple(token.scopes)
+            if is_elsewhere and handle != self._validate_yaml:  # its token opens one repository
+                raise RefusalError(401, "Invalid username or password.")
+            return handle(request, token, *map(unquote, found))
 
     # --- who and where
 
     def _whoami(self, request: Request, token: Token | None) -> Response:
         if token is None:
             raise RefusalError(401, "Invalid username or password.")
-        scoped = [
-            {"entity": {"name": entity}, "permissions": sorted(permissions)}
-            for entity, permissions in token.scopes.items()
-        ]
+        scopes = token.scopes.items()
+        scoped = [{"entity": {"name": entity}, "permissions": sorted(rights)} for entity, rights in scopes]
         access = {"role": token.role, "fineGrained": {"global": [], "scoped": scoped}}
         orgs = [{"name": name, "roleInOrg": role} for name, role in self._state.users[token.user].orgs.items()]
         auth = {"type": "access_token", "accessToken": access}
@@ -135,14 +128,8 @@ class HubApi:
     def _info(self, request: Request, token: Token | None, repo_id: str, revision: str = "main") -> Response:
         repository = self._state.readable(repo_id, token)
         commit = repository.resolve(revision)
-        siblings = [{"rfilename": path} for path in commit.files]
-        facts = {
-            "id": repo_id.removeprefix("spaces/"),
-            "sha": commit.id,
-            "private": repository.private,
-            "siblings": siblings,
-        }
-        return json_response(facts)
+        facts = {"id": repo_id.removeprefix("spaces/"), "sha": commit.id, "private": repository.private}
+        return json_response({**facts, "siblings": [{"rfilename": path} for path in commit.files]})
 
     def _tree(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         commit = self._state.readable(repo_id, token).resolve(revision)
@@ -151,9 +138,8 @@ class HubApi:
     def _refs(self, request: Request, token: Token | None, repo_id: str) -> Response:
         repository = self._state.readable(repo_id, token)
         branches = _ref_entries("refs/heads/", repository.branches)
-        return json_response(
-            {"branches": branches, "tags": _ref_entries("refs/tags/", repository.tags), "converts": []}
-        )
+        tags = _ref_entries("refs/tags/", repository.tags)
+        return json_response({"branches": branches, "tags": tags, "converts": []})
 
     def _commits(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         self._state.readable(repo_id, token).resolve(revision)
@@ -180,17 +166,17 @@ class HubApi:
 
     def _tag(self, request: Request, token: Token | None, repo_id: str, revision: str) -> Response:
         repository = self._state.writable(repo_id, token)
-        tag = request.json()["tag"]
-        if tag in repository.tags:
-            raise RefusalError(409, f"Tag reference exists already: refs/tags/{tag}")
-        repository.refs[f"refs/tags/{tag}"] = repository.resolve(revision).id
+        tag = f"refs/tags/{request.json()['tag']}"
+        if tag in repository.refs:
+            raise RefusalError(409, f"Tag reference exists already: {tag}")
+        repository.refs[tag] = repository.resolve(revision).id
         return json_response({})
 
     def _branch(self, request: Request, token: Token | None, repo_id: str, branch: str) -> Response:
         repository = self._state.writable(repo_id, token)
-        if branch in repository.branches:
-            raise RefusalError(409, f"Reference already exists: refs/heads/{branch}")
-        repository.refs[f"refs/heads/{branch}"] = repository.head
+        if (ref := f"refs/heads/{branch}") in repository.refs:
+            raise RefusalError(409, f"Reference already exists: {ref}")
+        repository.refs[ref] = repository.head
         return json_response({})
 
     def _validate_yaml(self, request: Request, token: Token | None) -> Response:

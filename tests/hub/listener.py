@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,19 +28,21 @@ from urllib.parse import parse_qsl, urlsplit
 LOOPBACK = "127.0.0.1"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """A request as a route sees it; `path` is still percent-encoded, for a branch name may hold `%2F`."""
+    """A request as a route sees it, and a line of the log."""
 
+    listener: str  # which port it came to: `hub`, `storage` or `cas`
     method: str
-    path: str
+    path: str  # without the query; still percent-encoded, for a branch name may hold `%2F`
     query: Mapping[str, str]
     headers: Message
     body: bytes
+    status: int | None = None  # what was answered, if anything
 
     @property
-    def bearer(self) -> str | None:
-        """The token of the Authorization header, or None where there is no such header."""
+    def token(self) -> str | None:
+        """The bearer token, or None where there is none."""
         scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
         return token if scheme == "Bearer" else None
 
@@ -56,6 +58,21 @@ class Response:
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Route = tuple[str, str, Callable[..., Response]]  # method, regular expression of the whole path, what answers
+
+
+def find_route(routes: Sequence[Route], method: str, path: str) -> tuple[Callable[..., Response], tuple[str, ...]]:
+    """What answers a request, and the groups of its path.
+
+    Raises:
+        RefusalError: 404.
+    """
+    for one, pattern, handle in routes:
+        if one == method and (found := re.fullmatch(pattern, path)):
+            return handle, found.groups()
+    raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
 
 
 def json_response(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -93,21 +110,8 @@ class RefusalError(Exception):
 
 
 @dataclass
-class LoggedRequest:
-    """One line of the request log."""
-
-    listener: str  # which port it came to: `hub`, `storage` or `cas`
-    method: str
-    path: str  # as sent, percent-encoded, without the query
-    query: Mapping[str, str]
-    token: str | None  # the bearer token
-    body: bytes
-    status: int | None = None  # what was answered, if anything
-
-
-@dataclass
 class Fault:
-    """A planned misbehaviour; `HubServer.fail` explains the members. `hits` counts how often it struck."""
+    """A planned misbehaviour; `HubServer.fail` explains the members."""
 
     method: str | None
     path: re.Pattern[str]
@@ -115,41 +119,29 @@ class Fault:
     delay: float
     drop: Literal["before", "after"] | None
     call: Callable[[], object] | None
-    times: int | None
-    hits: int = 0
+    times: float  # how often it will yet strike
 
     def strikes(self, request: Request) -> bool:
         """Whether this fault still has times left and is meant for `request`."""
-        return (
-            (self.times is None or self.hits < self.times)
-            and self.method in (None, request.method)
-            and self.path.search(request.path) is not None
-        )
+        return self.times > 0 and self.method in (None, request.method) and self.path.search(request.path) is not None
 
 
 class Traffic:
     """What the listeners of one server share: the log, the planned faults, and whether it is closing."""
 
     def __init__(self) -> None:
-        self.requests: list[LoggedRequest] = []
+        self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.crashes: list[str] = []  # tracebacks of the server's own defects; a test must not pass over them
         self.closing = threading.Event()
         self._lock = threading.Lock()
-
-    def log(self, listener: str, request: Request) -> LoggedRequest:
-        """Write `request` into the log and return its line, whose status is still to come."""
-        entry = LoggedRequest(listener, request.method, request.path, request.query, request.bearer, request.body)
-        with self._lock:
-            self.requests.append(entry)
-        return entry
 
     def take_fault(self, request: Request) -> Fault | None:
         """The fault that strikes `request`, counted, or None."""
         with self._lock:
             fault = next((fault for fault in self.faults if fault.strikes(request)), None)
             if fault is not None:
-                fault.hits += 1
+                fault.times -= 1
             return fault
 
 
@@ -238,14 +230,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         target = urlsplit(self.path)
         query = dict(parse_qsl(target.query, keep_blank_values=True))
-        request = Request(self.command, target.path, query, self.headers, self._read_body())
         listener = self.server.listener
-        entry = listener.traffic.log(listener.name, request)
+        request = Request(listener.name, self.command, target.path, query, self.headers, self._read_body())
+        listener.traffic.requests.append(request)
         response = listener.answer(request, listener.traffic.take_fault(request))
         if response is None:
             self.close_connection = True
             return
-        entry.status = response.status  # before it is sent: whoever has the answer finds it in the log
+        request.status = response.status  # before it is sent: whoever has the answer finds it in the log
         self._send(response)
 
     def _read_body(self) -> bytes:

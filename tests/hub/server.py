@@ -16,6 +16,7 @@ real service. Where the real answer is not known, the simplest plausible one is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -31,8 +32,8 @@ from tests.hub.listener import (
     LOOPBACK,
     Fault,
     Listener,
-    LoggedRequest,
     RefusalError,
+    Request,
     Response,
     Traffic,
     loopback_certificate,
@@ -57,7 +58,7 @@ class HubServer:
 
     Args:
         tls: serve HTTPS with a self-signed certificate; `environment` tells clients to trust it.
-        xet: `on`, as on huggingface.co; `off` plays a Hub without Xet (the token endpoints are 404).
+        xet: as huggingface.co has it; without it the token endpoints are 404.
 
     Attributes:
         endpoint: the address of the Hub, for HF_ENDPOINT.
@@ -65,7 +66,7 @@ class HubServer:
         requests: the log of all requests to all three, in order of arrival.
     """
 
-    def __init__(self, *, tls: bool = False, xet: Literal["on", "off"] = "on") -> None:
+    def __init__(self, *, tls: bool = False, xet: bool = True) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hub-server-")
         self._certificate: Path | None = None
         context = None
@@ -77,7 +78,7 @@ class HubServer:
         self._state = HubState()
         storage = Storage(self._state)
         self._cas = Cas(self._state, storage)
-        api = HubApi(self._state, storage, self._cas if xet == "on" else None)
+        api = HubApi(self._state, storage, self._cas if xet else None)
         self._listeners = [
             Listener("hub", api.route, self._traffic, context),
             Listener("storage", storage.route, self._traffic, context),
@@ -154,11 +155,11 @@ class HubServer:
         return list(self._state.repositories)
 
     @property
-    def requests(self) -> list[LoggedRequest]:
+    def requests(self) -> list[Request]:
         """The log of all requests, in order of arrival."""
         return list(self._traffic.requests)
 
-    def calls(self, method: str, path: str) -> list[LoggedRequest]:
+    def calls(self, method: str, path: str) -> list[Request]:
         """The logged requests with this method whose path matches the regular expression `path` somewhere."""
         return [one for one in self.requests if one.method == method and re.search(path, one.path)]
 
@@ -177,7 +178,7 @@ class HubServer:
         delay: float = 0.0,
         drop: Literal["before", "after"] | None = None,
         call: Callable[[], object] | None = None,
-        times: int | None = None,
+        times: float = math.inf,
     ) -> None:
         """Plan a fault, on any of the three ports; the first planned one that matches a request strikes.
 
@@ -189,7 +190,7 @@ class HubServer:
             drop: close the connection without an answer, `before` doing anything or `after` having done what was
                 asked. With `after` and a `status` the client gets that status instead (a gateway's 504).
             call: run this first, in the server's thread, e.g. to push a commit in between or kill the client.
-            times: strike this often; None: for ever.
+            times: strike this often.
         """
         response = None
         if status is not None:

@@ -166,11 +166,6 @@ class Repository:
         """Tag name -> commit id."""
         return self._refs_under("refs/tags/")
 
-    @property
-    def pull_requests(self) -> dict[str, str]:
-        """Pull request number, as text -> commit id."""
-        return self._refs_under("refs/pr/")
-
     def files(self, revision: str = "main") -> dict[str, bytes]:
         """Path -> content of every file at `revision`."""
         return {path: blob.content for path, blob in self.resolve(revision).files.items()}
@@ -208,7 +203,7 @@ class Repository:
             RefusalError: 412 where the head of main is not `change.parent`; no pull request is opened then.
         """
         commit = self._make(self.head, change)
-        number = len(self.pull_requests) + 1
+        number = len(self.proposals) + 1
         self.refs[f"refs/pr/{number}"] = commit.id
         self.proposals[str(number)] = (author, change.title, "open")
         return number, commit

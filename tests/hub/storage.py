@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 
-from tests.hub.listener import RefusalError, Request, Response, ranged_response
+from tests.hub.listener import RefusalError, Request, Response, Route, find_route, ranged_response
 from tests.hub.state import Blob, HubState
 
 
@@ -30,6 +29,12 @@ class Storage:
         self.xorbs: dict[str, bytes] = {}
         self._state = state
         self._secret = secrets.token_bytes(16)
+        large = "/lfs/((?:spaces/)?[^/]+/[^/]+)/([0-9a-f]{64})"
+        self._routes: list[Route] = [
+            ("PUT", large, self._put),
+            ("GET", large, self._get),
+            ("GET", "/xorbs/([0-9a-f]{64})", lambda request, name: ranged_response(request, self.xorbs[name], {})),
+        ]
 
     def signed(self, method: str, path: str) -> str:
         """The address of `path` with the right to use `method` on it."""
@@ -38,21 +43,19 @@ class Storage:
     def route(self, request: Request) -> Response:
         """Answer one request to this origin."""
         if "Authorization" in request.headers:
-            return _xml_error(400, "InvalidArgument", "Only one auth mechanism allowed")
+            raise RefusalError(400, "Only one auth mechanism allowed")
         if request.query.get("X-Amz-Signature") != self._signature(request.method, request.path):
-            return _xml_error(403, "SignatureDoesNotMatch", "The signature does not match")
-        if found := re.fullmatch(r"/lfs/((?:spaces/)?[^/]+/[^/]+)/([0-9a-f]{64})", request.path):
-            return (self._put if request.method == "PUT" else self._get)(request, *found.groups())
-        if found := re.fullmatch(r"/xorbs/([0-9a-f]{64})", request.path):
-            return ranged_response(request, self.xorbs[found[1]], {})
-        return _xml_error(404, "NoSuchKey", "The specified key does not exist")
+            raise RefusalError(403, "The signature does not match")
+        handle, found = find_route(self._routes, request.method, request.path)
+        return handle(request, *found)
 
     def _put(self, request: Request, repo_id: str, oid: str) -> Response:
-        if hashlib.sha256(request.body).hexdigest() != oid:
+        blob = Blob.large(request.body)
+        if blob.sha256 != oid:
             raise RefusalError(400, "BadDigest")
         with self._state.lock:
-            self._state.repositories[repo_id].objects[oid] = Blob.large(request.body)
-        return Response(200, b"", {"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
+            self._state.repositories[repo_id].objects[oid] = blob
+        return Response()
 
     def _get(self, request: Request, repo_id: str, oid: str) -> Response:
         with self._state.lock:
@@ -61,8 +64,3 @@ class Storage:
 
     def _signature(self, method: str, path: str) -> str:
         return hmac.new(self._secret, f"{method} {path}".encode(), hashlib.sha256).hexdigest()
-
-
-def _xml_error(status: int, code: str, message: str) -> Response:
-    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return Response(status, body.encode(), {"Content-Type": "application/xml"})

@@ -13,10 +13,10 @@ import itertools
 import re
 import secrets
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.hub.listener import RefusalError, Request, Response, json_response
+from tests.hub.listener import RefusalError, Request, Response, Route, find_route, json_response
 from tests.hub.state import Blob, HubState
 from tests.hub.storage import Storage
 
@@ -56,6 +56,11 @@ class Cas:
         self._storage = storage
         self._files: dict[str, list[Term]] = {}
         self._grants: dict[str, tuple[str, str]] = {}
+        self._routes: list[Route] = [
+            ("GET", "/v1/reconstructions/([0-9a-f]{64})", self._reconstruction),
+            ("POST", "/v1/xorbs/default/([0-9a-f]{64})", self._take_xorb),
+            ("POST", "/v1/shards", self._take_shard),
+        ]
 
     def grant(self, repo_id: str, scope: str) -> str:
         """A new access token for one repository; `scope` is `read` or `write`."""
@@ -67,32 +72,22 @@ class Cas:
         """Answer one request to the CAS; what it does not know is 404, upon which hf_xet falls back."""
         if request.path == "/v1/telemetry":
             return Response()
-        repo_id, scope = self._grants.get(request.bearer or "", ("", ""))
+        handle, found = find_route(self._routes, request.method, request.path)
+        repo_id, scope = self._grants.get(request.token or "", ("", ""))
         if not scope:
             raise RefusalError(401, "Unauthorized")
-        if request.method == "GET" and (found := re.fullmatch(r"/v1/reconstructions/([0-9a-f]{64})", request.path)):
-            return self._reconstruction(request, found[1])
-        upload = self._upload_route(request.path) if request.method == "POST" else None
-        if upload is None:
-            raise RefusalError(404, "Not found")
-        if scope != "write":
+        if request.method == "POST" and scope != "write":
             raise RefusalError(403, "Forbidden")
-        return upload(repo_id, request)
+        return handle(request, repo_id, *found)
 
-    def _upload_route(self, path: str) -> Callable[[str, Request], Response] | None:
-        if re.fullmatch(r"/v1/xorbs/default/[0-9a-f]{64}", path):
-            return self._take_xorb
-        return self._take_shard if path == "/v1/shards" else None
-
-    def _take_xorb(self, repo_id: str, request: Request) -> Response:
-        xorb = request.path.rsplit("/", 1)[-1]
+    def _take_xorb(self, request: Request, repo_id: str, xorb: str) -> Response:
         known = xorb in self._storage.xorbs
         if not read_chunks(request.body):
             raise RefusalError(400, "Empty xorb")
         self._storage.xorbs[xorb] = request.body
         return json_response({"was_inserted": not known})
 
-    def _take_shard(self, repo_id: str, request: Request) -> Response:
+    def _take_shard(self, request: Request, repo_id: str) -> Response:
         files = dict(read_shard(request.body))
         with self._state.lock:
             for file_hash, terms in files.items():
@@ -111,7 +106,7 @@ class Cas:
             raise RefusalError(400, "The shard does not fit its xorb")
         return content
 
-    def _reconstruction(self, request: Request, file_hash: str) -> Response:
+    def _reconstruction(self, request: Request, repo_id: str, file_hash: str) -> Response:
         if file_hash not in self._files:
             raise RefusalError(404, "Not found")
         terms = self._files[file_hash]

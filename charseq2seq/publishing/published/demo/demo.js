@@ -243,8 +243,8 @@ class Model {
     this.head = read("head.weight", vocab_size, d_model);
     this.bigram = size.bigram ? read("bigram.weight", vocab_size, vocab_size) : null;
     this.projected = new Float32Array(this.decoder[0].inward.length / d_model);
-    const room = () => [...Array(size.num_kv_heads)].map(() => new Float32Array(positions * 2 * half));
-    this.cache = () => ({ keys: room(), values: room() }); // what a layer's attention keeps of a text
+    const buffers = () => [...Array(size.num_kv_heads)].map(() => new Float32Array(positions * 2 * half));
+    this.cache = () => ({ keys: buffers(), values: buffers() }); // what a layer's attention keeps of a text
   }
   /** The vector of the last of these tokens: its own and fractions of those of up to three before it. */
   embed(tokens) {
