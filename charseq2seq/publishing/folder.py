@@ -50,12 +50,13 @@ def build_folder(
     from safetensors.torch import save
 
     from charseq2seq.generation import Sampling, TextGenerator
-    from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
     vocabulary, prompt = checkpoint.vocabulary(), sample_prompt(checkpoint)
     generator = TextGenerator(checkpoint.build_model(), vocabulary)
-    texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
+    token_of_index = {index: token for token, index in checkpoint.vocab.items()}
+    tables = {"config.json": checkpoint.config, "vocab.json": checkpoint.vocab, "idx_to_vocab.json": token_of_index}
+    texts = {name: json_text(table) for name, table in tables.items()}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     texts[NOTEBOOK] = render_notebook(repo_id, prompt)
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
@@ -122,5 +123,5 @@ def _claim(folder: Path) -> None:
 
 
 def json_text(content: Any) -> str:
-    """As JSON, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
+    """As JSON in ASCII, which no tool garbles; null for what JSON has no number for, e.g. a loss not yet measured."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2) + "\n"
