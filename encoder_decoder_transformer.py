@@ -37,10 +37,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,17 +51,10 @@ from torch.utils.checkpoint import checkpoint
 # would be the largest single cost of a step (benchmarks/LOG.md).
 _LONGEST_EXPLICIT_ATTENTION = 512
 
-# Width of the convolution over the embeddings: a token and the three before it.
-_SPAN = 4
-
-# Positions of source and target together that a published model may ask for.
-_LONGEST_TEXT = 1 << 20
-
-# Positions by which a key/value cache grows on a CPU.
-_CACHE_GROWTH = 64
-
-# Tokens that a GPU generates before the first of them is read.
-_TOKENS_AHEAD = 16
+_SPAN = 4  # width of the convolution over the embeddings: a token and the three before it
+_LONGEST_TEXT = 1 << 20  # positions of source and target together that a published model may ask for
+_CACHE_GROWTH = 64  # positions by which a key/value cache grows on a CPU
+_TOKENS_AHEAD = 16  # that a GPU generates before the first of them is read
 
 
 # ----- reading and training ---------------------------------------------------------------------------------------
@@ -105,7 +98,7 @@ def _rotate(x: Tensor, table: Tensor, direction: int) -> Tensor:
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """Normalise the heads of queries or keys, (batch, length, heads, head_size), and give them their positions."""
-    return cast("Tensor", _Rotate.apply(normalize(x), table[:, :, None]))  # all heads of a position alike
+    return _Rotate.apply(normalize(x), table[:, :, None])  # all heads of a position alike
 
 
 class _FeedForward(torch.autograd.Function):
@@ -136,7 +129,7 @@ class _FeedForward(torch.autograd.Function):
 def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Two matrices with a squared ReLU between them: x (..., d_model), up (d_ff, d_model), down (d_model, d_ff)."""
     if torch.is_grad_enabled():
-        return cast("Tensor", _FeedForward.apply(x, up, down))
+        return _FeedForward.apply(x, up, down)
     wide = F.linear(x, up).relu_()
     return F.linear(wide.mul_(wide), down)
 
@@ -167,10 +160,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     """
     if query.device.type == "cpu" and max(query.shape[1], key.shape[1]) <= _LONGEST_EXPLICIT_ATTENTION:
         return _attend_explicitly(query, key, value, mask)
-    shared = query.shape[2] // key.shape[2]
+    group = query.shape[2] // key.shape[2]
     queries, keys, values = (x.transpose(1, 2) for x in (query, key, value))
-    if shared > 1:
-        keys, values = (x.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2) for x in (keys, values))
+    keys, values = (x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (keys, values))
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)
 
 
@@ -410,8 +402,8 @@ class Transformer(nn.Module):
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(layer, *inputs, use_reentrant=False))
-        return cast("Tensor", layer(*inputs))
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def logits(self, x: Tensor, decoder_input: Tensor) -> Tensor:
         """Decoder output (..., d_model) and the input token of each position -> float32 (..., vocab_size)."""
@@ -458,9 +450,8 @@ class Transformer(nn.Module):
     ) -> Iterator[Tensor]:
         """Generate `num_tokens` tokens after the source, one at a time, in constant memory.
 
-        After `target_length` generated tokens, the last `source_length` tokens of the text become
-        the next source. Only the last `source_length` tokens of a longer source are read. The model is left in eval
-        mode.
+        After `target_length` generated tokens, the last `source_length` tokens of the text become the next source.
+        Only the last `source_length` tokens of a longer source are read. The model is left in eval mode.
 
         Args:
             source: ids, (batch, any length, 0 included).
@@ -468,8 +459,7 @@ class Transformer(nn.Module):
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the fewest tokens that together have this probability (after temperature).
-            generator: where random numbers come from, on any device; or one generator for each row, so that no row's
-                text depends on the other rows.
+            generator: of the random numbers, on any device; or one for each row, whose text depends on no other row.
 
         Yields:
             The next token of every row, (batch,).
@@ -571,16 +561,22 @@ class Transformer(nn.Module):
         sizes = {"vocab_size": vocab_size, "d_model": d_model, "d_ff": len(tensors["decoder.0.feed_forward.up.weight"])}
         for part in ("encoder", "decoder"):
             sizes[f"num_{part}_layers"] = len({name.split(".")[1] for name in tensors if name.startswith(f"{part}.")})
+        sizes["bigram"] = "bigram.weight" in tensors
         if any(config.get(name, size) != size for name, size in sizes.items()):
             raise ValueError("config.json and the weights do not fit together")
         if config["source_length"] + config["target_length"] > _LONGEST_TEXT:
             raise ValueError("config.json asks for more positions than any model has")
-        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-            model = cls(**config)
-        model.load_state_dict(tensors)
         if vocab and sorted(vocab.values()) != list(range(config["vocab_size"])):
             raise ValueError("vocab.json and config.json differ in size")
-        model.vocab = vocab
+        return cls.from_weights(config, tensors, vocab)
+
+    @classmethod
+    def from_weights(cls, config: Mapping[str, Any], weights: Mapping[str, Any], vocab: Mapping[str, int]) -> Self:
+        """A model of this config with these weights, on the CPU, ready to write; no global random state changes."""
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            model = cls(**config)
+        model.load_state_dict(weights)
+        model.vocab = dict(vocab)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None
     elif args.log_file is not None:
         log_to_file(args.log_file)
     modes = {"train": train_and_publish, "evaluate": evaluate, "generate": generate, "demo": demo}
-    return modes[args.mode](args, report)
+    return modes[args.mode](args, report) or 0
 
 
 def train_and_publish(args: Settings, report: dict[str, Any]) -> int:
@@ -132,7 +132,7 @@ def push(request: PushOptions, report: dict[str, Any]) -> None:
         write_result(pushed.url + "\n")
 
 
-def evaluate(args: Settings, report: dict[str, Any]) -> int:
+def evaluate(args: Settings, report: dict[str, Any]) -> None:
     """Print the model's loss on a text as JSON on stdout and in words on stderr."""
     use_threads(choose_threads(args.num_threads)[0])
     from charseq2seq.checkpoint import load_checkpoint
@@ -152,10 +152,9 @@ def evaluate(args: Settings, report: dict[str, Any]) -> int:
         report |= {"outcome": "evaluated", **facts}
     else:
         write_result(json.dumps(facts) + "\n")
-    return 0
 
 
-def generate(args: Settings, report: dict[str, Any]) -> int:
+def generate(args: Settings, report: dict[str, Any]) -> None:
     """Print text that the model generates, character by character; with --json the report has it."""
     from charseq2seq.checkpoint import load_checkpoint
     from charseq2seq.generation import Sampling, TextGenerator, is_small, known_prompt, read_prompt
@@ -176,7 +175,7 @@ def generate(args: Settings, report: dict[str, Any]) -> int:
         from charseq2seq.interactive import Conversation
 
         Conversation(args, generator).run(prompt)
-        return 0
+        return
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     texts: Iterable[Iterable[str]] = [generator.stream(prompt, args.num_chars, sampling)]
     if args.num_samples > 1:
@@ -184,20 +183,19 @@ def generate(args: Settings, report: dict[str, Any]) -> int:
     if args.json:
         written = [prompt + "".join(text) for text in texts]
         report |= {"outcome": "generated", "model_path": str(args.model_path), "seed": args.seed, "texts": written}
-        return 0
+        return
     for number, text in enumerate(texts):
         write_result(f"\n{'-' * 40}\n" * (number > 0) + prompt)
         for character in text:
             write_result(character)
     write_result("\n")
-    return 0
 
 
-def demo(args: Settings, report: dict[str, Any]) -> int:
+def demo(args: Settings, report: dict[str, Any]) -> None:
     """Serve a page on which the model writes."""
     from charseq2seq.demo import serve_demo
 
-    return serve_demo(args.model_path)
+    serve_demo(args.model_path)
 
 
 if __name__ == "__main__":

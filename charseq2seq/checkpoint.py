@@ -60,15 +60,9 @@ class Checkpoint:
 
     def build_model(self) -> Transformer:
         """The model with its weights, on the CPU, in evaluation mode; no global random state changes."""
-        import torch
-
         from encoder_decoder_transformer import Transformer
 
-        with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-            model = Transformer(**self.config)
-        model.load_state_dict(self.model_state_dict)
-        model.vocab = dict(self.vocab)
-        return model.eval()
+        return Transformer.from_weights(self.config, self.model_state_dict, self.vocab)
 
 
 def library_versions() -> dict[str, str]:

@@ -123,9 +123,17 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)  # temporaries are removed and locks released on the way out
     report: dict[str, Any] = {}
+
+    def start() -> int:
+        try:
+            Path.cwd()
+        except OSError as error:
+            advice = "the folder in which this was started is gone or closed to you; change to another and run again."
+            raise SuiteError(advice, ExitCode.NO_INPUT) from error
+        return main(None, report)
+
     try:
-        code, facts = _attempt(_check_folder)
-        code, facts = (code, facts) if code else _attempt(lambda: main(None, report))
+        code, facts = _attempt(start)
         if report:
             report |= facts | {"duration_seconds": round(time.monotonic() - started, 1), "exit_code": int(code)}
             unwritten, _ = _attempt(lambda: write_result(json.dumps(report) + "\n"))
@@ -137,14 +145,6 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 _discard(stream)
-
-
-def _check_folder() -> None:
-    try:
-        Path.cwd()
-    except OSError as error:
-        advice = "the folder in which this was started is gone or closed to you; change to another one and run again."
-        raise SuiteError(advice, ExitCode.NO_INPUT) from error
 
 
 def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
@@ -165,8 +165,8 @@ def _prepare_streams() -> None:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
             # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
             stream.reconfigure(encoding="utf-8", errors="replace")
 

@@ -105,7 +105,7 @@ def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
     if len(text.alphabet) < 2:
         raise _refusal(path, "consists of one character repeated; there is nothing to learn.")
     corpus = Corpus(text.name, text.sha256, vocabulary, vocabulary.encode_pieces(text.pieces), num_train)
-    if end_differs(text, corpus):
+    if _end_differs(text, corpus):
         log(
             f"note: {text.name} is sorted, or its end is unlike its beginning; the end validates the model, so shuffle "
             "its lines or files, or the loss says little."
@@ -113,7 +113,7 @@ def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
     return corpus
 
 
-def end_differs(text: Text, corpus: Corpus) -> bool:
+def _end_differs(text: Text, corpus: Corpus) -> bool:
     """Whether a text is sorted, or its validation split has characters of other frequencies than the rest."""
     lines = "".join(text.pieces[-2:]).casefold().split("\n")
     pairs = [(line, following) for line, following in itertools.pairwise(lines) if line != following]

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,13 +206,11 @@ def suitable_kernels(device: str) -> Kernels:
 
     It needs a C compiler, Python's headers and a GPU of 2017 or later.
     """
-    import importlib.util
-
     import torch
 
     from encoder_decoder_transformer import Kernels
 
-    if device == "cuda" and importlib.util.find_spec("triton") is not None:
+    if device == "cuda" and find_spec("triton"):
         try:
             from charseq2seq.gpu_kernels import KERNELS
 

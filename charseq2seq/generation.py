@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 from charseq2seq.text_encoding import decode
 from charseq2seq.vocabulary import CharVocabulary
@@ -64,9 +63,7 @@ def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["erro
     Raises:
         SuiteError: there are such characters and `unknown` is "error".
     """
-    (prompt,), form = vocabulary.in_known_form([prompt])
-    if form:
-        log(f"note: the prompt is read in the normal form {form} of Unicode, as the model's text was.")
+    (prompt,) = vocabulary.in_known_form([prompt], "the prompt")
     if unknown == "error":
         vocabulary.encode(prompt)  # refuses and names them
     return prompt.translate(dict.fromkeys(map(ord, vocabulary.unknown_characters(prompt))))

@@ -6,7 +6,7 @@ written with its own backward pass. Measured on one H200 (benchmarks/LOG.md).
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,20 +32,9 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["rows", "length", "heads"])  # one compilation for all lengths
 def _rotate_kernel(
-    x_ptr,
-    gradient_ptr,
-    cos_ptr,
-    sin_ptr,
-    out_ptr,
-    rows,
-    length,
-    heads,
-    SIZE: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    EPSILON: tl.constexpr,
-    BACKWARD: tl.constexpr,
-):
+    x_ptr, gradient_ptr, cos_ptr, sin_ptr, out_ptr, rows, length, heads,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, PADDED)[None, :]
     partner = (column + SIZE // 2) % SIZE
@@ -97,7 +86,7 @@ class _NormalizeAndRotate(torch.autograd.Function):
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """The model's function of this name."""
-    return cast("Tensor", _NormalizeAndRotate.apply(x, table))
+    return _NormalizeAndRotate.apply(x, table)
 
 
 @triton.jit(do_not_specialize=["numbers"])
@@ -133,7 +122,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 def feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """The model's function of this name."""
-    return F.linear(cast("Tensor", _SquaredReLU.apply(F.linear(x, up))), down)
+    return F.linear(_SquaredReLU.apply(F.linear(x, up)), down)
 
 
 KERNELS = Kernels(embedding, normalize_and_rotate, feed_forward)

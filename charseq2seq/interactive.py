@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -98,8 +97,6 @@ class Conversation:
 
 def _lines() -> Iterator[str]:
     """The lines of stdin; a person can edit them and go back to earlier ones, and Ctrl-C discards one."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     at_terminal = os.isatty(0) and os.isatty(1)
     if at_terminal:
         with contextlib.suppress(ImportError):  # Windows edits lines itself

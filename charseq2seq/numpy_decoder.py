@@ -65,14 +65,7 @@ class NumpyDecoder:
         return model.device.type == "cpu" and model.config["num_kv_heads"] == 1
 
     def stream(
-        self,
-        source: Tensor,
-        num_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: Generator | None = None,
+        self, source: Tensor, num_tokens: int, *, generator: Generator | None = None, **sampling: Any
     ) -> Iterator[int]:
         """The tokens of `Transformer.stream` for a batch of one, as numbers; for the arguments see there."""
         model = self.model.eval()
@@ -85,7 +78,7 @@ class NumpyDecoder:
             random = torch.rand(model.target_length, generator=generator, dtype=torch.float32).tolist()
             for position, number in zip(positions, random, strict=False):
                 with np.errstate(all="ignore"):  # one overflow in a model would warn at every character
-                    token = sample(self.logits(recent, position), number, temperature, top_k, top_p)
+                    token = sample(self.logits(recent, position), number, **sampling)
                 text.append(token)
                 recent = [*recent[1 - len(self.tables) :], token]
                 yield token
@@ -202,7 +195,9 @@ class _Layer:
         return self.outward.dot(self.outputs, self.change)
 
 
-def sample(scores: Array, number: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
+def sample(
+    scores: Array, number: float, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> int:
     """What `encoder_decoder_transformer.sample` returns, faster in the usual case; overwrites the scores."""
     if top_k is not None or top_p is not None or temperature < 1e-30:
         return int(sample_rows(torch.from_numpy(scores)[None], torch.tensor([number]), temperature, top_k, top_p))
@@ -237,8 +232,7 @@ def _pairwise(weight: Array, half: int) -> Array:
 
 
 def _array(weight: Tensor) -> Array:
-    array: Array = weight.detach().float().contiguous().numpy()
-    return array
+    return weight.detach().float().contiguous().numpy()
 
 
 def _aligned(weight: Array) -> Array:
@@ -251,5 +245,4 @@ def _aligned(weight: Array) -> Array:
 
 
 def _centred(weight: Array, axis: int | tuple[int, ...]) -> Array:
-    centred: Array = weight - weight.mean(axis=axis, keepdims=True)
-    return np.ascontiguousarray(centred)
+    return np.ascontiguousarray(weight - weight.mean(axis=axis, keepdims=True))

@@ -6,7 +6,6 @@ character of a text, sorted by code point. A character is a Unicode code point: 
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError
 
 START_TOKEN = "<start>"
@@ -62,21 +62,18 @@ class CharVocabulary:
         """The distinct characters of `text` that the vocabulary lacks, in order of code point."""
         return sorted(set(text).difference(self.characters))
 
-    def in_known_form(self, pieces: list[str]) -> tuple[list[str], str]:
-        """A text in the normal form of Unicode that leaves the fewest characters unknown, and the name of the form.
+    def in_known_form(self, pieces: list[str], name: str) -> list[str]:
+        """A text in the normal form of Unicode that leaves the fewest characters unknown; says so if it is another.
 
-        A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse. The name is
-        empty where the text stays as it is.
+        A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse.
         """
-
-        def unknown(form: str) -> int:
-            return len(self.unknown_characters(set().union(*forms[form])))
-
         forms = {"": pieces}
-        if unknown(""):
+        if self.unknown_characters(set().union(*pieces)):
             forms |= {form: [unicodedata.normalize(form, piece) for piece in pieces] for form in ("NFC", "NFD")}
-        best = min(forms, key=unknown)
-        return forms[best], best
+        best = min(forms, key=lambda form: len(self.unknown_characters(set().union(*forms[form]))))
+        if best:
+            log(f"note: {name} is read in the normal form {best} of Unicode, as the model's text was.")
+        return forms[best]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without start tokens."""
@@ -104,8 +101,7 @@ class CharVocabulary:
     def _lookup(self, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         # Lone surrogates, which JSON can carry, pass through.
         code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
-        ids: npt.NDArray[np.unsignedinteger[Any]] = self._id_of_code_point[code_points]
-        return ids
+        return self._id_of_code_point[code_points]
 
 
 def describe_character(character: str) -> str:
@@ -118,11 +114,3 @@ def describe_unknown(characters: list[str]) -> str:
     """How many characters are unknown, and the first ten: `1 character that the model never saw: 'é' (U+00E9 …)`."""
     named = ", ".join([*map(describe_character, characters[:10]), *["…"] * (len(characters) > 10)])
     return f"{len(characters)} character{'s' * (len(characters) > 1)} that the model never saw: {named}"
-
-
-def vocabulary_files(vocabulary: CharVocabulary) -> dict[str, str]:
-    """The two JSON files of a repository, name -> text; ASCII, so that no tool can garble them."""
-    index_of_token = vocabulary.index_of_token()
-    token_of_index = {index: token for token, index in index_of_token.items()}
-    tables = {"vocab.json": index_of_token, "idx_to_vocab.json": token_of_index}
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}

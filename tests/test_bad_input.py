@@ -138,12 +138,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def folder_instead(path: Path) -> None:
-    """Put a folder in the place of a file."""
-    path.unlink()
-    path.mkdir()
-
-
 def with_nan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """One weight that is not a number."""
     name, weight = next(iter(weights.items()))
@@ -161,7 +155,7 @@ UNFIT = r"its config and weights do not fit this version of the model .*" + REME
 # A model file: how it is made from a good one, and what it is answered with.
 NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, r"cannot be read \(No such file .*\); train a model first \(.*\) or name another"),
-    "a folder": (folder_instead, r"is a folder, pipe or device; name a model file"),
+    "a folder": (lambda path: put(Path.mkdir, path), r"is a folder, pipe or device; name a model file"),
     "unreadable": (lambda path: path.chmod(0), r"cannot be read \(Permission denied\); check"),
 }
 DAMAGED_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {

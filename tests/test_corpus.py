@@ -204,7 +204,7 @@ def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path
     assert find_files(plays / "*.*[!t]") == [plays / "c.txt.gz", plays / "notes.md"]
     (tmp_path / "a[1].txt").write_text("the very file, not a pattern")
     assert find_files(tmp_path / "a[1].txt") == [tmp_path / "a[1].txt"]
-    for missing in (tmp_path / "*.none", plays / "a" / "*"[:0] / "x*"):
+    for missing in (tmp_path / "*.none", plays / "a" / "x*"):
         with pytest.raises(SuiteError, match="does not exist") as refusal:
             read_text(missing)
         assert refusal.value.exit_code == ExitCode.NO_INPUT

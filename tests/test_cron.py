@@ -16,12 +16,12 @@ import pytest
 
 from charseq2seq.checkpoint import load_checkpoint, load_resume_state
 from charseq2seq.errors import ExitCode
-from tests.train_client import ROOT, TINY, Trainee, finish, read_until, see
+from tests.train_client import ROOT, TINY, Trainee, finish, read_until, see, see_refused
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
 SHORT = ["--max_steps", "4", "--eval_interval", "2"]
 LONG = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "1000000", "--eval_interval", "50"]
-TIMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( .*\S)?")
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
 # --- one run at a time
@@ -31,12 +31,8 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_goes(client:
     first = user.start(*LONG)
     read_until(first, " step ")
     second = client.train(user, *SHORT)
-    assert second.code == ExitCode.LOCKED and second.report["exit_code"] == ExitCode.LOCKED
-    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-    says = (
-        rf"another run is writing transformer_model\.pth \(process {first.pid} since {since}\); wait for it or choose"
-    )
-    assert re.search(says, second.log) and re.search(says, second.report["message"])
+    says = rf"another run is writing transformer_model\.pth \(process {first.pid} since {TIME}\); wait for it or choose"
+    see_refused(second, ExitCode.LOCKED, says)
     assert client.train(user, *SHORT, "--model_path", "other.pth").code == 0, "another model is another matter"
     assert client.run(user.home, "--mode", "evaluate", "--data_path", "text.txt").code == ExitCode.NO_INPUT
     first.kill()
@@ -53,32 +49,24 @@ def test_without_a_terminal_every_line_is_timed_and_plain(client: WarmClient, us
         lines = done.log.removesuffix("\n").split("\n")
         assert len(lines) > 5 or done.code == ExitCode.NO_INPUT
         for line in lines:
-            assert TIMED.fullmatch(line) and line.isprintable(), line
+            assert re.fullmatch(rf"{TIME}( .*\S)?", line) and line.isprintable(), line
 
 
 def test_on_a_terminal_there_is_a_progress_bar(user: Trainee) -> None:
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_transformer.py"), "--data_path", "text.txt", *TINY, *SHORT],
-        env=user.environment(TERM="xterm"),
-        cwd=user.home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    shown = b""
+    process = user.start("--data_path", "text.txt", *TINY, *SHORT, redirected=f"2>{os.ttyname(terminal)}", TERM="xterm")
+    shown = os.read(master, 4096)
+    os.close(terminal)  # the program has it open
     with contextlib.suppress(OSError):  # the terminal is gone
         while chunk := os.read(master, 4096):
             shown += chunk
     os.close(master)
-    out, _ = process.communicate()
-    seen = shown.decode()
-    assert process.returncode == 0, seen
+    done, seen = finish(process), shown.decode()
+    assert done.code == 0, seen
     assert re.search(r"\rstep \d .*█.* 100%, loss \d\.\d+ nats/char, [\d,]+ chars/s, 0s left", seen), seen
     assert "step 4: validation" in seen and not re.search(r"\d\d:\d\d:\d\d", seen), "a person needs no clock"
-    assert b"\r" not in out and b"\x1b" not in out
+    assert "\r" not in done.out and "\x1b" not in done.out
 
 
 @pytest.mark.parametrize(

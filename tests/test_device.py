@@ -67,7 +67,7 @@ def test_a_gpu_without_a_working_triton_uses_the_slower_operations(
 
     found, module = object(), types.ModuleType("charseq2seq.gpu_kernels")
     module.__dict__["KERNELS"] = Kernels(normalize_and_rotate=cast("Any", broken))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("charseq2seq.device.find_spec", lambda name: found)
     monkeypatch.setitem(sys.modules, "charseq2seq.gpu_kernels", module)
     monkeypatch.setattr("torch.ones", lambda *shape, device: shape)  # there is no GPU here
     assert device.suitable_kernels.__wrapped__("cuda") == Kernels()
@@ -178,22 +178,14 @@ import torch
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc here")
 def test_beside_busy_programs_threads_sleep_while_they_wait() -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    with subprocess.Popen(
-        [sys.executable, "-c", WAIT],
-        cwd=ROOT,
-        env=WITHOUT_VARIABLE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
+    try:
+        said, *settings = printed(WAIT, env=WITHOUT_VARIABLE, stderr=subprocess.STDOUT)
+    finally:
         for neighbour in busy:
             neighbour.kill()
             neighbour.wait()
-        settings = process.stdout.read()
     assert re.match(r"threads 2: asked for; they sleep while they wait, .*\(\d", said)
-    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", settings) == ["1000"]
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", "\n".join(settings)) == ["1000"]
 
 
 @pytest.mark.parametrize(("threads", "running", "sleep"), [(2, 1, False), (2, 3, True), (4, 1, True), (1, 9, False)])

@@ -19,14 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charseq2seq.errors import ExitCode, SuiteError, TerminatedError
-from charseq2seq.files import (
-    atomic_write,
-    atomic_write_bytes,
-    atomic_write_text,
-    leftovers,
-    resume_path,
-    run_lock,
-)
+from charseq2seq.files import atomic_write, atomic_write_bytes, atomic_write_text, leftovers, resume_path, run_lock
 from tests.push_client import ROOT
 
 Nobody = Callable[[], AbstractContextManager[None]]
@@ -308,7 +301,7 @@ def test_the_lock_is_this_models_only_and_is_given_back(path: Path) -> None:
 def test_a_holder_that_is_not_recorded_is_still_a_holder(content: bytes, path: Path) -> None:
     with run_lock(path):
         path.with_name("model.pth.lock").write_bytes(content)
-        with pytest.raises(SuiteError, match=r"its holder (is not recorded|cannot be read)") as refusal, run_lock(path):
+        with pytest.raises(SuiteError, match="its holder is not recorded") as refusal, run_lock(path):
             pass
     assert refusal.value.exit_code == ExitCode.LOCKED
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,18 @@ from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Transformer, sample
 from tests.golden.make_golden import HERE, SHAPES
 
-FOLDERS = [HERE / name for name in SHAPES]
-GREEDY = Sampling(temperature=0)
+Golden = tuple[Transformer, dict[str, Any]]
 
 
-def read(folder: Path) -> tuple[Transformer, dict[str, Any]]:
+@pytest.fixture(params=SHAPES)
+def golden(request: pytest.FixtureRequest) -> Golden:
     """A model and what it must compute."""
+    folder = HERE / request.param
     return Transformer.from_pretrained(folder), json.loads((folder / "expected.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_pytorch_computes_what_is_written(folder: Path) -> None:
-    model, expected = read(folder)
+def test_pytorch_computes_what_is_written(golden: Golden) -> None:
+    model, expected = golden
     ids = [torch.tensor(expected[name], dtype=torch.long)[None] for name in ("source", "target")]
     logits = model(*ids)[0]
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=0, atol=1e-4)
@@ -39,11 +38,10 @@ def test_pytorch_computes_what_is_written(folder: Path) -> None:
         assert sample(row, torch.tensor([one["random"]]), one["temperature"], None, one["top_p"]) == one["id"], one
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_what_generates_on_a_cpu_computes_what_is_written(folder: Path) -> None:
-    model, expected = read(folder)
+def test_what_generates_on_a_cpu_computes_what_is_written(golden: Golden) -> None:
+    model, expected = golden
     generator = TextGenerator(model, CharVocabulary.from_index_of_token(model.vocab))
-    assert generator.generate(expected["prompt"], expected["num_chars"], GREEDY) == expected["greedy"]
+    assert generator.generate(expected["prompt"], expected["num_chars"], Sampling(temperature=0)) == expected["greedy"]
     if not NumpyDecoder.supports(model):
         return
     decoder, source = NumpyDecoder(model), expected["source"]

@@ -66,11 +66,6 @@ def test_ctrl_c_discards_a_line_and_a_termination_ends_the_program(monkeypatch: 
         list(_lines())
 
 
-def take_terminal() -> None:
-    """Let Ctrl-C reach this process."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 class Terminal:
     """A person at a terminal with the program.
 
@@ -90,7 +85,7 @@ class Terminal:
             stdout=screen,
             stderr=screen,
             start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509 (it takes no lock)
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (no lock); Ctrl-C reaches it
         )
         os.close(screen)
 

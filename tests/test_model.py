@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import encoder_decoder_transformer
-from charseq2seq.checkpoint import load_checkpoint, save_checkpoint
-from charseq2seq.vocabulary import CharVocabulary
 from encoder_decoder_transformer import Dropout, Transformer, attend, causal_mask
-from tests.push_client import tiny_checkpoint
 from tests.reference_model import SIZES, Reference, random_ids, random_model
 
 
@@ -141,19 +136,6 @@ def test_wrong_sizes_are_refused_all_at_once(changes: dict[str, Any], named: lis
         Transformer(**SIZES | changes)
     for name in named:
         assert name in str(refusal.value)
-
-
-# --- in a checkpoint
-
-
-def test_a_model_file_without_the_number_of_key_value_heads_has_one_of_them(tmp_path: Path) -> None:
-    """Those that were published before there were several."""
-    model, path, source = random_model(), tmp_path / "model.pth", random_ids(1, 6)
-    vocab = CharVocabulary("abcdefghij").index_of_token()
-    assert "num_kv_heads" not in SIZES
-    save_checkpoint(path, replace(tiny_checkpoint(), config=SIZES, model_state_dict=model.state_dict(), vocab=vocab))
-    loaded = load_checkpoint(path).build_model()
-    assert torch.equal(loaded(source, source[:, :5]), model(source, source[:, :5]))
 
 
 # --- learning

@@ -88,12 +88,6 @@ class Machine:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
 
-def child_of(shell: subprocess.Popen[str]) -> int:
-    """The process id of the program that a shell has started."""
-    (child,) = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
-    return int(child)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
 def test_three_nights(hub: HubServer, tmp_path: Path) -> None:
@@ -113,7 +107,8 @@ def test_three_nights(hub: HubServer, tmp_path: Path) -> None:
     shell = machine.start()
     while " step 200 (" not in machine.log.read_text() and shell.poll() is None:
         time.sleep(0.01)
-    os.kill(child_of(shell), signal.SIGTERM)  # the machine is shut down
+    (child,) = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)  # the machine is shut down
     mail, _ = shell.communicate()
     (second,) = machine.reports()
     assert (second["outcome"], second["exit_code"]) == ("stopped", ExitCode.TERMINATED), machine.log.read_text()

@@ -65,8 +65,10 @@ def test_without_safetensors_the_other_weight_file_is_read(
         monkeypatch.setattr(encoder_decoder_transformer, "find_spec", lambda name: None)
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
     assert "num_kv_heads" not in config, "as models were published before there were several"
-    weights = Transformer.from_pretrained(published).state_dict()
+    model = Transformer.from_pretrained(published)
+    weights = model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in tiny_checkpoint().model_state_dict.items())
+    assert model.config["num_kv_heads"] == 1
 
 
 class Trap:

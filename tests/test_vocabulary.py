@@ -11,13 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from charseq2seq.errors import ExitCode, SuiteError
-from charseq2seq.vocabulary import (
-    START_ID,
-    START_TOKEN,
-    CharVocabulary,
-    describe_character,
-    vocabulary_files,
-)
+from charseq2seq.publishing.folder import json_text
+from charseq2seq.vocabulary import START_ID, START_TOKEN, CharVocabulary, describe_character
 
 # Hypothesis' own alphabet leaves lone surrogates out.
 ANY_TEXT = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=80)
@@ -27,18 +22,17 @@ STRANGE = "a\0\t\n\r\x1b\x7f\x85\xa0é\u0301\u200d\u2028\ud800\udfff\ufeff\uffff
 @given(ANY_TEXT.filter(bool))
 @example(STRANGE)
 @settings(max_examples=100, deadline=None)
-def test_every_text_comes_back_and_the_two_files_are_each_others_inverse(text: str) -> None:
+def test_every_text_comes_back_and_so_does_its_vocabulary(text: str) -> None:
     characters = sorted(set(text))
     vocabulary = CharVocabulary(characters)
     assert len(vocabulary) == len(characters) + 1
     ids = vocabulary.encode(text)
     assert ids.tolist() == [characters.index(character) + 1 for character in text]
     assert vocabulary.decode(ids.tolist()) == text
-    files = vocabulary_files(vocabulary)
-    assert all(content.isascii() and content.endswith("}\n") for content in files.values())
-    index_of, token_of = json.loads(files["vocab.json"]), json.loads(files["idx_to_vocab.json"])
+    content = json_text(vocabulary.index_of_token())  # what is published
+    assert content.isascii() and content.endswith("}\n")
+    index_of = json.loads(content)
     assert index_of == {START_TOKEN: 0} | {character: i for i, character in enumerate(characters, start=1)}
-    assert token_of == {str(index): token for token, index in index_of.items()}
     assert CharVocabulary.from_index_of_token(index_of).characters == vocabulary.characters
 
 

@@ -50,12 +50,13 @@ def build_folder(
     from safetensors.torch import save
 
     from charseq2seq.generation import Sampling, TextGenerator
-    from charseq2seq.vocabulary import vocabulary_files
 
     _claim(folder)
     vocabulary, prompt = checkpoint.vocabulary(), sample_prompt(checkpoint)
     generator = TextGenerator(checkpoint.build_model(), vocabulary)
-    texts = vocabulary_files(vocabulary) | {"config.json": json_text(checkpoint.config)}
+    token_of_index = {index: token for token, index in checkpoint.vocab.items()}
+    tables = {"config.json": checkpoint.config, "vocab.json": checkpoint.vocab, "idx_to_vocab.json": token_of_index}
+    texts = {name: json_text(table) for name, table in tables.items()}
     texts |= {name: path.read_text(encoding="utf-8") for name, path in _COPIED.items()}
     texts[NOTEBOOK] = render_notebook(repo_id, prompt)
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
@@ -95,12 +96,11 @@ def parse_record(text: str) -> dict[str, Any] | None:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    fields = {"metrics": dict, "corpus": dict, "files": list}
     if not isinstance(record, dict) or record.get("made_by") != MADE_BY:
         return None
-    metrics, corpus, files = (record.get(name) for name in ("metrics", "corpus", "files"))
-    if not isinstance(metrics, dict) or not isinstance(corpus, dict) or not isinstance(files, list):
-        return None
-    return record if all(isinstance(name, str) for name in files) else None
+    is_whole = all(isinstance(record.get(name), kind) for name, kind in fields.items())
+    return record if is_whole and all(isinstance(name, str) for name in record["files"]) else None
 
 
 def _claim(folder: Path) -> None:
@@ -123,5 +123,5 @@ def _claim(folder: Path) -> None:
 
 
 def json_text(content: Any) -> str:
-    """As JSON, with null for what JSON has no number for, e.g. a loss that was not yet measured."""
+    """As JSON in ASCII, which no tool garbles; null for what JSON has no number for, e.g. a loss not yet measured."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2) + "\n"

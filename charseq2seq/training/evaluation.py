@@ -103,9 +103,8 @@ def evaluate_file(
         SuiteError: the text cannot be read, has unknown characters under "error", or most of it is unknown.
     """
     text, vocabulary = read_text(path, encoding), checkpoint.vocabulary()
-    pieces, form = vocabulary.in_known_form(text.pieces)
-    if form:
-        log(f"note: {text.name} is read in the normal form {form} of Unicode, as the model's text was.")
+    pieces = vocabulary.in_known_form(text.pieces, text.name)
+    if pieces is not text.pieces:
         text = replace(text, pieces=pieces, alphabet="".join(sorted(set().union(*pieces))))
     if unknown == "error":
         vocabulary.encode(text.alphabet)  # lists the characters that it lacks
