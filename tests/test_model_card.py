@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads from it, and what a reader finds in it."""
+"""The model card: what the Hub reads from it, what a reader finds in it, and what people wrote into it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from huggingface_hub import ModelCard
 
 from charseq2seq.publishing.card import render_card
 from charseq2seq.publishing.folder import build_folder
+from charseq2seq.publishing.merge import is_our_card, merge_cards
 from charseq2seq.vocabulary import CharVocabulary
 from data import SHA256
 from tests.push_client import tiny_checkpoint
 
 
-def card(loss: float = 1.5, sample: str = "ROMEO: Ay") -> str:
+def card(loss: float = 1.5, repo_id: str = "alice/m", sample: str = "ROMEO: Ay") -> str:
     """The card of a tiny checkpoint."""
-    return render_card(tiny_checkpoint(loss), "alice/m", {0.5: sample}, "training_curve.png")
+    return render_card(tiny_checkpoint(loss), repo_id, {0.5: sample}, "training_curve.png")
 
 
 def metadata(text: str) -> Any:
@@ -122,3 +123,138 @@ def test_the_program_of_the_card_runs_where_no_character_of_its_prompt_is_known(
     here = program.replace('"alice/m"', repr(str(folder)))
     done = subprocess.run([sys.executable, "-c", here], cwd=folder, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0 and len(done.stdout) == 301, done.stderr
+
+
+# --- a card that people edited on the Hub, and our next one: nothing of theirs is lost, at least not without a word
+
+
+def merged(ours: str, theirs: str, lost: str = "") -> str:
+    """The card of both, from which a further push changes nothing; and what is lost begins so."""
+    text, said = merge_cards(ours, theirs)
+    assert [lost in one for one in said] == ([True] if lost else []), said
+    assert merge_cards(ours, text) == (text, [])
+    return text
+
+
+EDITED = "somebody edited the part between the marks"
+BEGIN, END = "<!-- charseq2seq begins", "<!-- charseq2seq ends -->"
+
+
+def with_front(front: str) -> str:
+    """Our card with this metadata."""
+    return f"---\n{front}---\n{card().split('---', 2)[2]}"
+
+
+def front_of(text: str) -> str:
+    """The metadata of a card, letter for letter."""
+    return text.split("---\n", 2)[1]
+
+
+def test_what_people_write_outside_the_marks_survives_every_push() -> None:
+    edited = card(1.5).replace(f"\n{BEGIN}", f"\n# My own words\n\n{BEGIN}") + "\n## Thanks\n"
+    text = merged(card(1.4), edited)
+    assert "# My own words" in text and text.endswith("\n## Thanks\n")
+    assert "1.4000 nats" in text and "1.5000" not in text
+    assert merged(card(), card()) == card()
+
+
+def test_of_an_edit_between_the_marks_is_told() -> None:
+    edited = card().replace("## What it writes", "## What it writes that I like")
+    assert merged(card(1.4), edited, EDITED) == card(1.4)
+    assert merged(card(1.4), card().replace("`.\n", "`.  \n")) == card(1.4), "spaces are no edit"
+
+
+@pytest.mark.parametrize("lost", [END, f"{BEGIN}.*", f"({BEGIN}.*|{END})"])
+def test_a_mark_that_was_deleted_is_mended(lost: str) -> None:
+    edited = f"{card()}\n## Thanks\n".replace(f"\n{BEGIN}", f"\n# Mine\n\n{BEGIN}")
+    edited = re.sub(lost, "", edited)
+    text = merged(card(1.4), edited, "a mark was missing")
+    assert text.count(BEGIN) == text.count(END) == text.count("## What it writes") == 1
+    assert "# Mine" in text and text.endswith("\n## Thanks\n") and "1.5000" not in text
+
+
+def test_metadata_that_people_set_survives() -> None:
+    front = (
+        "license: cc-by-4.0  # my choice\nlanguage: [en, fr]\ntags: [mine, pytorch]  # two\nthumbnail: https://x.example/t\n"
+        "model-index:\n- name: other\n  results: []\n"
+    )
+    text = merged(card(), with_front(front), "comments in tags")
+    data = yaml.safe_load(front_of(text))
+    assert (data["license"], data["language"], data["thumbnail"]) == ("cc-by-4.0", ["en", "fr"], "https://x.example/t")
+    assert data["tags"][:2] == ["mine", "pytorch"] and data["tags"].count("pytorch") == 1
+    assert [model["name"] for model in data["model-index"]] == ["m", "other"]
+    assert "license: cc-by-4.0  # my choice\n" in text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("language: no  # Norwegian\n", "language: no  # Norwegian\n"),
+        ("tags: [yes, 1.0]\n", 'tags: ["yes", "1.0", "pytorch",'),
+        ("tags:\n- on\n# below\n\nlicense: mit\n", '"shakespeare"]\n# below\n\nlicense: mit\n'),
+        ("tags: a, b\n", 'tags: ["a, b", "pytorch",'),
+        ("tags:\n", "tags:\n- pytorch\n"),
+        ("license: ~\ntags: [a,]\n", 'license: apache-2.0\ntags: ["a", "pytorch",'),
+        ("base_model: 2024-01-02\ndate: 12:30\n", "base_model: 2024-01-02\ndate: 12:30\n"),
+        ("# all of it\n", "# all of it\nlanguage: en\n"),
+        ("model-index:\n- name: x\n  results:\n  - value: 1e-5\n    date: no\n", "  - value: 1e-5\n    date: no\n"),
+    ],
+)
+def test_what_a_person_wrote_in_the_metadata_is_kept_as_text(theirs: str, ours: str) -> None:
+    text = merged(card(), with_front(theirs))
+    assert ours in front_of(text), front_of(text)
+    assert {"pytorch", "encoder-decoder", "shakespeare"} <= set(yaml.load(front_of(text), yaml.BaseLoader)["tags"])
+
+
+def test_after_a_renaming_results_under_the_old_name_go() -> None:
+    text = merged(card(1.4, "alice/new"), card(1.5, "alice/old"))
+    assert [model["name"] for model in yaml.safe_load(front_of(text))["model-index"]] == ["new"]
+
+
+def test_comments_among_results_are_told_of() -> None:
+    text = merged(card(1.4), card().replace("  results:\n", "  results: # mine\n"), "comments in model-index")
+    assert metadata(text).eval_results[0].metric_value == 1.4
+    commented = card().replace("language: en\n", "language: en  # Early Modern\n")
+    assert merged(card(), commented) == commented
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    ["---\nlicense: mit\n---\n# My model\n\nSoon more.\n", "# My model\n\nSoon more.", "---\n---\n\nSoon more.\n"],
+    ids=["website", "no metadata", "empty metadata"],
+)
+def test_a_card_made_on_the_website_keeps_its_text(theirs: str) -> None:
+    text = merged(card(), f"\ufeff{theirs}")
+    assert text[0] == "\ufeff" and "Soon more." in text and is_our_card(text)
+    assert text.count("---\n") == card().count("---\n")
+    assert "mit" not in theirs or metadata(text[1:]).license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "lost"),
+    [
+        ("", ""),
+        ("---\n: [\n---\ntext", "the metadata is not YAML"),
+        ("---\n- a\n- list\n---\ntext", "not of the form"),
+        ("\n\n---\na: 1\n---", ""),
+        ("---\n? [b, c]\n: 2\n---\ntext", "not of the form"),
+        ("---\ntags: [a]\nlicense: mit\ntags: [b]\n---\ntext", "stands in it twice"),
+        ("---\na: &a [*a]\ntags: {a: 1}\nmodel-index: x\n---\ntext", ""),
+    ],
+)
+def test_odd_cards_become_valid_ones(theirs: str, lost: str) -> None:
+    text = merged(card(), theirs, lost)
+    assert metadata(text).eval_results
+    assert "text" not in theirs or text.endswith("text\n")
+
+
+def test_windows_line_ends_are_no_edit() -> None:
+    edited = (card() + "\nMine.\n").replace("\n", "\r\n")
+    text = merged(card(1.4), edited)
+    assert text == (card(1.4) + "\nMine.\n").replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("line", [f"Mine {END} notes", f"Text of mine {BEGIN}: o/n"])
+def test_a_mark_within_a_line_is_no_defect(line: str) -> None:
+    text = merged(card(), f"---\nlicense: mit\n---\n# Mine\n{line}\n", "a mark was missing")
+    assert "# Mine\n" in text and is_our_card(text)

@@ -1,4 +1,4 @@
-"""The trainer in this process: its steps, its budget, when it saves, and the defaults that the text decides."""
+"""The trainer in this process: its steps, its budget, when it stops and when it saves."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charseq2seq.corpus import load_corpus
 from charseq2seq.errors import ExitCode
-from charseq2seq.options import Settings, read_settings, resolve_settings
+from charseq2seq.options import Settings
 from charseq2seq.training import optimization
 from charseq2seq.training import trainer as module
 from charseq2seq.training.cuda_graph import captured_where_possible
 from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
 from charseq2seq.training.processes import Group
 from charseq2seq.training.progress import Progress
-from charseq2seq.training.text_defaults import count_parameters, step_budget, with_text_defaults
 from charseq2seq.training.trainer import Trainer
-from tests.train_client import TINY, Trainee, contents, tiny_text, tiny_trainer
+from tests.train_client import Trainee, contents, tiny_text, tiny_trainer
 
 CHARACTERS = int(len(tiny_text()) * 0.9)
 PER_STEP = 4 * 16  # target characters
@@ -158,36 +156,6 @@ def test_the_clock_too_ends_a_run_of_many_epochs(user: Trainee) -> None:
     outcome = training.train()
     assert training.max_steps and outcome.complete
     assert 0 < outcome.steps < training.max_steps and outcome.seconds >= 0.6
-
-
-def decided(user: Trainee, *flags: str) -> Settings:
-    """The settings of a run, with all defaults."""
-    asked = resolve_settings(read_settings([*TINY, "--device", "cpu", *flags]), user.text)
-    return with_text_defaults(asked, load_corpus(user.text, 24))
-
-
-def test_one_limit_asked_for_switches_the_default_ones_off(user: Trainee) -> None:
-    by_default = decided(user)
-    assert by_default.max_steps is None and by_default.max_epochs and by_default.max_minutes == 4.5
-    assert step_budget(by_default, CHARACTERS) == math.ceil(by_default.max_epochs * CHARACTERS / PER_STEP)
-    for limits in ({"max_steps": 5}, {"max_epochs": 3.0}, {"max_minutes": 2.0}, {"max_steps": 5, "max_minutes": 2.0}):
-        settings = decided(user, *(word for name, value in limits.items() for word in (f"--{name}", str(value))))
-        found = {name: getattr(settings, name) for name in ("max_steps", "max_epochs", "max_minutes")}
-        assert {name: value for name, value in found.items() if value is not None} == limits
-
-
-# --- defaults that fit together
-
-
-@pytest.mark.parametrize("flags", ["", "--d_model 1024", "--num_heads 16", "--num_kv_heads 8"])
-def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that were accepted are not made impossible by the text, which decides the size of the model there."""
-    text = Trainee(tmp_path / "user").text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    settings = resolve_settings(read_settings(["--precision", "fp32", *flags.split()]), text)
-    assert settings.device == "cuda"
-    settings = with_text_defaults(settings, load_corpus(text, 256))
-    assert count_parameters(settings.model_config(66)) > 0
 
 
 # --- when it stops

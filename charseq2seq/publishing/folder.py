@@ -96,12 +96,11 @@ def parse_record(text: str) -> dict[str, Any] | None:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    fields = {"metrics": dict, "corpus": dict, "files": list}
     if not isinstance(record, dict) or record.get("made_by") != MADE_BY:
         return None
-    metrics, corpus, files = (record.get(name) for name in ("metrics", "corpus", "files"))
-    if not isinstance(metrics, dict) or not isinstance(corpus, dict) or not isinstance(files, list):
-        return None
-    return record if all(isinstance(name, str) for name in files) else None
+    is_whole = all(isinstance(record.get(name), kind) for name, kind in fields.items())
+    return record if is_whole and all(isinstance(name, str) for name in record["files"]) else None
 
 
 def _claim(folder: Path) -> None:

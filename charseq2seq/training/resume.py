@@ -39,15 +39,15 @@ class State:
     seconds: float = 0.0  # of training, over all sessions of this run
     train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
     learning_rate_scale: float = 1.0  # below 1 after a divergence
-    epoch: int = 0  # with `position` the sampler's
-    position: int = 0
     best_loss: float = math.inf  # of the best evaluation so far
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale_evaluations: int = 0  # since the best one
     history: list[dict[str, float]] = field(default_factory=list)  # step, seconds and losses of every evaluation
-    finished: bool = False  # whether the run is complete
-    weights: dict[str, Tensor] = field(default_factory=dict)  # with what follows, filled when it is saved
+    finished: bool = False  # whether the run is complete; this and what follows is brought up to date by saving
+    epoch: int = 0  # with `position` the sampler's
+    position: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
     optimizers: list[dict[Any, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 

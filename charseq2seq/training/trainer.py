@@ -148,8 +148,7 @@ class Trainer:
         return self.spent_fraction() >= 1 or self.state.stale_evaluations >= (self.settings.patience or math.inf)
 
     def _open_metrics(self, open_now: contextlib.ExitStack) -> None:
-        path = metrics_path(self.settings.model_path)
-        metrics = Metrics(path, self.state.history, self.settings.tensorboard)
+        metrics = Metrics(metrics_path(self.settings.model_path), self.state.history, self.settings.tensorboard)
         self.metrics = open_now.enter_context(contextlib.closing(metrics))
 
     def _run(self, stopwatch: Stopwatch, progress: Progress) -> Evaluation | None:
@@ -165,9 +164,8 @@ class Trainer:
         state = self.state
         while True:
             # Only a signal that all processes know of ends the run.
-            stopped, (state.seconds, self.save_cost) = self.group.synchronize(
-                self.stop.signal, stopwatch.seconds(), self.save_cost
-            )
+            stopped, figures = self.group.synchronize(self.stop.signal, stopwatch.seconds(), self.save_cost)
+            state.seconds, self.save_cost = figures
             last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
             due = self._evaluations_by(state.step, state.seconds) > self._evaluations_by(last["step"], last["seconds"])
             if due or self.spent_fraction() >= 1:
@@ -209,7 +207,6 @@ class Trainer:
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
-        state.epoch, state.position = self.sampler.epoch, self.sampler.position
         if state.step % self.reading_interval == 0:
             self._read_losses()
         self.stop.release()
@@ -355,7 +352,7 @@ class Trainer:
         norms = torch.stack([weight.float().norm() for weight in state.weights.values()])
         self._check_finite("size of the weights", float(norms.sum()))  # no loss of these weights is known yet
         if self.group.rank == 0:
-            state.finished = finished
+            state.finished, state.epoch, state.position = finished, self.sampler.epoch, self.sampler.position
             state.optimizers = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
             state.scaler = self.working.scaler.state_dict()
             save_resume_state(resume_path(self.settings.model_path), vars(state))
