@@ -161,24 +161,16 @@ def test_the_clock_too_ends_a_run_of_many_epochs(user: Trainee) -> None:
 # --- when it stops
 
 
-class Deaf(Group):
-    """A group that takes its time to agree on a signal: the others do not know of it yet."""
-
-    def synchronize(
-        self, stopped_by: signal.Signals | None, *figures: float
-    ) -> tuple[signal.Signals | None, list[float]]:
-        HEARD.append(stopped_by)
-        return stopped_by if len(HEARD) > 8 else None, list(figures)
-
-
-HEARD: list[signal.Signals | None] = []
-
-
 def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one would go on to the next step, and wait for the others for ever."""
-    HEARD.clear()
+    heard: list[signal.Signals | None] = []
+
+    def synchronize(_: Group, stopped_by: signal.Signals | None, *figures: float) -> tuple[Any, list[float]]:
+        heard.append(stopped_by)  # the others do not know of it yet
+        return stopped_by if len(heard) > 8 else None, list(figures)
+
+    monkeypatch.setattr(Group, "synchronize", synchronize)
     training = tiny_trainer(user, "--max_steps", "1000", "--eval_interval", "1")
-    training.group = Deaf()
     ordinary = training._evaluate
 
     def evaluate(progress: Progress) -> None:
@@ -189,7 +181,7 @@ def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, m
     monkeypatch.setattr(training, "_evaluate", evaluate)
     outcome = training.train()
     assert outcome.steps == 8 and outcome.stopped_by == ExitCode.TERMINATED and not outcome.complete
-    assert HEARD == [None] * 4 + [signal.SIGTERM] * 5, "and it is not forgotten meanwhile"
+    assert heard == [None] * 4 + [signal.SIGTERM] * 5, "and it is not forgotten meanwhile"
     assert contents(user.resume)["step"] == 8
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,15 +38,15 @@ class State:
     seconds: float = 0.0  # of training, over all sessions of this run
     train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
     learning_rate_scale: float = 1.0  # below 1 after a divergence
+    epoch: int = 0  # with `position` the sampler's
+    position: int = 0
     best_loss: float = math.inf  # of the best evaluation so far
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale_evaluations: int = 0  # since the best one
     history: list[dict[str, float]] = field(default_factory=list)  # step, seconds and losses of every evaluation
-    finished: bool = False  # whether the run is complete; this and what follows is brought up to date by saving
-    epoch: int = 0  # with `position` the sampler's
-    position: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    finished: bool = False  # whether the run is complete
+    weights: dict[str, Tensor] = field(default_factory=dict)  # with what follows, filled when it is saved
     optimizers: list[dict[Any, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -193,7 +192,7 @@ def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tu
         continued: what the new run begins with, which stays however old it is.
         different: in what its run differs from this one; None if other options do not continue it.
     """
-    names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in ["", *range(2, 1000)])
+    names = [path.with_suffix(f".earlier{number}{path.suffix}") for number in ["", *range(2, 1000)]]
     kept = next(name for name in names if not name.exists())
     try:
         path.replace(kept)
@@ -202,9 +201,8 @@ def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tu
         raise write_error(kept, error) from error
     advice = "" if different is None else f"; continue it with {_command(kept, different)}"
     log(f"resume: {reason} What lay there is kept as {kept}{advice}.")
-    pattern = re.compile(re.escape(path.stem) + r"\.earlier\d*" + re.escape(path.suffix))
     needed = {kept.resolve(), continued.resolve()}
-    others = [one for one in path.parent.iterdir() if pattern.fullmatch(one.name) and one.resolve() not in needed]
+    others = [name for name in names if name.exists() and name.resolve() not in needed]
     for old in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
         with contextlib.suppress(OSError):
             old.unlink()
