@@ -272,11 +272,6 @@ def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Content], No
     return changed
 
 
-def poisoned(value: float) -> Callable[[Content], None]:
-    """One number of one weight is no number."""
-    return lambda content: content["model_state_dict"]["head.weight"].view(-1)[3].fill_(value)
-
-
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "no weights and no vocabulary": (
         lambda content: content.update(model_state_dict=None, vocab=[]),
@@ -287,7 +282,10 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
     "an empty vocabulary": (lambda content: content["vocab"].clear(), "not a sorted set"),
     # the weights
-    "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
+    "NaN": (
+        lambda content: content["model_state_dict"]["head.weight"].view(-1)[3].fill_(math.nan),
+        r"head\.weight' holds numbers that are not finite",
+    ),
     "a weight transposed": (with_weight(lambda weight: weight.T), "do not fit this version of the model"),
     "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
     # the config
