@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import pkgutil
 import pty
@@ -20,7 +19,6 @@ import pytest
 from charseq2seq.console import STOP_SIGNALS, run_with_report
 from charseq2seq.errors import ExitCode
 from charseq2seq.training import progress
-from charseq2seq.training.optimization import learning_rate_factor
 from tests.train_client import ROOT, TINY, Trainee, assert_same, contents, finish, read_until
 from tests.warm_client import WarmClient
 from train_transformer import main
@@ -97,13 +95,8 @@ def test_a_signal_ends_every_phase_before_it_is_over(
     if left == UNFINISHED:
         monkeypatch.chdir(user.home)
         assert main(TRAIN) == 0
-        both = [[contents(of.model), contents(of.resume)] for of in (straight, user)]
-        if phase == "an evaluation":  # it is made anew in a session that has made no step yet
-            rows = [row for model, state in both for row in (model["metrics"]["history"][0], state["history"][0])]
-            assert [math.isnan(row.pop("gradient_norm")) for row in rows] == [False, False, True, True]
-            rates = [0.04 * learning_rate_factor(step / 8) for step in (3.5, 3.5, 4, 4)]
-            assert [row.pop("learning_rate") for row in rows] == pytest.approx(rates)
-        assert_same(both[0], both[1])
+        assert_same(contents(straight.model), contents(user.model))
+        assert_same(contents(straight.resume), contents(user.resume))
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class WorkingCopy:
         self.master = master
         self.model = master if dtype == torch.float32 else copy.deepcopy(master).set_precision(dtype)
         self.scaler = torch.amp.GradScaler(master.device.type, enabled=dtype == torch.float16)
-        self.gradient_norm = torch.full((), torch.nan, device=master.device)  # of the last step
+        self.gradient_norm = torch.zeros((), device=master.device)  # of the last step
         self._masters: list[Tensor] = list(master.parameters())
         self._copies: list[Tensor] = list(self.model.parameters())
         self._gradients = [] if self.model is master else [torch.empty_like(weight) for weight in self._masters]

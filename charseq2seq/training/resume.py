@@ -38,6 +38,8 @@ class State:
     seconds: float = 0.0  # of training, over all sessions of this run
     train_loss: float = math.nan  # running mean over about the last 50 steps, nats per character
     learning_rate_scale: float = 1.0  # below 1 after a divergence
+    learning_rate: float = 0.0  # of the last step
+    gradient_norm: float = math.nan  # of the last step
     epoch: int = 0  # with `position` the sampler's
     position: int = 0
     best_loss: float = math.inf  # of the best evaluation so far
@@ -137,7 +139,8 @@ def _defaults_of(settings: Settings) -> list[str]:
 def _check_content(content: dict[str, Any]) -> None:
     """Raise a ValueError for figures that no run has left: its model would be refused too, when it is done."""
     types = {name: type(value) for name, value in vars(State({})).items()}
-    if different := content.keys() ^ types.keys():
+    # States of before 2026-11-28 lack these two.
+    if different := (content.keys() ^ types.keys()) - {"learning_rate", "gradient_norm"}:
         raise ValueError(f"it has or lacks {', '.join(sorted(different)):.200}")
     for name, value in content.items():
         if type(value) is not types[name] and (type(value), types[name]) != (int, float):

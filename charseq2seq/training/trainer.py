@@ -229,13 +229,17 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _read_losses(self) -> None:
-        """Bring the running mean of the training loss up to date."""
-        losses = self.group.sum(*torch.stack(self.unread_losses).tolist()) if self.unread_losses else []
+        """Bring the state's figures of the steps since the last call up to date."""
+        if not self.unread_losses:
+            return
+        losses, state = self.group.sum(*torch.stack(self.unread_losses).tolist()), self.state
         self.unread_losses.clear()
         for loss in losses:
             self._check_finite("training loss", loss)
-            mean = self.state.train_loss
-            self.state.train_loss = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
+            state.train_loss = loss if math.isnan(state.train_loss) else 0.98 * state.train_loss + 0.02 * loss
+        state.learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
+        norm = float(self.working.gradient_norm)
+        state.gradient_norm = norm if math.isfinite(norm) else math.nan  # fp16's may overflow
 
     def _check_finite(self, name: str, figure: float) -> None:
         if not math.isfinite(figure):
@@ -281,15 +285,14 @@ class Trainer:
     def _row(self, loss: float) -> dict[str, float]:
         """What the history tells of this step."""
         characters = self.state.step * self.characters_per_step
-        norm = float(self.working.gradient_norm)
         return {
             "step": self.state.step,
             "epoch": characters / self.corpus.num_train,
             "seconds": self.state.seconds,
             "characters": characters,
             "characters_per_second": self._speed(self.state.seconds),
-            "learning_rate": float(self.optimizers[0].param_groups[0]["lr"]),
-            "gradient_norm": norm if math.isfinite(norm) else math.nan,  # fp16's may overflow
+            "learning_rate": self.state.learning_rate,
+            "gradient_norm": self.state.gradient_norm,
             "train_nats_per_char": self.state.train_loss,
             "nats_per_char": loss,
         }
@@ -372,7 +375,6 @@ class Trainer:
                 check_state(optimizer)
             if state.scaler:  # empty after a run in another precision
                 self.working.scaler.load_state_dict(state.scaler)
-            set_learning_rates(self.optimizers, self.spent_fraction(), state.learning_rate_scale)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise does_not_fit(error) from error
         state.weights, state.optimizers = {}, []
