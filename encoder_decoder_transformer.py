@@ -528,7 +528,8 @@ class Transformer(nn.Module):
             ValueError: files are missing or damaged, or do not fit this version of the model.
         """
         # Safetensors first: such a file can hold nothing but tensors.
-        for weights in ("model.safetensors", "pytorch_model.bin")[0 if find_spec("safetensors") else 1 :]:
+        names = ["model.safetensors", "pytorch_model.bin"] if find_spec("safetensors") else ["pytorch_model.bin"]
+        for weights in names:
             folder = Path(name)
             if not folder.is_dir():
                 if str(name).count("/") != 1:

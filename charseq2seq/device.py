@@ -38,21 +38,22 @@ def choose_device(asked: str) -> tuple[str, str]:
     """The device to use, and why; `device_problems` says whether it can be used."""
     if asked != "auto":
         return asked, f"device {asked}: asked for"
-    device = next(device for device in ("cuda", "mps", "cpu") if _is_there(device))
+    device = next(name for name, there in _devices().items() if there)
     return device, f"device {device}: {'no GPU found' if device == 'cpu' else 'found, and faster than the CPU'}"
 
 
-def _is_there(device: str) -> bool:
+def _devices() -> dict[str, bool]:
+    """The kinds of device, the best first, and whether this machine has them."""
     import torch
 
-    return device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 def device_problems(device: str, precision: str = "auto") -> Iterator[str]:
     """Why this machine cannot compute on this device, or the device not in this precision."""
     import torch
 
-    if not _is_there(device):
+    if not _devices()[device]:
         remedy = "use --device auto, or install a PyTorch built for it (pytorch.org/get-started)."
         yield f"--device {device}: this PyTorch ({torch.__version__}) finds no such device; {remedy}"
     if precision == "fp16" and device == "cpu":

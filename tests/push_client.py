@@ -17,7 +17,7 @@ from charseq2seq.checkpoint import Checkpoint, library_versions, save_checkpoint
 from charseq2seq.vocabulary import CharVocabulary
 from data import SHA256
 from tests.hub.server import WRITE, HubServer
-from tests.train_client import Done
+from tests.train_client import Done, Trainee
 from tests.warm_client import warm_client
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,20 +80,6 @@ def titles(hub: HubServer, repo_id: str = REPO) -> list[str]:
     return [commit.title for commit in hub.repo(repo_id).commits][::-1][1:]
 
 
-def start_program(
-    name: str, hub: HubServer, home: Path, *arguments: str, token: str | None, **environment: str
-) -> subprocess.Popen[str]:
-    """Start a program of the suite in a user's folder, with this HF_TOKEN."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / name), *arguments],
-        env=hub.environment(home, token) | {"OMP_NUM_THREADS": "1", **environment},
-        cwd=home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def start_and_signal(
     hub: HubServer, method: str, path: str, number: signal.Signals, start: Callable[[], subprocess.Popen[str]]
 ) -> subprocess.Popen[str]:
@@ -138,8 +124,7 @@ class Publisher:
     """
 
     def __init__(self, hub: HubServer, home: Path, checkpoint: Checkpoint | None = None) -> None:
-        home.mkdir(exist_ok=True)
-        self.hub, self.home = hub, home
+        self.hub, self.home, self._user = hub, home, Trainee(home)
         self.save(checkpoint or tiny_checkpoint())
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -148,7 +133,8 @@ class Publisher:
 
     def start(self, *arguments: str, token: str | None = WRITE, **environment: str) -> subprocess.Popen[str]:
         """Start push_to_huggingface.py with these arguments and HF_TOKEN."""
-        return start_program("push_to_huggingface.py", self.hub, self.home, *arguments, token=token, **environment)
+        variables = self.hub.environment(self.home, token) | environment
+        return self._user.start(*arguments, program="push_to_huggingface.py", **variables)
 
     def push(self, *arguments: str, token: str | None = WRITE, **environment: str) -> Push:
         """Run push_to_huggingface.py to its end; it never shows a traceback, the token or control characters."""

@@ -20,8 +20,7 @@ from charseq2seq.errors import ExitCode
 from tests.train_client import TINY, Trainee, contents, see, see_refused, tiny_text
 from tests.warm_client import WITHOUT_POWERS, WarmClient
 
-OK, USAGE, BAD_DATA, NO_INPUT = ExitCode.OK, ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.NO_INPUT
-OUT_OF_MEMORY = ExitCode.OUT_OF_MEMORY
+OK, BAD_DATA, NO_INPUT, OUT_OF_MEMORY = ExitCode.OK, ExitCode.BAD_DATA, ExitCode.NO_INPUT, ExitCode.OUT_OF_MEMORY
 TRAIN = ["--mode", "train", "--data_path", "text.txt", *TINY, "--max_steps", "2"]
 EVALUATE = ["--mode", "evaluate", "--data_path", "text.txt"]
 GENERATE = ["--mode", "generate", "--num_chars", "20"]

@@ -32,6 +32,7 @@ from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.publishing.card import render_card
 from encoder_decoder_transformer import Transformer
 from tests.push_client import ROOT, tiny_checkpoint
+from tests.train_client import contents
 
 Content = dict[str, Any]
 
@@ -41,11 +42,6 @@ def path(tmp_path: Path) -> Path:
     """A good model file."""
     save_checkpoint(tmp_path / "transformer_model.pth", tiny_checkpoint())
     return tmp_path / "transformer_model.pth"
-
-
-def content_of(path: Path) -> Content:
-    """Everything in a file."""
-    return dict(torch.load(path, weights_only=True))
 
 
 def refused(path: Path, said: str = "", code: ExitCode = ExitCode.BAD_DATA) -> None:
@@ -87,7 +83,7 @@ def test_a_checkpoint_comes_back(path: Path) -> None:
 
 
 def test_a_checkpoint_is_plain(path: Path) -> None:
-    content = content_of(path)  # by weights_only=True
+    content = contents(path)  # by weights_only=True
     assert (content["format"], content["format_version"]) == ("charseq2seq model", 4)
     assert set(content) == {field.name for field in dataclasses.fields(Checkpoint)} | {"format", "format_version"}
     assert type(content["model_state_dict"]) is dict
@@ -206,7 +202,7 @@ class Hostile:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 def test_code_in_a_file_is_never_run(protocol: int, path: Path) -> None:
     marker = path.with_name("marker")
-    hostile = content_of(path) | {"environment": Hostile(marker)}
+    hostile = contents(path) | {"environment": Hostile(marker)}
     torch.save(hostile, path, pickle_protocol=protocol)
     refused(path, "code in a file is never run")
     torch.save(hostile, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
@@ -217,7 +213,7 @@ def test_code_in_a_file_is_never_run(protocol: int, path: Path) -> None:
 
 
 def test_what_is_checked_is_what_is_loaded(path: Path) -> None:
-    archive, other = path.read_bytes(), content_of(path) | {"environment": {"never": "checked"}}
+    archive, other = path.read_bytes(), contents(path) | {"environment": {"never": "checked"}}
     torch.save(other, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes() + archive)  # to torch.load a file of its old format, to zipfile an archive
     refused(path, "damaged")
@@ -226,7 +222,7 @@ def test_what_is_checked_is_what_is_loaded(path: Path) -> None:
 def test_other_calls_are_not_made_either(path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(1))
     for value in (bytearray(9), {1, 2}, 1j, torch.Size([1]), torch.float32, parameter, b"bytes"):
-        torch.save(content_of(path) | {"environment": {"extra": value}}, path.with_name("other.pth"))
+        torch.save(contents(path) | {"environment": {"extra": value}}, path.with_name("other.pth"))
         refused(path.with_name("other.pth"))
 
 
@@ -255,7 +251,7 @@ def test_a_resume_state_of_an_odd_run_is_refused(odd: Content, path: Path) -> No
 
 @pytest.mark.parametrize("version", [5, 10**6, 0, -1, True, 4.0, "4", None, torch.ones(1), [4], 1, 2, 3])
 def test_another_format_is_refused(version: Any, path: Path) -> None:
-    torch.save(content_of(path) | {"format_version": version}, path)
+    torch.save(contents(path) | {"format_version": version}, path)
     refused(path, r"its format version is .*, this suite reads 4; use the version of the suite that wrote it; restore")
 
 
@@ -276,11 +272,6 @@ def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Content], No
     return changed
 
 
-def poisoned(value: float) -> Callable[[Content], None]:
-    """One number of one weight is no number."""
-    return lambda content: content["model_state_dict"]["head.weight"].view(-1)[3].fill_(value)
-
-
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "no weights and no vocabulary": (
         lambda content: content.update(model_state_dict=None, vocab=[]),
@@ -291,7 +282,10 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a token that is none": (lambda content: content["vocab"].update({"R": 3, 5: 4}), "vocab"),
     "an empty vocabulary": (lambda content: content["vocab"].clear(), "not a sorted set"),
     # the weights
-    "NaN": (poisoned(math.nan), r"head\.weight' holds numbers that are not finite"),
+    "NaN": (
+        lambda content: content["model_state_dict"]["head.weight"].view(-1)[3].fill_(math.nan),
+        r"head\.weight' holds numbers that are not finite",
+    ),
     "a weight transposed": (with_weight(lambda weight: weight.T), "do not fit this version of the model"),
     "a weight of doubles": (with_weight(lambda weight: weight.double()), "is not a float32 tensor"),
     # the config
@@ -314,14 +308,14 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_parts_that_do_not_fit_are_refused(name: str, path: Path) -> None:
     change, said = CHANGES[name]
-    content = content_of(path)
+    content = contents(path)
     change(content)
     torch.save(content, path)
     refused(path, said)
 
 
 def test_what_is_odd_but_harmless_is_used(path: Path) -> None:
-    content = content_of(path)
+    content = contents(path)
     content["training_args"] = {"extra": {"nested": [1, None, "\ud800"]}, "betas": [0.9, 0.95]}
     content["metrics"] = {"nats_per_char": 1, "train_nats_per_char": math.nan, "perplexity": None, "other": "x"}
     content["metrics"]["history"] = [{"step": 1}, {"step": 2, "nats_per_char": None, "train_nats_per_char": math.nan}]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -227,14 +228,11 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_written(tmp_path: Path) ->
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
 def test_a_file_is_written_where_nothing_can_be_flushed(code: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(descriptor: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(code, os.strerror(code))))
     atomic_write_bytes(path, b"new")
     only(path, b"new")
-    code = errno.EIO  # but a disk that fails is told
-    with pytest.raises(SuiteError, match=r"Input/output error; check the disk"):
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(SuiteError, match=r"Input/output error; check the disk"):  # a disk that fails is told
         atomic_write_bytes(path, b"newer")
 
 
@@ -242,10 +240,7 @@ def test_a_file_is_written_where_nothing_can_be_flushed(code: int, path: Path, m
 def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(
     code: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(code, os.strerror(code))))
     temporary = path.with_name("model.pth.01234567.tmp")
     temporary.touch()
     with run_lock(path) as warning:

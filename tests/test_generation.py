@@ -114,20 +114,16 @@ def test_a_prompt_from_a_file(content: bytes, prompt: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "said", "code"),
+    ("name", "said", "code"),
     [
-        (None, "No such file", ExitCode.NO_INPUT),
-        ("folder", "Is a directory", ExitCode.NO_INPUT),
-        (b"ROMEO\xe9", "byte 0xE9 at offset 5", ExitCode.BAD_DATA),
+        ("missing.txt", "No such file", ExitCode.NO_INPUT),
+        (".", "Is a directory", ExitCode.NO_INPUT),
+        ("latin.txt", "byte 0xE9 at offset 5", ExitCode.BAD_DATA),
     ],
 )
-def test_a_prompt_file_that_cannot_be_used(content: Any, said: str, code: ExitCode, tmp_path: Path) -> None:
-    path = tmp_path / "prompt.txt"
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content)
+def test_a_prompt_file_that_cannot_be_used(name: str, said: str, code: ExitCode, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"ROMEO\xe9")
     with pytest.raises(SuiteError, match=said) as refusal:
-        read_prompt(path)
+        read_prompt(tmp_path / name)
     assert refusal.value.exit_code == code
-    assert str(path) in str(refusal.value)
+    assert str(tmp_path / name) in str(refusal.value)

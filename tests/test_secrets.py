@@ -13,7 +13,6 @@ import pytest
 
 from charseq2seq.errors import ExitCode
 from tests.hub.server import READ, WRITE, HubServer, fake_token
-from tests.push_client import start_program
 from tests.train_client import ROOT, TINY, Done, Trainee
 from tests.warm_client import WarmClient
 
@@ -50,8 +49,7 @@ def children_of(pid: int) -> Iterator[int]:
 
 def start(hub: HubServer, user: Trainee, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a run that shall train and push."""
-    arguments = ("--push_to_hf", *QUICK, *arguments)
-    return start_program("train_transformer.py", hub, user.home, *arguments, token=SPARE, **LOUD, **environment)
+    return user.start("--push_to_hf", *QUICK, *arguments, **hub.environment(user.home, SPARE), **LOUD, **environment)
 
 
 def end(process: subprocess.Popen[str]) -> Done:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from charseq2seq.corpus import Corpus
 from charseq2seq.options import SIZES, Settings, read_settings, resolve_settings
 from charseq2seq.training.resume import State
-from charseq2seq.training.text_defaults import advice, guessing_loss, with_text_defaults
+from charseq2seq.training.text_defaults import advice, count_parameters, guessing_loss, step_budget, with_text_defaults
 from charseq2seq.vocabulary import CharVocabulary
 
 
@@ -51,6 +52,24 @@ def test_what_was_asked_for_stays() -> None:
     assert (asked.dropout, asked.max_epochs, asked.patience) == (0.3, None, None)
     assert defaults_for(18_000, "--d_ff", "99").d_model == SIZES["tiny"]["d_model"], "a part of tiny was changed"
     assert defaults_for(18_000, "--patience", "9").patience == 9
+
+
+def test_one_limit_asked_for_switches_the_default_ones_off() -> None:
+    by_default = defaults_for(18_000)
+    assert by_default.max_steps is None and by_default.max_epochs and by_default.max_minutes == 4.5
+    assert step_budget(by_default, 18_000) == math.ceil(by_default.max_epochs * 18_000 / (4 * 192))
+    for limits in ("--max_steps 5", "--max_epochs 3.0", "--max_minutes 2.0", "--max_steps 5 --max_minutes 2.0"):
+        settings = defaults_for(18_000, *limits.split())
+        found = {name: getattr(settings, name) for name in ("max_steps", "max_epochs", "max_minutes")}
+        assert " ".join(f"--{name} {value}" for name, value in found.items() if value is not None) == limits
+
+
+@pytest.mark.parametrize("flags", ["", "--d_model 1024", "--num_heads 16", "--num_kv_heads 8"])
+def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that were accepted are not made impossible by the text, which decides the size of the model there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = defaults_for(5_000, "--device", "auto", "--precision", "fp32", *flags.split())
+    assert settings.device == "cuda" and count_parameters(settings.model_config(66)) > 0
 
 
 def test_short_texts_are_read_with_dropout() -> None:

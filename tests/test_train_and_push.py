@@ -10,7 +10,7 @@ import pytest
 
 from charseq2seq.errors import ExitCode
 from tests.hub.server import READ, WRITE, HubServer
-from tests.push_client import ALL_FILES, start_and_signal, start_program
+from tests.push_client import ALL_FILES, start_and_signal
 from tests.train_client import TINY, Done, Trainee, finish
 
 REPO = "alice/my-shakespeare-transformer"
@@ -26,7 +26,7 @@ def way_1(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None =
 
 def start(hub: HubServer, trainee: Trainee, *arguments: str, token: str | None) -> subprocess.Popen[str]:
     """Begin to train and push."""
-    return start_program("train_transformer.py", hub, trainee.home, *WAY_1, *QUICK, *arguments, token=token)
+    return trainee.start(*WAY_1, *QUICK, *arguments, **hub.environment(trainee.home, token))
 
 
 def test_one_command_trains_and_pushes(hub: HubServer, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The trainer in this process: its steps, its budget, when it saves, and the defaults that the text decides."""
+"""The trainer in this process: its steps, its budget, when it stops and when it saves."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charseq2seq.corpus import load_corpus
 from charseq2seq.errors import ExitCode
-from charseq2seq.options import Settings, read_settings, resolve_settings
+from charseq2seq.options import Settings
 from charseq2seq.training import optimization
 from charseq2seq.training import trainer as module
 from charseq2seq.training.cuda_graph import captured_where_possible
 from charseq2seq.training.optimization import ADAMW_RATIO, WARMUP_FRACTION, learning_rate_factor
 from charseq2seq.training.processes import Group
 from charseq2seq.training.progress import Progress
-from charseq2seq.training.text_defaults import count_parameters, step_budget, with_text_defaults
 from charseq2seq.training.trainer import Trainer
-from tests.train_client import TINY, Trainee, contents, tiny_text, tiny_trainer
+from tests.train_client import Trainee, contents, tiny_text, tiny_trainer
 
 CHARACTERS = int(len(tiny_text()) * 0.9)
 PER_STEP = 4 * 16  # target characters
@@ -160,57 +158,19 @@ def test_the_clock_too_ends_a_run_of_many_epochs(user: Trainee) -> None:
     assert 0 < outcome.steps < training.max_steps and outcome.seconds >= 0.6
 
 
-def decided(user: Trainee, *flags: str) -> Settings:
-    """The settings of a run, with all defaults."""
-    asked = resolve_settings(read_settings([*TINY, "--device", "cpu", *flags]), user.text)
-    return with_text_defaults(asked, load_corpus(user.text, 24))
-
-
-def test_one_limit_asked_for_switches_the_default_ones_off(user: Trainee) -> None:
-    by_default = decided(user)
-    assert by_default.max_steps is None and by_default.max_epochs and by_default.max_minutes == 4.5
-    assert step_budget(by_default, CHARACTERS) == math.ceil(by_default.max_epochs * CHARACTERS / PER_STEP)
-    for limits in ({"max_steps": 5}, {"max_epochs": 3.0}, {"max_minutes": 2.0}, {"max_steps": 5, "max_minutes": 2.0}):
-        settings = decided(user, *(word for name, value in limits.items() for word in (f"--{name}", str(value))))
-        found = {name: getattr(settings, name) for name in ("max_steps", "max_epochs", "max_minutes")}
-        assert {name: value for name, value in found.items() if value is not None} == limits
-
-
-# --- defaults that fit together
-
-
-@pytest.mark.parametrize("flags", ["", "--d_model 1024", "--num_heads 16", "--num_kv_heads 8"])
-def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that were accepted are not made impossible by the text, which decides the size of the model there."""
-    text = Trainee(tmp_path / "user").text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    settings = resolve_settings(read_settings(["--precision", "fp32", *flags.split()]), text)
-    assert settings.device == "cuda"
-    settings = with_text_defaults(settings, load_corpus(text, 256))
-    assert count_parameters(settings.model_config(66)) > 0
-
-
 # --- when it stops
-
-
-class Deaf(Group):
-    """A group that takes its time to agree on a signal: the others do not know of it yet."""
-
-    def synchronize(
-        self, stopped_by: signal.Signals | None, *figures: float
-    ) -> tuple[signal.Signals | None, list[float]]:
-        HEARD.append(stopped_by)
-        return stopped_by if len(HEARD) > 8 else None, list(figures)
-
-
-HEARD: list[signal.Signals | None] = []
 
 
 def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one would go on to the next step, and wait for the others for ever."""
-    HEARD.clear()
+    heard: list[signal.Signals | None] = []
+
+    def synchronize(_: Group, stopped_by: signal.Signals | None, *figures: float) -> tuple[Any, list[float]]:
+        heard.append(stopped_by)  # the others do not know of it yet
+        return stopped_by if len(heard) > 8 else None, list(figures)
+
+    monkeypatch.setattr(Group, "synchronize", synchronize)
     training = tiny_trainer(user, "--max_steps", "1000", "--eval_interval", "1")
-    training.group = Deaf()
     ordinary = training._evaluate
 
     def evaluate(progress: Progress) -> None:
@@ -221,7 +181,7 @@ def test_a_signal_ends_a_run_only_when_all_processes_know_of_it(user: Trainee, m
     monkeypatch.setattr(training, "_evaluate", evaluate)
     outcome = training.train()
     assert outcome.steps == 8 and outcome.stopped_by == ExitCode.TERMINATED and not outcome.complete
-    assert HEARD == [None] * 4 + [signal.SIGTERM] * 5, "and it is not forgotten meanwhile"
+    assert heard == [None] * 4 + [signal.SIGTERM] * 5, "and it is not forgotten meanwhile"
     assert contents(user.resume)["step"] == 8
 
 

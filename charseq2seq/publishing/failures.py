@@ -159,7 +159,7 @@ class PublishError(SuiteError):
 
 
 @contextlib.contextmanager
-def knowing(kind: str, more: str, token: str | None = None, *, transient: bool = False) -> Iterator[None]:
+def knowing(kind: str, more: str, token: str, *, transient: bool = False) -> Iterator[None]:
     """Add to a failure of one kind what is known here and the Hub does not say."""
     try:
         yield

@@ -49,7 +49,8 @@ class PreflightResult:
     @property
     def url(self) -> str:
         """Where the repository is, or will be."""
-        return "/".join([self.hub.api.endpoint, *["spaces"] * (self.hub.repo_type == "space"), self.repo_id])
+        prefix = "spaces/" if self.hub.repo_type == "space" else ""
+        return f"{self.hub.api.endpoint}/{prefix}{self.repo_id}"
 
 
 def preflight(request: PushOptions) -> PreflightResult:
@@ -150,13 +151,12 @@ def user_errors(token: str | None) -> Iterator[None]:
     except SuiteError:
         raise
     except Exception as error:
-        explanation: SuiteError | None = explain(error, token)
-        if explanation is None:
-            if not isinstance(error, OSError) or lacks_temporary_folder(error):
-                raise
-            what = f"{error.filename or 'the disk'}: {error.strerror or error}"
-            explanation = SuiteError(f"{what}; check the disk and its permissions.", ExitCode.IO_ERROR)
-        raise explanation from None
+        if failure := explain(error, token):
+            raise failure from None
+        if not isinstance(error, OSError) or lacks_temporary_folder(error):
+            raise
+        what = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        raise SuiteError(f"{what}; check the disk and its permissions.", ExitCode.IO_ERROR) from None
 
 
 def target(request: PushOptions, account: str) -> str:

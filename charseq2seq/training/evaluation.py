@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from charseq2seq.checkpoint import Checkpoint
 from charseq2seq.console import log
@@ -52,6 +52,12 @@ class Evaluation:
         }
 
 
+def summed_loss(model: nn.Module, ids: Tensor, starts: Tensor, source_length: int, target_length: int) -> Tensor:
+    """The negative log likelihoods of the targets that begin at `starts`, added up, in nats."""
+    source, target = gather(ids, starts.to(ids.device), source_length, target_length)
+    return F.cross_entropy(model(source, target).flatten(0, 1), target.flatten(), reduction="sum")
+
+
 def evaluate(
     model: Transformer, ids: Ids | Tensor, first: int = 0, last: int | None = None, group: Group = ALONE
 ) -> Evaluation:
@@ -69,10 +75,8 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64 if ids.device.type != "mps" else torch.float32, device=ids.device)
     with torch.inference_mode():
         batches = tile(first, last, model.source_length, model.target_length, _BATCH)
-        for starts, source_length, target_length in itertools.islice(batches, group.rank, None, group.size):
-            source, target = gather(ids, starts.to(ids.device), source_length, target_length)
-            logits = model(source, target)
-            total += F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
+        for batch in itertools.islice(batches, group.rank, None, group.size):
+            total += summed_loss(model, ids, *batch)
     model.train(was_training)
     return Evaluation(
         nats_per_char=group.sum(float(total))[0] / (last - first),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,7 +192,7 @@ def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tu
         continued: what the new run begins with, which stays however old it is.
         different: in what its run differs from this one; None if other options do not continue it.
     """
-    names = (path.with_suffix(f".earlier{number}{path.suffix}") for number in ["", *range(2, 1000)])
+    names = [path.with_suffix(f".earlier{number}{path.suffix}") for number in ["", *range(2, 1000)]]
     kept = next(name for name in names if not name.exists())
     try:
         path.replace(kept)
@@ -202,9 +201,8 @@ def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tu
         raise write_error(kept, error) from error
     advice = "" if different is None else f"; continue it with {_command(kept, different)}"
     log(f"resume: {reason} What lay there is kept as {kept}{advice}.")
-    pattern = re.compile(re.escape(path.stem) + r"\.earlier\d*" + re.escape(path.suffix))
     needed = {kept.resolve(), continued.resolve()}
-    others = [one for one in path.parent.iterdir() if pattern.fullmatch(one.name) and one.resolve() not in needed]
+    others = [name for name in names if name.exists() and name.resolve() not in needed]
     for old in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
         with contextlib.suppress(OSError):
             old.unlink()

@@ -40,21 +40,22 @@ _BYTES_PER_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 4
 
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     """The settings, with the defaults that depend on the length of the text."""
-    characters, undecided = corpus.num_train, settings.undecided
-    short = next((row[1:] for row in _SHORT_TEXTS if characters < row[0]), None)
-    size = short[0] if short else "small" if settings.device != "cpu" and characters < _BASE_TEXT else settings.size
+    characters, undecided, on_cpu = corpus.num_train, settings.undecided, settings.device == "cpu"
+    long = (
+        settings.size if on_cpu or characters >= _BASE_TEXT else "small",
+        16 if on_cpu else 32 if characters < 10_000_000 else 128,  # small batches learn more, large ones are faster
+        # Ten for a million characters, four for the plays (benchmarks/LOG.md, 2026-11-27, on a GPU); on a CPU the
+        # default time is over before.
+        float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}"),
+    )
+    size, batch_size, epochs = next((row[1:] for row in _SHORT_TEXTS if characters < row[0]), long)
     if {"size", *SIZES[size]} <= undecided and size != settings.size:
         reason = f"size {size}: default for a text of {characters:,} characters"
         sizes: dict[str, Any] = dict(SIZES[size])
         settings = replace(settings, size=size, reasons=(*settings.reasons[:-1], reason), **sizes)
-    if settings.batch_size is None:  # small batches learn more from a short text, large ones are faster on a GPU
-        on_gpu = 32 if characters < 10_000_000 else 128
-        batch_size = short[1] if short else 16 if settings.device == "cpu" else on_gpu
+    if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size)
     if undecided >= LIMITS:
-        # Ten for a million characters, four for the plays (benchmarks/LOG.md, 2026-11-27, on a GPU); on a CPU the
-        # default time is over before, except for short texts.
-        epochs = short[2] if short else float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}")
         settings = replace(settings, max_epochs=epochs, patience=settings.patience or _PATIENCE)
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
     if settings.weight_decay is None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +25,7 @@ from charseq2seq.files import metrics_path, resume_path
 from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.options import Settings
 from charseq2seq.training.cuda_graph import captured_where_possible
-from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, evaluate, sha256_of_beginning
+from charseq2seq.training.evaluation import LONGEST_BEGINNING, Evaluation, evaluate, sha256_of_beginning, summed_loss
 from charseq2seq.training.metrics import Metrics
 from charseq2seq.training.mixed_precision import WorkingCopy
 from charseq2seq.training.optimization import build_optimizers, check_state, set_learning_rates
@@ -34,7 +33,7 @@ from charseq2seq.training.processes import ALONE, Group
 from charseq2seq.training.progress import OverdueError, Progress, StopRequest, Stopwatch, format_duration, stop_signals
 from charseq2seq.training.resume import State, does_not_fit
 from charseq2seq.training.text_defaults import advice, check_memory, step_budget
-from charseq2seq.windows import WindowSampler, gather, ids_on_device
+from charseq2seq.windows import WindowSampler, ids_on_device
 from encoder_decoder_transformer import Transformer
 
 # During a run the loss is measured on the first half of the validation split, and on no more than so many characters;
@@ -79,6 +78,7 @@ class Trainer:
         self.config = settings.model_config(len(corpus.vocabulary))
         check_memory(self.config, settings.device)
         self.max_steps = step_budget(settings, corpus.num_train)
+        self.characters_per_step = settings.batch_size * settings.target_length
         dtype, kernels = torch_dtype(settings.precision), suitable_kernels(settings.device)
         self.master = Transformer(**self.config).to(settings.device).use_kernels(kernels)
         self.master.checkpoint_activations = settings.gradient_checkpointing
@@ -148,8 +148,7 @@ class Trainer:
         return self.spent_fraction() >= 1 or self.state.stale_evaluations >= (self.settings.patience or math.inf)
 
     def _open_metrics(self, open_now: contextlib.ExitStack) -> None:
-        path = metrics_path(self.settings.model_path)
-        metrics = Metrics(path, self.state.history, self.settings.tensorboard)
+        metrics = Metrics(metrics_path(self.settings.model_path), self.state.history, self.settings.tensorboard)
         self.metrics = open_now.enter_context(contextlib.closing(metrics))
 
     def _run(self, stopwatch: Stopwatch, progress: Progress) -> Evaluation | None:
@@ -165,9 +164,8 @@ class Trainer:
         state = self.state
         while True:
             # Only a signal that all processes know of ends the run.
-            stopped, (state.seconds, self.save_cost) = self.group.synchronize(
-                self.stop.signal, stopwatch.seconds(), self.save_cost
-            )
+            stopped, figures = self.group.synchronize(self.stop.signal, stopwatch.seconds(), self.save_cost)
+            state.seconds, self.save_cost = figures
             last = state.history[-1] if state.history else {"step": 0, "seconds": 0.0}
             due = self._evaluations_by(state.step, state.seconds) > self._evaluations_by(last["step"], last["seconds"])
             if due or self.spent_fraction() >= 1:
@@ -192,7 +190,7 @@ class Trainer:
 
     def _speed(self, seconds: float) -> float:
         """Target characters per second."""
-        return self.state.step * self.settings.batch_size * self.master.target_length / max(seconds, 1e-9)
+        return self.state.step * self.characters_per_step / max(seconds, 1e-9)
 
     def train_step(self) -> None:
         """Update the weights by the next batch."""
@@ -209,7 +207,7 @@ class Trainer:
             self.stop.hold()
         self.unread_losses.append(self.step(starts, source_length))
         state.step += 1
-        state.epoch, state.position = self.sampler.epoch, self.sampler.position
+        state.epoch, state.position = self.sampler.epoch, self.sampler.position  # not before: a step may be given up
         if state.step % self.reading_interval == 0:
             self._read_losses()
         self.stop.release()
@@ -218,15 +216,13 @@ class Trainer:
         """Everything that a step does on the device; returns this process's part of the batch's mean loss."""
         settings, size = self.settings, self.group.size
         pieces = starts.to(self.ids.device).tensor_split(settings.accumulation_steps)
-        characters = settings.batch_size * self.master.target_length
         losses = []
         for number, piece in enumerate(pieces, start=1):
-            source, target = gather(self.ids, piece, source_length, self.master.target_length)
             # Gradients to which more will be added are not averaged yet.
             grouped = number < len(pieces) and isinstance(self.model, DistributedDataParallel)
             with cast("Any", self.model).no_sync() if grouped else contextlib.nullcontext():
-                logits = self.model(source, target)
-                loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / characters
+                summed = summed_loss(self.model, self.ids, piece, source_length, settings.target_length)
+                loss = summed / self.characters_per_step
                 self.working.backward(loss * size)  # the processes' gradients are averaged, not summed
             losses.append(loss.detach())
         self.stop.hold()
@@ -285,7 +281,7 @@ class Trainer:
 
     def _row(self, loss: float) -> dict[str, float]:
         """What the history tells of this step."""
-        characters = self.state.step * self.settings.batch_size * self.master.target_length
+        characters = self.state.step * self.characters_per_step
         norm = float(self.working.gradient_norm)
         return {
             "step": self.state.step,

@@ -156,9 +156,6 @@ class HubApi:
         if blob.sha256 is None:
             return ranged_response(request, blob.content, {**headers, "ETag": f'"{blob.oid}"'})
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
-        if blob.xet_hash is not None:
-            auth = f"{self.url}/api/models/{repo_id}/xet-read-token/{commit.id}"
-            headers |= {"X-Xet-Hash": blob.xet_hash, "Link": f'<{auth}>; rel="xet-auth"'}
         location = self._storage.signed("GET", f"/lfs/{repo_id}/{blob.sha256}")
         return Response(302, b"", {**headers, "Location": location})
 

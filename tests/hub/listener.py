@@ -241,22 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(response)
 
     def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            return b"".join(iter(self._read_chunk, b""))
-        return self._read_exactly(int(self.headers.get("Content-Length", "0")))
-
-    def _read_chunk(self) -> bytes:
-        chunk = self._read_exactly(int(self._read_exactly_a_line(), 16))
-        self._read_exactly_a_line()
-        return chunk
-
-    def _read_exactly_a_line(self) -> bytes:
-        line = self.rfile.readline()
-        if not line.endswith(b"\n"):
-            raise ConnectionResetError("the client closed the connection inside a chunked body")
-        return line
-
-    def _read_exactly(self, size: int) -> bytes:
+        assert "Transfer-Encoding" not in self.headers, "the client sends no body in chunks"
+        size = int(self.headers.get("Content-Length", "0"))
         data = self.rfile.read(size)
         if len(data) < size:  # the client was killed while it sent: nothing of this request may happen
             raise ConnectionResetError("the client closed the connection inside a request body")
