@@ -41,14 +41,14 @@ _BYTES_PER_PARAMETER = 4 + 4 + 4 + 2 + 2 + 4 + 4
 def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     """The settings, with the defaults that depend on the length of the text."""
     characters, undecided, on_cpu = corpus.num_train, settings.undecided, settings.device == "cpu"
-    long = (
+    otherwise = (
         settings.size if on_cpu or characters >= _BASE_TEXT else "small",
         16 if on_cpu else 32 if characters < 10_000_000 else 128,  # small batches learn more, large ones are faster
         # Ten for a million characters, four for the plays (benchmarks/LOG.md, 2026-11-27, on a GPU); on a CPU the
         # default time is over before.
         float(f"{min(20.0, 10 * (1e6 / characters) ** 0.63):.2g}"),
     )
-    size, batch_size, epochs = next((row[1:] for row in _SHORT_TEXTS if characters < row[0]), long)
+    size, batch_size, epochs = next((row[1:] for row in _SHORT_TEXTS if characters < row[0]), otherwise)
     if {"size", *SIZES[size]} <= undecided and size != settings.size:
         reason = f"size {size}: default for a text of {characters:,} characters"
         sizes: dict[str, Any] = dict(SIZES[size])

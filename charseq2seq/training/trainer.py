@@ -119,8 +119,7 @@ class Trainer:
                 self.stop.signal, _ = self.group.synchronize(self.stop.signal)
         complete = evaluation is not None and self.is_complete()
         if evaluation and complete:
-            time_is_over = self.state.seconds >= 60 * (self.settings.max_minutes or math.inf)
-            budget = self.max_steps if time_is_over else None
+            budget = self.max_steps if self._fraction(0, self.state.seconds) >= 1 else None
             said = advice(self.corpus, evaluation.nats_per_char, self.state, budget)
         return Outcome(
             evaluation=evaluation,
