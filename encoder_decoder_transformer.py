@@ -39,6 +39,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -557,23 +558,24 @@ class Transformer(nn.Module):
             tensors = load_file(weights)
         else:
             tensors = torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"]
-        # A small file must not ask for a large model: what its sizes decide is looked up before a model is made.
-        vocab_size, d_model = tensors["head.weight"].shape
-        sizes = {"vocab_size": vocab_size, "d_model": d_model, "d_ff": len(tensors["decoder.0.feed_forward.up.weight"])}
-        for part in ("encoder", "decoder"):
-            sizes[f"num_{part}_layers"] = len({name.split(".")[1] for name in tensors if name.startswith(f"{part}.")})
-        sizes["bigram"] = "bigram.weight" in tensors
-        if any(config.get(name, size) != size for name, size in sizes.items()):
-            raise ValueError("config.json and the weights do not fit together")
-        if config["source_length"] + config["target_length"] > _LONGEST_TEXT:
-            raise ValueError("config.json asks for more positions than any model has")
-        if vocab and sorted(vocab.values()) != list(range(config["vocab_size"])):
+        model = cls.from_weights(config, tensors, vocab)
+        if vocab and sorted(vocab.values()) != list(range(len(model.head.weight))):
             raise ValueError("vocab.json and config.json differ in size")
-        return cls.from_weights(config, tensors, vocab)
+        return model
 
     @classmethod
     def from_weights(cls, config: Mapping[str, Any], weights: Mapping[str, Any], vocab: Mapping[str, int]) -> Self:
-        """A model of this config with these weights, on the CPU, ready to write; no global random state changes."""
+        """A model of this config with these weights, on the CPU, ready to write; a ValueError if they do not fit."""
+        # A small file must not ask for a large model: what its sizes decide is looked up before a model is made.
+        asked = {name: parameter.default for name, parameter in signature(cls).parameters.items()} | dict(config)
+        vocab_size, d_model = weights["head.weight"].shape
+        sizes = {"vocab_size": vocab_size, "d_model": d_model, "d_ff": len(weights["decoder.0.feed_forward.up.weight"])}
+        for part in ("encoder", "decoder"):
+            sizes[f"num_{part}_layers"] = len({name.split(".")[1] for name in weights if name.startswith(f"{part}.")})
+        sizes["bigram"] = "bigram.weight" in weights
+        different = [name for name, size in sizes.items() if asked[name] != size]
+        if different or asked["source_length"] + asked["target_length"] > _LONGEST_TEXT:
+            raise ValueError(f"config and weights do not fit together: {', '.join(different) or 'too many positions'}")
         with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
             model = cls(**config)
         model.load_state_dict(weights)
@@ -606,9 +608,8 @@ class _CachedLayer:
         self.attention = attention
         self.head_size = len(attention.query.weight) // attention.num_heads
         # Two products instead of six: with a single position, starting a product takes longer than computing it.
-        self.inward = torch.cat(
-            [attention.query.weight, attention.key.weight, attention.value.weight, feed_forward.up.weight]
-        )
+        inward = (attention.query, attention.key, attention.value, feed_forward.up)
+        self.inward = torch.cat([part.weight for part in inward])
         self.outward = torch.cat([attention.output.weight, feed_forward.down.weight], dim=1)
         self.on_gpu = self.inward.device.type == "cuda"
         self.keys = self.values = self.inward.new_empty(0)

@@ -292,7 +292,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a truth for a size": (having("config", num_heads=True), "its config has True for num_heads"),
     "a negative length": (having("config", source_length=-1), "source_length must be at least 1"),
     "another vocabulary size": (having("config", vocab_size=10), "differ in size"),
-    "layers without end": (having("config", num_encoder_layers=10**6), "more memory than its weights"),
+    "layers without end": (having("config", num_encoder_layers=10**6), "do not fit together: num_encoder_layers"),
     "a gigantic target": (having("config", target_length=10**100), "more memory than its weights"),
     # the facts
     "no loss": (lambda content: content["metrics"].pop("nats_per_char"), "its metrics lack a loss"),
