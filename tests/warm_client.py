@@ -1,8 +1,9 @@
 """The command lines again, fast: forks of one process that has already imported what takes seconds to import.
 
 Every run is a process of its own that executes the entry point's file with its own arguments, folder, environment and
-streams; only the imports are done, and the interpreter is not taken down, which takes as long again. Where root runs
-the tests, it runs them without its power to ignore permissions, so that a file that may not be read cannot be read.
+streams; only the imports are done, and the interpreter is not taken down, which takes as long again. So is every Python
+that such a command starts, the proof of a push above all; it knows nothing of the suite. Where root runs the tests, it
+runs them without its power to ignore permissions, so that a file that may not be read cannot be read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import io
 import json
 import os
 import resource
@@ -40,6 +42,19 @@ _PREPARED = (
     "data.prepare"
 )
 
+# What a command finds as sys.executable: it asks for a fork with the arguments, folder, environment and streams it has.
+_PYTHON = """\
+#!{python} -IS
+import json, os, socket, sys
+program, *arguments = [word for word in sys.argv[1:] if not word.startswith("-")]
+orders = {{"home": os.getcwd(), "program": program, "arguments": arguments, "environment": dict(os.environ)}}
+orders |= {{name: f"/proc/{{os.getpid()}}/fd/{{number}}" for number, name in enumerate(("stdin", "out", "log"))}}
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({address!r})
+    connection.sendall(json.dumps(orders).encode() + b"\\n")
+    sys.exit(int(connection.recv(9)))
+"""
+
 
 class WarmClient:
     """A process whose forks run `train_transformer.py` and `push_to_huggingface.py`, several at once if need be."""
@@ -57,6 +72,9 @@ class WarmClient:
             text=True,
         )
         assert self._process.stdout is not None and self._process.stdout.readline(), "it could not start"
+        self._python = Path(self._folder.name) / "python"
+        self._python.write_text(_PYTHON.format(python=sys.executable, address=self._address))
+        self._python.chmod(0o700)
 
     def close(self) -> None:
         """End it: it goes when its stdin is closed."""
@@ -77,6 +95,7 @@ class WarmClient:
             out, log = Path(streams) / "stdout", Path(streams) / "stderr"
             orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
             orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment, "stdin": stdin}
+            orders["python"] = str(self._python)
             connection.connect(self._address)
             connection.sendall(json.dumps(orders).encode() + b"\n")
             done = Done(int(connection.recv(9)), out.read_bytes().decode(), log.read_bytes().decode())
@@ -102,19 +121,33 @@ def warm_client() -> WarmClient:
     return client
 
 
+def _forget_the_suite(program: str) -> None:
+    """Know the folder one is in instead."""
+    sys.path[:] = [str(Path(program).resolve().parent), *(path for path in sys.path if path != str(ROOT))]
+    sys.dont_write_bytecode = True
+    for module in list(sys.modules):
+        name = module.partition(".")[0]
+        if name in ("charseq2seq", "data") or Path(f"{name}.py").exists():
+            del sys.modules[module]
+
+
 def _play(orders: dict[str, Any]) -> None:
-    """Become the command; ends by SystemExit or by what went wrong."""
+    """Become the command; ends by SystemExit, where it has one, or by what went wrong."""
     os.chdir(orders["home"])
     os.environ.update({"HOME": orders["home"], **orders["environment"]})
     tempfile.tempdir = None  # an import has asked already
-    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     for stream, path, how in ((0, orders["stdin"], os.O_RDONLY), (1, orders["out"], flags), (2, orders["log"], flags)):
         opened = os.open(path, how, 0o600)
         os.dup2(opened, stream)
         os.close(opened)
-    if orders["memory"]:
+    if orders.get("memory"):
         resource.setrlimit(resource.RLIMIT_AS, (orders["memory"], orders["memory"]))
+    if "python" in orders:
+        sys.executable = orders["python"]
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    else:
+        _forget_the_suite(orders["program"])
     sys.argv = [orders["program"], *orders["arguments"]]
     runpy.run_path(orders["program"], run_name="__main__")
 
@@ -127,6 +160,7 @@ def _attend(connection: socket.socket) -> None:
         code = ExitCode.UNEXPECTED
         try:
             _play(orders)
+            code = ExitCode.OK
         except SystemExit as end:
             code = ExitCode(int(end.code or 0))
         except BaseException:
@@ -142,6 +176,9 @@ def _serve(address: str) -> None:
     """Take orders until stdin is closed."""
     for module in _PREPARED.split():
         __import__(module)
+    from matplotlib.figure import Figure
+
+    Figure().savefig(io.BytesIO())  # matplotlib finds its fonts
     gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
