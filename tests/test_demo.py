@@ -206,8 +206,10 @@ def test_colours_show_how_much_every_character_surprises(show: Show, root: Path)
 
 
 def test_examples_are_what_the_model_begins_with(show: Show) -> None:
-    page = show("large")
-    page.wait("!document.getElementById('examples').hidden")
+    page, place = show("large"), "return document.getElementById('write').getBoundingClientRect().top + scrollY"
+    before = page.run(place)
+    page.wait("document.querySelector('#examples button')")
+    assert page.run(place) == before, "nobody clicks beside a button because the examples came"
     example = page.run("return document.querySelector('#examples button').textContent")
     page.click("#examples button")
     assert page.written().startswith(example) and len(example) > 2
