@@ -99,7 +99,8 @@ def _rotate(x: Tensor, table: Tensor, direction: int) -> Tensor:
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """Normalise the heads of queries or keys, (batch, length, heads, head_size), and give them their positions."""
-    return _Rotate.apply(normalize(x), table[:, :, None])  # all heads of a position alike
+    x, table = normalize(x), table[:, :, None]  # all heads of a position are rotated alike
+    return _Rotate.apply(x, table) if torch.is_grad_enabled() else _rotate(x, table, 1)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -632,7 +633,7 @@ class _CachedLayer:
         mask = hidden[:, : keys.shape[1]].expand(*queries.shape[:2], -1)
         scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.head_size**-0.5)
         attended = torch.bmm(scores.softmax(dim=-1), values).reshape(batch, -1)
-        return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
+        return x + self._product(self.outward, torch.cat([attended.t(), wide.relu_().square_().t()]).t())
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
         """`F.linear(x, weight)`; on a CPU the weight is the left factor: oneDNN copies the right one each time."""
