@@ -1,9 +1,10 @@
-"""The bytes of a text or prompt -> its characters; what is not plain UTF-8 is named, and what to do about it."""
+"""The bytes of a text or prompt -> its characters; a refusal says what is not plain UTF-8, and what to do about it."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 
 from charseq2seq.errors import ExitCode, SuiteError
@@ -16,7 +17,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-# How files begin that are not plain text, though one might take them for it.
+# The first bytes of files that hold a text, but are not plain text.
 _KINDS = {
     b"PK\3\4": "a zip archive (.docx, .odt and .epub are such archives too)",
     b"%PDF-": "a PDF file",
@@ -28,11 +29,7 @@ _KINDS = {
 
 
 def known_encoding(name: str) -> str:
-    """The name, if Python knows an encoding of texts by it.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """The name; a ValueError if Python knows no encoding of texts by it."""
     try:
         b"".decode(name)
     except (LookupError, ValueError) as error:
@@ -43,24 +40,23 @@ def known_encoding(name: str) -> str:
 def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> Iterator[str]:
     """The characters of a file, every line with LF at its end.
 
+    A SuiteError says that it is no text, or where it is not in this encoding, and in which one it probably is.
+
     Args:
         pieces: its bytes; an empty piece ends them.
         what: what a refusal calls it.
         encoding: None: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
-
-    Raises:
-        SuiteError: it is in another encoding (with the offset of the first wrong byte and the likely one), or no text.
     """
+    pieces = iter(pieces)
+    first = next(pieces)
+    if kind := next((kind for begin, kind in _KINDS.items() if first.startswith(begin)), ""):
+        raise SuiteError(f"{what} is {kind}; save its text as plain text (UTF-8) and give that.", ExitCode.BAD_DATA)
+    encoding = encoding or next((name for mark, name in _MARKS.items() if first.startswith(mark)), "utf-8")
+    in_bytes = codecs.getincrementaldecoder(encoding)()
+    decoder = io.IncrementalNewlineDecoder(in_bytes, translate=True)
     offset, sample, problem = 0, b"", ""
-    for raw in pieces:
+    for raw in itertools.chain([first], pieces):
         sample = raw or sample
-        if not offset:
-            if kind := next((kind for begin, kind in _KINDS.items() if raw.startswith(begin)), ""):
-                problem = f"{what} is {kind}; save its text as plain text (UTF-8) and give that."
-                raise SuiteError(problem, ExitCode.BAD_DATA)
-            mark = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
-            in_bytes = codecs.getincrementaldecoder(encoding or mark)()
-            decoder = io.IncrementalNewlineDecoder(in_bytes, translate=True)
         split = len(in_bytes.getstate()[0])  # bytes of a character that began in the last piece
         try:
             piece = decoder.decode(raw, final=not raw)
@@ -70,7 +66,7 @@ def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> I
             where = str(error)  # of UTF-16 and UTF-32 without the mark that says which half comes first
             if isinstance(error, UnicodeDecodeError):
                 where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
-            problem = f"is not {(encoding or mark).upper()}: {where}"
+            problem = f"is not {encoding.upper()}: {where}"
         if problem:
             raise SuiteError(f"{what} {problem}; {_advice(sample)}", ExitCode.BAD_DATA)
         yield piece if offset else piece.removeprefix("\ufeff")

@@ -14,7 +14,7 @@ _PROVE = Path(__file__).parent / "published" / "prove_folder.py"
 
 
 def prove_folder(folder: Path) -> None:
-    """Run the usage example, load both weight files strictly and compare them.
+    """Take every way to the model that needs no browser: both weight files, the example, the notebook's first cells.
 
     Raises:
         PublishError: something in the folder does not work.
