@@ -65,6 +65,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     for checkpoint in (tiny_checkpoint(), tiny_checkpoint(1.4, seed=1), tiny_checkpoint()):
         build_folder(checkpoint, deep, REPO)
         assert (contents(deep) == contents(folder)) == (checkpoint.metrics["nats_per_char"] == 1.5)
+    assert torch.get_num_threads() == 1, "several threads add in another order"
 
 
 def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
