@@ -14,20 +14,12 @@ _PROVE = Path(__file__).parent / "published" / "prove_folder.py"
 
 
 def prove_folder(folder: Path) -> None:
-    """Run the usage example, load both weight files strictly and compare them.
-
-    Raises:
-        PublishError: something in the folder does not work.
-    """
+    """Run the usage example, load both weight files and compare them; raise PublishError if anything fails."""
     run_alone(folder, str(_PROVE), str(folder.resolve()))
 
 
 def run_alone(folder: Path, *command: str) -> None:
-    """Run a program in a folder that it alone sees.
-
-    Raises:
-        PublishError: it fails, or writes nothing.
-    """
+    """Run a Python program that sees nothing but a folder; raise PublishError if it fails or prints nothing."""
     with strangers_environment():
         done = subprocess.run(
             [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder
