@@ -53,7 +53,7 @@ from torch.utils.checkpoint import checkpoint
 _LONGEST_EXPLICIT_ATTENTION = 512
 
 _SPAN = 4  # width of the convolution over the embeddings: a token and the three before it
-_LONGEST_TEXT = 1 << 20  # positions of source and target together that a published model may ask for
+LARGEST_TABLE = 1 << 23  # positions times head size: a small file must not ask for a huge rotary table
 _CACHE_GROWTH = 64  # positions by which a key/value cache grows on a CPU
 _TOKENS_AHEAD = 16  # that a GPU generates before the first of them is read
 
@@ -99,7 +99,8 @@ def _rotate(x: Tensor, table: Tensor, direction: int) -> Tensor:
 
 def normalize_and_rotate(x: Tensor, table: Tensor) -> Tensor:
     """Normalise the heads of queries or keys, (batch, length, heads, head_size), and give them their positions."""
-    return _Rotate.apply(normalize(x), table[:, :, None])  # all heads of a position alike
+    x, table = normalize(x), table[:, :, None]  # all heads of a position are rotated alike
+    return _Rotate.apply(x, table) if torch.is_grad_enabled() else _rotate(x, table, 1)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -143,21 +144,11 @@ class Kernels(NamedTuple):
     feed_forward: Callable[[Tensor, Tensor, Tensor], Tensor] = feed_forward
 
 
-def causal_mask(target_length: int, context_length: int, like: Tensor) -> Tensor | None:
-    """Additive mask (target_length, context_length): 0 where a query may look, -inf at its future.
-
-    The last `target_length` columns are the target itself. None where there is nothing to hide.
-    """
-    if target_length == 1:
-        return None
-    hidden = torch.full((target_length, context_length), -math.inf, dtype=like.dtype, device=like.device)
-    return hidden.triu(context_length - target_length + 1)
-
-
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention; several query heads share a key/value head (grouped-query attention).
 
     The query is (batch, target_length, heads, head_size), key and value (batch, context_length, kv_heads, head_size).
+    The mask, (target_length, context_length), is added: 0 where a query may look, -inf elsewhere; None hides nothing.
     """
     if query.device.type == "cpu" and max(query.shape[1], key.shape[1]) <= _LONGEST_EXPLICIT_ATTENTION:
         return _attend_explicitly(query, key, value, mask)
@@ -189,7 +180,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.kernels = Kernels()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))  # convolution; the last row: the token itself
+        self.shares = nn.Parameter(torch.empty(_SPAN, d_model))  # convolution; the last row is for the token itself
 
     def tables(self) -> tuple[Tensor, ...]:
         """What each token adds to the positions 3, 2, 1 and 0 after it, (vocab_size, d_model) each."""
@@ -233,7 +224,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices with a squared ReLU between them."""
+    """The feed-forward block of a layer, see `feed_forward`."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -242,7 +233,6 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, d_model) -> the same shape."""
         return self.kernels.feed_forward(x, self.up.weight, self.down.weight)
 
 
@@ -254,7 +244,6 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, d_model) -> the same shape."""
         if not (self.training and self.rate):
             return x
         kept = x.new_full((x.shape[0], 1, x.shape[2]), 1 - self.rate)
@@ -285,6 +274,8 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Encoder-decoder over one vocabulary and one embedding for both sides.
 
+    A ValueError names all sizes that do not fit together.
+
     Args:
         vocab_size: number of token ids, the start token included.
         d_model: features per position.
@@ -298,9 +289,6 @@ class Transformer(nn.Module):
         start_id: the token that the decoder starts from when the source is empty.
         bigram: whether there is a bigram table, `vocab_size` squared weights.
         num_kv_heads: key/value heads, a divisor of `num_heads`: each serves a group of query heads.
-
-    Raises:
-        ValueError: sizes that do not fit together; the message names them all.
     """
 
     def __init__(
@@ -369,7 +357,6 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.head.weight.device
 
     def encode(self, source: Tensor) -> Tensor:
@@ -391,12 +378,13 @@ class Transformer(nn.Module):
         Returns:
             Logits in float32, (batch, target_length, vocab_size).
         """
-        first = max(0, memory.shape[1] - 1)
+        source_length = memory.shape[1]
+        first = max(0, source_length - 1)  # the last source token, or the start token, is the first input
         decoder_input = text[:, first:]
         before = min(first, _SPAN - 1)  # tokens that the convolution needs before the first one
-        length, end = decoder_input.shape[1], memory.shape[1] + decoder_input.shape[1]
+        length, end = decoder_input.shape[1], source_length + decoder_input.shape[1]
         x = self.dropout(self.embedding(text[:, first - before :])[:, before:])
-        mask = causal_mask(length, end, like=x)
+        mask = x.new_full((length, end), -math.inf).triu(source_length + 1)  # hides the future
         for layer in self.decoder:
             x = self._run(layer, x, self.rotary[:, :end], memory, mask)
         return self.logits(x, decoder_input)
@@ -460,7 +448,7 @@ class Transformer(nn.Module):
             temperature: divides the logits; below 1 is safer, above 1 wilder, 0 always takes the likeliest.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the fewest tokens that together have this probability (after temperature).
-            generator: of the random numbers, on any device; or one for each row, whose text depends on no other row.
+            generator: of random numbers, on any device; or one for each row, whose text then depends on no other row.
 
         Yields:
             The next token of every row, (batch,).
@@ -474,8 +462,8 @@ class Transformer(nn.Module):
             tokens: list[Tensor] = []
             # A GPU works ahead of the caller, who would otherwise wait for it at every token.
             number = _TOKENS_AHEAD if self.device.type == "cuda" else 1
-            for first in range(0, len(random), number):
-                ahead = [decoder.step(numbers) for numbers in random[first : first + number]]
+            for rows in torch.split(random, number):
+                ahead = [decoder.step(numbers) for numbers in rows]
                 tokens += ahead
                 yield from ahead
             num_tokens -= len(tokens)
@@ -499,10 +487,8 @@ class Transformer(nn.Module):
     ) -> str:
         """The text that follows a prompt, which may be empty; the prompt is not repeated.
 
-        The same seed gives the same text. For the temperature, top_k and top_p see `stream`.
-
-        Raises:
-            ValueError: the prompt has characters that the model never saw, or the model has no vocabulary.
+        The same seed gives the same text. For the temperature, top_k and top_p see `stream`. A ValueError names
+        characters of the prompt that the model never saw.
         """
         if not self.vocab:
             raise ValueError("the model has no vocabulary: load it with Transformer.from_pretrained")
@@ -520,21 +506,20 @@ class Transformer(nn.Module):
     ) -> Transformer:
         """A published model, on the CPU, ready to write; no code of its repository is run.
 
+        A ValueError says which files are missing, damaged, or do not fit this version of the model.
+
         Args:
             name: a folder, or a repository of the Hugging Face Hub, `owner/name`, which needs `huggingface_hub`.
             revision: the repository's branch, tag or commit.
             token: for a private repository; without it, the one that `hf auth login` stored.
-
-        Raises:
-            ValueError: files are missing or damaged, or do not fit this version of the model.
         """
+        folder = Path(name)
+        is_folder = folder.is_dir()
+        if not is_folder and str(name).count("/") != 1:
+            raise ValueError(f"there is no folder {name}, and a repository of the Hub is named owner/name")
         # Safetensors first: such a file can hold nothing but tensors.
-        names = ["model.safetensors", "pytorch_model.bin"] if find_spec("safetensors") else ["pytorch_model.bin"]
-        for weights in names:
-            folder = Path(name)
-            if not folder.is_dir():
-                if str(name).count("/") != 1:
-                    raise ValueError(f"there is no folder {name}, and a repository of the Hub is named owner/name")
+        for weights in ["model.safetensors"] * bool(find_spec("safetensors")) + ["pytorch_model.bin"]:
+            if not is_folder:
                 from huggingface_hub import snapshot_download
 
                 files = ["config.json", "vocab.json", weights]
@@ -558,10 +543,7 @@ class Transformer(nn.Module):
             tensors = load_file(weights)
         else:
             tensors = torch.load(weights, map_location="cpu", weights_only=True)["model_state_dict"]
-        model = cls.from_weights(config, tensors, vocab)
-        if vocab and sorted(vocab.values()) != list(range(len(model.head.weight))):
-            raise ValueError("vocab.json and config.json differ in size")
-        return model
+        return cls.from_weights(config, tensors, vocab)
 
     @classmethod
     def from_weights(cls, config: Mapping[str, Any], weights: Mapping[str, Any], vocab: Mapping[str, int]) -> Self:
@@ -574,8 +556,12 @@ class Transformer(nn.Module):
             sizes[f"num_{part}_layers"] = len({name.split(".")[1] for name in weights if name.startswith(f"{part}.")})
         sizes["bigram"] = "bigram.weight" in weights
         different = [name for name, size in sizes.items() if asked[name] != size]
-        if different or asked["source_length"] + asked["target_length"] > _LONGEST_TEXT:
-            raise ValueError(f"config and weights do not fit together: {', '.join(different) or 'too many positions'}")
+        if (asked["source_length"] + asked["target_length"]) * d_model > LARGEST_TABLE * max(1, asked["num_heads"]):
+            different.append("too many positions, which take more memory than its weights")
+        if different:
+            raise ValueError(f"config and weights do not fit together: {', '.join(different)}")
+        if vocab and sorted(vocab.values()) != list(range(vocab_size)):
+            raise ValueError("vocab.json and config.json differ in size")
         with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
             model = cls(**config)
         model.load_state_dict(weights)
@@ -647,7 +633,7 @@ class _CachedLayer:
         mask = hidden[:, : keys.shape[1]].expand(*queries.shape[:2], -1)
         scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.head_size**-0.5)
         attended = torch.bmm(scores.softmax(dim=-1), values).reshape(batch, -1)
-        return x + self._product(self.outward, torch.cat([attended, wide.relu().square_()], dim=1))
+        return x + self._product(self.outward, torch.cat([attended.t(), wide.relu_().square_().t()]).t())
 
     def _product(self, weight: Tensor, x: Tensor) -> Tensor:
         """`F.linear(x, weight)`; on a CPU the weight is the left factor: oneDNN copies the right one each time."""
@@ -673,7 +659,7 @@ class CachedDecoder:
         self.positions = torch.arange(model.source_length + model.target_length, device=device)
         self.random = torch.empty(batch, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm_up_steps = 2 if device.type == "cuda" else -1  # then comes the capture; never on a CPU
+        self.warm_up_steps = 2 if device.type == "cuda" else math.inf  # before the capture
 
     def begin(self, source: Tensor) -> None:
         """Read a source, (batch, up to source_length), and forget everything else."""
@@ -688,13 +674,13 @@ class CachedDecoder:
     def step(self, random: Tensor) -> Tensor:
         """The next token of every text, (batch,), given random numbers in [0, 1), (batch,)."""
         self.random.copy_(random)
-        if self.graph is None and self.warm_up_steps == 0:
+        if self.warm_up_steps:
+            self.warm_up_steps -= 1
+            return self._step()
+        if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.next_token = self._step()
-        self.warm_up_steps -= 1
-        if self.graph is None:
-            return self._step()
         self.graph.replay()
         return self.next_token.clone()
 

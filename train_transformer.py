@@ -40,7 +40,7 @@ PUSH_LATER = "push_to_huggingface.py pushes the model later (--hf_repo_name is -
 
 
 def main(argv: Sequence[str] | None = None, report: dict[str, Any] | None = None) -> int:
-    """Do what the command line says; what it puts into the report becomes the last line of stdout."""
+    """Do what the command line says; the report, if anything is put into it, becomes the last line of stdout."""
     args = read_settings(argv, __doc__)
     report = {} if report is None else report
     if args.mode == "train" or args.json:
@@ -140,7 +140,7 @@ def evaluate(args: Settings, report: dict[str, Any]) -> None:
 
     checkpoint = load_checkpoint(args.model_path)
     device, _ = choose_device(args.device)
-    # auto: fp32 if trained so, else what the device is fast in.
+    # With auto, a model that was trained in fp32 is also measured in fp32.
     as_trained = args.precision == "auto" and checkpoint.training_args.get("precision") == "fp32"
     precision, _ = choose_precision("fp32" if as_trained else args.precision, device)
     refuse_wrong_arguments(device_problems(device, precision))

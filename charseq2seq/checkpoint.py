@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from encoder_decoder_transformer import Transformer
 
 FORMAT_VERSION = 4  # 1 had multi-head attention, 2 no convolution over embeddings, 3 blocks one after the other
-LARGEST_TABLE = 1 << 23  # positions times head size: a small file must not ask for a huge rotary table
 
 _MODEL, _RESUME = "charseq2seq model", "charseq2seq resume state"
 
 # Limits of what is not a weight: values and characters of text together, levels of nesting, size of a number.
-_LARGEST_FACTS, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300
+_LARGEST_CONTENT, _DEEPEST_NESTING, _LARGEST_FIGURE = 1 << 22, 16, 1e300
 
-# The rest of the suite computes with these numbers, of the corpus and among the metrics.
+# What the rest of the suite computes with: numbers of the corpus and of the metrics.
 _COUNTS = ("characters", "distinct_characters", "train_characters", "validation_characters")
 _FIGURES = (
     *("nats_per_char", "bits_per_char", "perplexity", "train_nats_per_char", "characters", "max_context"),
@@ -55,7 +54,6 @@ class Checkpoint:
     environment: Mapping[str, Any]  # versions of Python and the libraries, and the kind of hardware
 
     def vocabulary(self) -> CharVocabulary:
-        """The vocabulary the model was trained with."""
         return CharVocabulary.from_index_of_token(self.vocab)
 
     def build_model(self) -> Transformer:
@@ -84,11 +82,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check the model file.
-
-    Raises:
-        SuiteError: missing, unreadable, damaged, not of this suite, of a newer format, or its parts do not fit.
-    """
+    """Read the model file; a SuiteError says that it is missing, damaged, foreign, newer, or does not fit together."""
     content = _load(path, _MODEL)
     names = [field.name for field in fields(Checkpoint)]
     if missing := [name for name in names if not isinstance(content.get(name), dict)]:
@@ -100,7 +94,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _problems(checkpoint: Checkpoint, file_size: int) -> Iterator[str]:
-    """What is wrong with a checkpoint, as parts of sentences; the first matters, what follows it may not hold."""
+    """What is wrong with a checkpoint, as parts of sentences. Only the first is told: it may be why the others come."""
     import torch
 
     facts = {name: part for name, part in vars(checkpoint).items() if name != "model_state_dict"}
@@ -139,10 +133,6 @@ def _config_problems(checkpoint: Checkpoint) -> Iterator[str]:
     for name, value in checkpoint.config.items():
         if name in arguments and type(value).__name__ != arguments[name].annotation:
             yield f"its config has {value!r:.80} for {name}"
-    size = {name: argument.default for name, argument in arguments.items()} | dict(checkpoint.config)
-    table = (size["source_length"] + size["target_length"]) * size["d_model"]
-    if table > LARGEST_TABLE * max(1, size["num_heads"]):
-        yield "its config would take more memory than its weights"
     try:
         checkpoint.build_model()
     # Which error it is depends on the model's code, which may change.
@@ -159,7 +149,7 @@ def history_problem(history: Any) -> str:
 
 def _is_json(value: Any) -> bool:
     """Whether JSON can hold a value; one that contains itself, or the same thing over and over, is too large."""
-    budget, stack = _LARGEST_FACTS, [(value, 0)]
+    budget, stack = _LARGEST_CONTENT, [(value, 0)]
     while stack:
         value, depth = stack.pop()
         budget -= 1 + len(value) if isinstance(value, str) else 1
@@ -186,7 +176,7 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Read what `save_resume_state` wrote, as safely as `load_checkpoint`; the trainer checks whether its parts fit."""
+    """Read what `save_resume_state` wrote, as safely as a model file; the trainer checks whether its parts fit."""
     content = _load(path, _RESUME)
     if not _is_json(dict.fromkeys(content) | {name: content.get(name) for name in ("identity", "finished")}):
         raise _unusable(path, "the options of its run are not what JSON can hold")

@@ -22,7 +22,7 @@ from charseq2seq.errors import TOKEN, list_problems
 
 
 class Kind(NamedTuple):
-    """What values an option takes: their name in `--help`, and text -> value, or a ValueError with what is wanted."""
+    """The values that an option takes: their name in `--help`, and text -> value, or a ValueError saying what fits."""
 
     metavar: str
     convert: Callable[[str], Any] = str
@@ -88,7 +88,7 @@ def read_options(kind: type[T], argv: Sequence[str] | None, description: str | N
 
 
 def _split(words: Sequence[str], rows: dict[str, Option]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The options that words give, with their values; the words that are none; and the problems.
+    """The given options with their values, the unknown words, and the problems.
 
     A value may begin with - or @, which argparse does not allow. Elsewhere `@nightly.args` stands for the words of a
     file, in which they stand as in a shell.
@@ -133,7 +133,7 @@ def _words_of(file: str, problems: list[str]) -> list[str]:
 
 
 def _parser(rows: dict[str, Option], description: str | None) -> argparse.ArgumentParser:
-    """Shows the help, the version and what is wrong."""
+    """An argparse parser that shows the help, the version and what is wrong; it reads nothing."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] [@file]",
         description=description,
@@ -226,5 +226,4 @@ def number(wanted: str, fits: Callable[[float], bool]) -> Kind:
 
 
 def one_of(*words: str) -> Kind:
-    """One of these words."""
     return checked("|".join(words), f"one of {', '.join(words)}", str, words.__contains__)

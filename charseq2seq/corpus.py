@@ -1,8 +1,8 @@
 """A text on disk -> ids, and its contiguous split.
 
 A text is a file, a folder of text files or a glob pattern of them, plain or compressed. What is read depends on the
-files only: UTF-8 without byte order marks, CRLF and CR as LF, several files in the order of their names. A file that
-does not end a line is ended by one, where another follows.
+files only: UTF-8 without byte order marks, CRLF and CR as LF, several files in the order of their names, with a line
+end between any two.
 
 The last 10 % of the characters, but at most a million, are the validation split; the others train.
 """
@@ -45,14 +45,13 @@ Ids = npt.NDArray[np.integer[Any]]
 class Text:
     """A text in memory."""
 
-    name: str  # of what the user named; a model records it, so it is never a path of a person's machine
+    name: str  # of the file or folder, not its path: a model records it
     sha256: str  # of the files' bytes, decompressed and joined; for a plain file, what sha256sum prints
     alphabet: str  # its distinct characters, in order of code point
     pieces: list[str]  # its characters; joined, they are the text
 
     @property
     def characters(self) -> int:
-        """Number of characters."""
         return sum(map(len, self.pieces))
 
 
@@ -90,11 +89,7 @@ class Corpus:
 
 
 def load_corpus(path: Path, window: int, encoding: str | None = None) -> Corpus:
-    """The ids of a text, see `read_text`, whose training split must hold two windows of so many characters.
-
-    Raises:
-        SuiteError: the text cannot be read, is too short, or is one character repeated.
-    """
+    """The ids of a text, see `read_text`; one with less than two windows to train on, or one letter, is refused."""
     text = read_text(path, encoding)
     vocabulary = CharVocabulary(text.alphabet)
     num_train = max(int(text.characters * TRAIN_FRACTION), text.characters - LONGEST_VALIDATION)
@@ -129,14 +124,11 @@ def _end_differs(text: Text, corpus: Corpus) -> bool:
 
 
 def read_text(path: Path, encoding: str | None = None) -> Text:
-    """Read a text.
+    """Read a text; a SuiteError if it is missing, unreadable, empty, damaged, or not in this encoding.
 
     Args:
         path: a file, a folder (every *.txt in it and below, compressed ones too) or a glob pattern.
         encoding: of its files, see `decode`.
-
-    Raises:
-        SuiteError: missing, not a file, unreadable, empty, damaged, or not in this encoding.
     """
     digest = hashlib.sha256()
     pieces: list[str] = []
@@ -164,12 +156,7 @@ def read_text(path: Path, encoding: str | None = None) -> Text:
 
 
 def find_files(path: Path) -> list[Path]:
-    """The files of a text, in the order of their names.
-
-    Raises:
-        SuiteError: there are none, or `path` is a pipe or a device.
-        OSError: it may not be looked at.
-    """
+    """The files of a text, in the order of their names; a SuiteError if there are none."""
     if path.is_dir():
         names = sorted(f"/{file.relative_to(path).as_posix()}" for file in path.rglob("*.*"))
         found = [path / name[1:] for name in names if name.lower().endswith(_IN_FOLDERS) and "/." not in name]

@@ -1,6 +1,6 @@
 """The device, its precision, and every setting that holds for the whole process: threads, allocator, denormals.
 
-So are the CPUs and the memory that a container or a scheduler leaves to this process.
+Also how many CPUs and how much memory a container or a scheduler leaves to this process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # block has pages of its own, which go back when it is freed (at most 32 MiB).
 _MALLOC_LIMITS = {-1: 1 << 30, -3: 32 << 20}
 
-_SPINS = "1000"  # of a thread of GNU's OpenMP before it sleeps, where other programs run; usual are 300,000
+_SPINS = "1000"  # how often a waiting thread of GNU's OpenMP looks before it sleeps; by default 300,000 times
 
 _ROOT = Path("/")  # of /proc and /sys
 
@@ -50,7 +50,7 @@ def _devices() -> dict[str, bool]:
 
 
 def device_problems(device: str, precision: str = "auto") -> Iterator[str]:
-    """Why this machine cannot compute on this device, or the device not in this precision."""
+    """What keeps this machine from computing on this device in this precision."""
     import torch
 
     if not _devices()[device]:
@@ -129,7 +129,7 @@ def available_memory() -> int | None:
 
 
 def _limits(controller: str, *files: str) -> Iterator[list[float]]:
-    """The numbers in files of this process's cgroups; a space stands between names of files that are read together.
+    """The limits of this process's cgroups, as these files have them; "a b" stands for two files that make one limit.
 
     A group also has the limits of all that it lies in. Version 2 has one tree of groups, version 1 one a controller; in
     a container the path may be the one that the machine sees, then the tree's root is the container's own group.
@@ -166,13 +166,13 @@ def _choose_waiting(threads: int, cpus: float) -> str:
     return f"they sleep while they wait, because the CPUs are not enough for all ({others:.1f} other threads run)"
 
 
-def _others_running(looks: int = 10, pause: float = 0.005) -> float:
+def _others_running() -> float:
     """How many threads of other programs run or wait for a CPU now; 0 where the kernel does not say it."""
     seen = []
     with contextlib.suppress(OSError):
-        for _ in range(looks):
+        for _ in range(10):
             seen += re.findall(r"^procs_running (\d+)", (_ROOT / "proc/stat").read_text(), re.MULTILINE)
-            time.sleep(pause)
+            time.sleep(0.005)
     return sum(map(int, seen)) / len(seen) - 1 if seen else 0.0  # this thread runs while it looks
 
 
@@ -203,7 +203,7 @@ def tune() -> None:
 
 @functools.cache
 def suitable_kernels(device: str) -> Kernels:
-    """What is fastest on a device: on an NVIDIA GPU Triton's kernels, if Triton works there.
+    """The fastest kernels for a device: on an NVIDIA GPU Triton's, if Triton works there.
 
     It needs a C compiler, Python's headers and a GPU of 2017 or later.
     """

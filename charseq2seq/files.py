@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 from charseq2seq.errors import ExitCode, SuiteError
 
-# What a file system answers that cannot flush.
+# The errors of file systems that cannot flush.
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
-# With these it is the path that has to change; with any other, the disk is to blame.
+# After these errors another path helps; after all others the disk has to be looked at.
 _PATH_ERRORS = ["EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"]
 
 
@@ -39,11 +39,7 @@ def write_error(path: Path, error: OSError) -> SuiteError:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file that becomes `path` when the block ends without an exception.
-
-    Raises:
-        SuiteError: the file cannot be written; an earlier file at `path` is untouched.
-    """
+    """Open a binary file that becomes `path` when the block ends; after an exception an earlier file is untouched."""
     path = _target(Path(path))
     # Random, because only a model has a lock: two writers of any other file must not use the same temporary file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -68,7 +64,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
-    """See `atomic_write`."""
+    """Write a whole file, see `atomic_write`."""
     with atomic_write(path) as file:
         file.write(content)
 
@@ -110,11 +106,7 @@ def leftovers(folder: Path, name: str = "*") -> list[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that they survive a power cut.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Make a folder and those above it, so that they survive a power cut."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -141,17 +133,12 @@ def run_lock(model_path: Path) -> Iterator[str]:
     """Hold the lock of a model path, so that one run at a time writes it, and remove what a killed run left behind.
 
     The kernel releases the lock when the process ends, however it ends. The lock file stays and names the last holder.
-
-    Yields:
-        Nothing, or where the file system has no locks a warning of that.
-
-    Raises:
-        SuiteError: another run holds it (exit code 75), or no file of that name can be written there.
+    Where the file system has no locks, a warning is yielded instead of "".
     """
     try:  # refuse now what could not be written at the end of the run
         if model_path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file
+        with contextlib.suppress(FileNotFoundError):  # the longest name that a run gives a file may be too long
             model_path.with_name(f"{model_path.name}.resume.earlier.01234567.tmp").lstat()
         path = lock_path(model_path)
         lock = path.open("a", encoding="utf-8")

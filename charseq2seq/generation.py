@@ -1,4 +1,4 @@
-"""Prompt -> text."""
+"""Prompt -> text, in one way for --mode generate, the sample after training and the model card's example."""
 
 from __future__ import annotations
 
@@ -38,14 +38,10 @@ class Sampling:
 
 
 def read_prompt(path: Path, encoding: str | None = None) -> str:
-    """A prompt from a file, which may be empty, or from stdin (`-`); see `decode`.
-
-    Raises:
-        SuiteError: it cannot be read, is no text, or is endless.
-    """
+    """A prompt from a file, which may be empty, or from stdin (`-`); a SuiteError if it is no text, or too long."""
     name = "the prompt on stdin" if str(path) == "-" else f"the prompt {path}"
     try:
-        # Also a pipe; /dev/zero must end.
+        # A pipe or a device may have no end.
         with os.fdopen(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
             content = file.read(_LARGEST_PROMPT + 1)
     except OSError as error:
@@ -58,11 +54,7 @@ def read_prompt(path: Path, encoding: str | None = None) -> str:
 
 
 def known_prompt(vocabulary: CharVocabulary, prompt: str, unknown: Literal["error", "skip"]) -> str:
-    """The prompt, in the vocabulary's normal form and without the characters that the vocabulary lacks.
-
-    Raises:
-        SuiteError: there are such characters and `unknown` is "error".
-    """
+    """The prompt in the vocabulary's normal form; unknown characters are refused ("error") or left out ("skip")."""
     (prompt,) = vocabulary.in_known_form([prompt], "the prompt")
     if unknown == "error":
         vocabulary.encode(prompt)  # refuses and names them
@@ -75,7 +67,7 @@ def is_small(model: Transformer) -> bool:
 
 
 class TextGenerator:
-    """Prompt -> text, the one way for the command line, the sample after training and the model card.
+    """Prompt -> text.
 
     On a CPU `NumpyDecoder` generates, elsewhere PyTorch. Both give the same text for a seed, except where rounding
     decides between two characters; on one machine a seed is always the same text.

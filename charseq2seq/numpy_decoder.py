@@ -6,8 +6,8 @@ of `Transformer.stream` up to rounding; four identities save work:
 
 - Every reader of the residual stream normalises it, so its mean never matters: the weights that write into it are
   centred once, its mean stays zero, and normalising is one product and one scaling. So it is with queries and keys.
-- Attention and feed-forward block of a layer read the same input and their outputs are added: one matrix `inward`
-  reads for both, one matrix `outward` writes.
+- Attention and feed-forward block of a layer read the same input and their outputs are added: one product with the
+  matrix `inward` begins both, one with `outward` ends them.
 - Rotating a pair (a, b) by an angle is multiplying the complex number a + ib by exp(i * angle). The table of these
   factors also contains the lengths of queries and keys and the attention's 1 / sqrt(head_size).
 - A column of ones beside the values gives the sum of weights that the softmax divides by.
@@ -159,7 +159,7 @@ class _Layer:
         self.views: dict[int, tuple[Any, ...]] = {}
 
     def begin(self, memory: Array) -> None:
-        """Remember a source, (source_length, d_model), and nothing else."""
+        """Cache the keys and values of a source, (source_length, d_model), and forget all others."""
         length, size = len(memory), self.keys.shape[1]
         keys, self.values[:length, :-1] = np.split(memory @ self.key_and_value.T, [size], axis=1)
         variances = np.vecdot(keys, keys) / np.float32(size) + np.float32(_EPSILON)
@@ -219,8 +219,8 @@ def _rotary_factors(model: Transformer) -> npt.NDArray[np.complex64]:
     cos, signed_sin = _array(model.rotary)
     half = cos.shape[1] // 2
     factors = (cos[:, None, :half] + 1j * signed_sin[:, None, half:]).astype(np.complex64)
-    # Before the rotation queries and keys have length 1. It should be sqrt(head_size), and attention divides by as
-    # much: so it is right for queries, and keys have to be stretched.
+    # Queries and keys come with length 1 and should have sqrt(head_size); attention then divides their product by that.
+    # So queries are right as they are, and keys have to be stretched.
     return np.concatenate([factors] * model.config["num_heads"] + [factors * np.float32((2 * half) ** 0.5)], axis=1)
 
 

@@ -49,7 +49,7 @@ _PROBABILITY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _COUNT, _THREADS = whole(1, 1_048_576), whole(1, 4 * (os.cpu_count() or 1))
 _RESULT: dict[str, Any] = {"recorded": True, "changes_weights": True}
 
-# What the rows of a group share.
+# `option`, with what the rows of a group have in common.
 _what = partial(option, group="what to do")
 _train = partial(option, modes=("train",))
 _model = partial(_train, group=MODEL, **_RESULT)
@@ -173,7 +173,7 @@ class Settings(Options):
     undecided: frozenset[str] = frozenset()  # the options that were not asked for
 
     def model_config(self, vocab_size: int) -> dict[str, Any]:
-        """Keyword arguments of `Transformer`."""
+        """The keyword arguments of `Transformer`."""
         sizes = {name: getattr(self, name) for name in MODEL_OPTIONS}
         return {"vocab_size": vocab_size, **sizes, "bigram": vocab_size <= LARGEST_BIGRAM_VOCABULARY}
 
@@ -220,10 +220,9 @@ def training_command(training_args: Mapping[str, Any], steps: int | None) -> lis
 
 
 def resolve_settings(asked: Settings, data_path: Path) -> Settings:
-    """Fill in the text to train on and what the device decides; before torch is imported, see `choose_threads`.
+    """Fill in the text to train on and what the device decides; refuse what the device lacks and unfitting sizes.
 
-    Raises:
-        SuiteError: this machine does not have what was asked for, or the model's sizes do not fit together.
+    This comes before torch is imported, see `choose_threads`.
     """
     num_threads, threads_reason = choose_threads(asked.num_threads)
     device, device_reason = choose_device(asked.device)
@@ -234,7 +233,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
     if changed := [f"--{name}" for name in MODEL_OPTIONS if getattr(asked, name) != OPTIONS[name].default]:
         size_reason += f", except {', '.join(changed)}"
     defaults: dict[str, Any] = {"size": size, **SIZES[size], "num_threads": num_threads}
-    if asked.num_heads:  # the default has to fit what was asked for
+    if asked.num_heads:  # the default has to divide it
         defaults["num_kv_heads"] = math.gcd(asked.num_heads, defaults["num_kv_heads"])
     if undecided >= LIMITS:  # a limit of steps or epochs replaces that of time
         defaults["max_minutes"] = 4.5 if device == "cpu" else 10.0  # with evaluation and sample 5 minutes
@@ -255,7 +254,7 @@ def resolve_settings(asked: Settings, data_path: Path) -> Settings:
 
 
 def _size_problems(settings: Settings) -> Iterator[str]:
-    from charseq2seq.checkpoint import LARGEST_TABLE
+    from encoder_decoder_transformer import LARGEST_TABLE
 
     d_model, heads, longest = settings.d_model, settings.num_heads, settings.source_length + settings.target_length
     if d_model % (2 * heads):
@@ -302,7 +301,6 @@ class PushOptions(Options):
     json: bool = _how(SWITCH, "print the result, or what went wrong, as one line of JSON")
 
     def contradictions(self) -> Iterator[str]:
-        """A pull request goes to main and carries no tag."""
         if self.create_pr and (self.tag or self.revision != "main"):
             yield "--create_pr proposes to main and tags nothing, so neither --tag nor --revision goes with it"
         if self.with_space and (self.create_pr or self.revision != "main"):

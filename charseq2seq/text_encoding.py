@@ -1,4 +1,4 @@
-"""The bytes of a text or prompt -> its characters; what is not plain UTF-8 is named, and what to do about it."""
+"""The bytes of a text or prompt -> its characters; a refusal says what is not plain UTF-8, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-# How files begin that are not plain text, though one might take them for it.
+# The first bytes of files that hold a text, but are not plain text.
 _KINDS = {
     b"PK\3\4": "a zip archive (.docx, .odt and .epub are such archives too)",
     b"%PDF-": "a PDF file",
@@ -28,11 +28,7 @@ _KINDS = {
 
 
 def known_encoding(name: str) -> str:
-    """The name, if Python knows an encoding of texts by it.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """The name; a ValueError if Python knows no encoding of texts by it."""
     try:
         b"".decode(name)
     except (LookupError, ValueError) as error:
@@ -43,13 +39,12 @@ def known_encoding(name: str) -> str:
 def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> Iterator[str]:
     """The characters of a file, every line with LF at its end.
 
+    A SuiteError says that it is no text, or where it is not in this encoding, and in which one it probably is.
+
     Args:
         pieces: its bytes; an empty piece ends them.
         what: what a refusal calls it.
         encoding: None: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
-
-    Raises:
-        SuiteError: it is in another encoding (with the offset of the first wrong byte and the likely one), or no text.
     """
     offset, sample, problem = 0, b"", ""
     for raw in pieces:

@@ -21,14 +21,7 @@ START_ID = 0
 
 
 class CharVocabulary:
-    """A fixed, ordered set of characters; the id of `characters[i]` is `i + 1`, that of `<start>` is 0.
-
-    Args:
-        characters: distinct single characters in ascending order of code point.
-
-    Raises:
-        SuiteError: they are something else.
-    """
+    """A fixed set of characters, in the order of their code points: `characters[i]` has id `i + 1`, `<start>` has 0."""
 
     def __init__(self, characters: Iterable[str]) -> None:
         self.characters = tuple(characters)
@@ -44,11 +37,7 @@ class CharVocabulary:
         return len(self.characters) + 1
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        """Ids of a text, (characters,).
-
-        Raises:
-            SuiteError: the text has characters that the vocabulary lacks; the first ten are named.
-        """
+        """Ids of a text, (characters,); a SuiteError names the characters that the vocabulary lacks."""
         if missing := self.unknown_characters(text):
             problem = f"the text has {describe_unknown(missing)}; leave them out or add --unknown skip."
             raise SuiteError(problem, ExitCode.BAD_DATA)
@@ -63,7 +52,7 @@ class CharVocabulary:
         return sorted(set(text).difference(self.characters))
 
     def in_known_form(self, pieces: list[str], name: str) -> list[str]:
-        """A text in the normal form of Unicode that leaves the fewest characters unknown; says so if it is another.
+        """A text in the normal form of Unicode that leaves the fewest characters unknown; the log says if it changed.
 
         A keyboard may write é as one character where the vocabulary has e and an accent, or the reverse.
         """
@@ -85,11 +74,7 @@ class CharVocabulary:
 
     @classmethod
     def from_index_of_token(cls, index_of_token: Any) -> CharVocabulary:
-        """The vocabulary of a parsed vocab.json.
-
-        Raises:
-            SuiteError: it is not one that this suite wrote.
-        """
+        """The vocabulary of a parsed vocab.json; a SuiteError if it is not one that this suite wrote."""
         if not isinstance(index_of_token, dict):
             raise SuiteError("the vocabulary is not a table from tokens to indices.", ExitCode.BAD_DATA)
         vocabulary = cls(token for token in index_of_token if token != START_TOKEN)

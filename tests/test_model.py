@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import encoder_decoder_transformer
-from encoder_decoder_transformer import Dropout, Transformer, attend, causal_mask
+from encoder_decoder_transformer import Dropout, Transformer, attend
 from tests.reference_model import SIZES, Reference, random_ids, random_model
 
 
@@ -56,7 +56,8 @@ def test_attention_is_that_of_the_library(
     torch.manual_seed(0)
     query, (key, value) = torch.randn(2, length, heads, 8), torch.randn(2, 2, context, kv_heads, 8)
     inputs = [x.requires_grad_() for x in (query, key, value)]
-    ours = attend(query, key, value, causal_mask(length, context, like=query) if causal else None)
+    hidden = torch.full((length, context), -torch.inf).triu(context - length + 1) if causal else None
+    ours = attend(query, key, value, hidden)
     visible = torch.ones(length, context, dtype=torch.bool).tril(context - length) if causal else None
     queries, keys, values = (x.transpose(1, 2) for x in inputs)
     theirs = F.scaled_dot_product_attention(queries, keys, values, visible, enable_gqa=True).transpose(1, 2)

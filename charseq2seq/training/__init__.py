@@ -1,1 +1,1 @@
-"""The wing behind train_transformer.py."""
+"""What train_transformer.py needs to train and to measure."""

@@ -46,26 +46,20 @@ class GraphedStep:
         self._inputs.copy_(inputs, non_blocking=True)
         if variant not in self._warm:
             self._warm.add(variant)
-            return self._on_stream(self._inputs, variant)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                loss = self._step(self._inputs, variant).clone()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return loss
         if variant not in self.graphs:
-            self.graphs[variant] = self._capture(self._inputs, variant)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                loss = self._step(self._inputs, variant)
+            self.graphs[variant] = (graph, loss)
+            self._pool = graph.pool()
         graph, loss = self.graphs[variant]
         graph.replay()
         return loss.clone()
-
-    def _on_stream(self, inputs: Tensor, variant: Any) -> Tensor:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            loss = self._step(inputs, variant).clone()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return loss
-
-    def _capture(self, inputs: Tensor, variant: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self._step(inputs, variant)
-        self._pool = graph.pool()
-        return graph, loss
 
 
 def captured_where_possible(

@@ -30,7 +30,7 @@ from charseq2seq.vocabulary import describe_unknown
 from charseq2seq.windows import gather, ids_on_device, tile
 from encoder_decoder_transformer import Transformer
 
-LONGEST_BEGINNING = 1_000  # characters by which a text is known again that was continued or changed
+LONGEST_BEGINNING = 1_000  # characters: a text with the same ones is the training text, continued or changed
 _BATCH = 32  # windows that are scored at once: evaluating must not need more memory than training
 
 
@@ -97,14 +97,11 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Score a text file: the validation split of the text that the model was trained on, all of any other.
 
-    A text that begins with the training text is scored from the end of its training part on. `unknown` "skip" leaves
-    characters out that the vocabulary lacks, and counts them.
+    A text that begins with the training text is scored from the end of its training part on. Characters that the
+    vocabulary lacks are refused (`unknown` "error"), or left out and counted ("skip") unless most of them are unknown.
 
     Returns:
         `Evaluation.facts()`, with the text's name and sha256, the split, and the number of skipped characters.
-
-    Raises:
-        SuiteError: the text cannot be read, has unknown characters under "error", or most of it is unknown.
     """
     text, vocabulary = read_text(path, encoding), checkpoint.vocabulary()
     pieces = vocabulary.in_known_form(text.pieces, text.name)
@@ -156,11 +153,7 @@ def sha256_of_beginning(pieces: Iterable[str], train_characters: int) -> str:
 
 
 def find_own_text(trained_on: Mapping[str, Any], folder: Path) -> Path:
-    """The text that a model was trained on: the default text, or a file of its name here or in the model's folder.
-
-    Raises:
-        SuiteError: it is not there, or the default text cannot be prepared.
-    """
+    """The text that a model was trained on: the default text, or a file of its name here or in the model's folder."""
     from data import SHA256
     from data.prepare import prepare
 

@@ -18,11 +18,7 @@ Row = Mapping[str, float]
 
 
 class Metrics:
-    """Writes the rows of a run as they come; `path` of an earlier run is replaced, `events` is TensorBoard's folder.
-
-    Raises:
-        SuiteError: a file cannot be written.
-    """
+    """Writes the rows of a run as they come, and replaces an earlier run's file; `events` is TensorBoard's folder."""
 
     def __init__(self, path: Path, rows: Sequence[Row], events: Path | None = None) -> None:
         self._path, self._events = path, None
@@ -39,7 +35,7 @@ class Metrics:
             raise write_error(events, error) from error
 
     def add(self, row: Row) -> None:
-        """Append a row; what cannot be written is a line in the log, because the run itself lacks nothing."""
+        """Append a row; if that fails, the log says so and the run goes on, because it does not need the row."""
         try:
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(_line(row))
@@ -51,7 +47,6 @@ class Metrics:
             log(f"note: {write_error(self._path, error)} The run goes on.")
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
         if self._events is not None:
             self._events.close()
 

@@ -49,14 +49,14 @@ class WorkingCopy:
             self.scaler.step(optimizer)
         self.scaler.update()
         gradients = [weight.grad for weight in self._masters if weight.grad is not None]
-        # In place, as a captured step asks; and now, because the scaler's step has undone its scaling.
+        # In place, as a captured step needs it; and only now, because the scaler's step has undone its scaling.
         self.gradient_norm.copy_(torch.stack(torch._foreach_norm(gradients)).norm())
         self.model.zero_grad(set_to_none=True)
         self.refresh()
 
     @torch.no_grad()
     def _convert_gradients(self) -> None:
-        """Hand the copy's gradients to the master; an encoder that got no source has none."""
+        """Hand the copy's gradients to the master; after an empty source the encoder has none."""
         for weight, gradient, copied in zip(self._masters, self._gradients, self._copies, strict=True):
             weight.grad = None if copied.grad is None else gradient
         computed = [copied.grad for copied in self._copies if copied.grad is not None]

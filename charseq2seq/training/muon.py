@@ -23,7 +23,7 @@ _BETA2 = 0.99  # the running mean of squares is over about 1 / (1 - _BETA2) step
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` with batched Newton-Schulz iterations and per-neuron normalisation; its further arguments.
+    """`torch.optim.Muon`, with its arguments, batched Newton-Schulz iterations and per-neuron normalisation.
 
     `lr` may be a tensor, which a captured step needs. The state of a weight has, besides the momentum, `squares`: the
     running mean squares of its rows' updates, or of its columns' if the weight is not tall.
@@ -74,7 +74,7 @@ def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], st
 
 
 def neuron_factors(updates: Tensor, squares: list[Tensor]) -> Tensor:
-    """What divides every column of matrices by its running RMS and leaves each matrix as long as it is.
+    """Factors that divide every column of matrices by its running RMS, but keep the norm of each matrix.
 
     Args:
         updates: (matrices, rows, columns).

@@ -37,9 +37,8 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         learning_rate: of Muon; AdamW's is `ADAMW_RATIO` times that.
         weight_decay: of the hidden matrices, per unit of learning rate.
     """
-    hidden = [p for layers in (model.encoder, model.decoder) for p in layers.parameters()]
-    in_hidden = {id(p) for p in hidden}
-    others = [p for p in model.parameters() if id(p) not in in_hidden]
+    hidden = [*model.encoder.parameters(), *model.decoder.parameters()]
+    others = [p for name, p in model.named_parameters() if not name.startswith(("encoder.", "decoder."))]
 
     def rate(value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float32, device=model.device)
@@ -50,7 +49,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
         lr=rate(learning_rate * ADAMW_RATIO),
         betas=(0.9, 0.95),
         weight_decay=0.0,
-        fused=model.device.type in {"cpu", "cuda", "mps"},
+        fused=True,
         capturable=model.device.type == "cuda",
     )
     muon.param_groups[0]["full_lr"], adamw.param_groups[0]["full_lr"] = learning_rate, learning_rate * ADAMW_RATIO
@@ -58,11 +57,7 @@ def build_optimizers(model: Transformer, learning_rate: float, weight_decay: flo
 
 
 def check_state(optimizer: Optimizer) -> None:
-    """Refuse a loaded state of other sizes: the fused AdamW would write beyond the end of a smaller tensor.
-
-    Raises:
-        ValueError: saying so.
-    """
+    """Raise ValueError for a loaded state of other sizes: AdamW would write beyond the end of a smaller tensor."""
     for weight in optimizer.param_groups[0]["params"]:
         expected = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
         if isinstance(optimizer, torch.optim.Muon):

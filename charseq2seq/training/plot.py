@@ -29,7 +29,6 @@ _PANELS = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the files, draw the picture; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m charseq2seq.training.plot",
         description=__doc__,
@@ -44,22 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run.
-
-    Raises:
-        SuiteError: the file cannot be read, has no rows, or others than a run writes.
-    """
+    """The rows that a run wrote; a SuiteError if the file cannot be read or has none."""
+    problem, code = "holds no rows of a training run (they come with its first evaluation)", ExitCode.BAD_DATA
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed run left of a line is none
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # without the part of a line that a killed run left
         # Rows of a run that an earlier version began have fewer figures.
         needed = {name for panel in _PANELS for name in panel[:2]}
         if rows := [row for row in map(json.loads, lines) if needed <= row.keys()]:
             return rows
-        raise ValueError
     except OSError as error:
         problem, code = f"cannot be read ({error.strerror})", ExitCode.NO_INPUT
-    except (ValueError, AttributeError):
-        problem, code = "holds no rows of a training run (they come with its first evaluation)", ExitCode.BAD_DATA
+    except (ValueError, AttributeError):  # not lines of JSON, or not objects
+        pass
     raise SuiteError(f"{path} {problem}; name the .metrics.jsonl file beside a model.", code)
 
 

@@ -84,11 +84,7 @@ class Group:
         return next((n for n, count in zip(_SIGNALS, summed, strict=False) if count), None), summed[len(mine) :]
 
     def check(self, batch_size: int, accumulation_steps: int, text: str, sha256: str) -> None:
-        """Refuse what these processes cannot do together.
-
-        Raises:
-            SuiteError: a batch has too few windows for all of them, or they read different texts.
-        """
+        """Refuse a batch that has too few windows for all processes, and processes that read different texts."""
         parts = self.size * accumulation_steps
         if batch_size < parts:
             raise SuiteError(
@@ -117,9 +113,8 @@ ALONE = Group()
 def process_group(device: str) -> Iterator[Group]:
     """Join the other processes of this run, if there are any, until the block ends.
 
-    Raises:
-        SuiteError: there is no GPU for this process; or another process has gone: torchrun then ends those it started,
-            and may start them again.
+    A SuiteError says that there is no GPU for this process, or that another process has gone: torchrun then ends those
+    that it started, and may start them again.
     """
     if not started_by_torchrun():
         yield ALONE

@@ -16,7 +16,7 @@ from charseq2seq.errors import ExitCode
 # Seconds after a signal until a step or an evaluation is given up, so that the run ends within ten.
 _PATIENCE = 5.0 if hasattr(signal, "setitimer") else None
 
-# A thread notes the time so often; where it could not for so long, the process was stopped or the machine asleep.
+# Seconds between two looks at the clock. Where there were more, the process was stopped or the machine asleep.
 _TICK, _LONGEST_TICK = 0.5, 2.0
 
 
@@ -40,7 +40,6 @@ class Progress:
         self._bar = tqdm(total=100, bar_format=shape, leave=False, dynamic_ncols=True, disable=not is_terminal())
 
     def close(self) -> None:
-        """Remove the bar."""
         with contextlib.suppress(OSError):
             self._bar.close()
 
@@ -88,7 +87,6 @@ class StopRequest:
         return ExitCode.INTERRUPTED if self.signal == signal.SIGINT else ExitCode.TERMINATED
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None and self._patience:
@@ -97,7 +95,6 @@ class StopRequest:
         log(f"{self.signal.name}: finishing this step and saving; Ctrl-C again leaves at once.")
 
     def handle_alarm(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the timer."""
         if self.signal is None:  # a signal came while a module was imported, and its handler waits for that to end
             if callable(self._earlier_alarm):
                 self._earlier_alarm(number, frame)
@@ -111,11 +108,7 @@ class StopRequest:
         self._held = True
 
     def release(self) -> None:
-        """The end of what `hold` began.
-
-        Raises:
-            OverdueError: the time is over; it is raised once.
-        """
+        """The end of what `hold` began; if the time was over before, OverdueError is raised now."""
         self._held = False
         if self._overdue:
             self._overdue = False
@@ -167,5 +160,4 @@ class Stopwatch:
             return self._seconds
 
     def close(self) -> None:
-        """End the thread."""
         self._closed.set()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BUDGET = ("max_steps", "max_epochs", "max_minutes", "patience")  # may differ where --resume PATH extends a run
 _MACHINE = ("device", "precision", "defaults")  # may differ always
-_KEPT = 3  # resume states that were moved away
+_KEPT = 3  # of the resume states that were moved away
 
 
 @dataclass
@@ -48,17 +48,13 @@ class State:
     stale_evaluations: int = 0  # since the best one
     history: list[dict[str, float]] = field(default_factory=list)  # step, seconds and losses of every evaluation
     finished: bool = False  # whether the run is complete
-    weights: dict[str, Tensor] = field(default_factory=dict)  # with what follows, filled when it is saved
+    weights: dict[str, Tensor] = field(default_factory=dict)  # this and what follows: filled only while saving
     optimizers: list[dict[Any, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
-    """The state of a run that begins, or that a resume file's content continues.
-
-    Raises:
-        SuiteError: the content is that of another version, or none that a run has left.
-    """
+    """The state of a run that begins, or that a resume file's content continues; a SuiteError if that does not fit."""
     if saved is None:
         return State(identity)
     content = {name: value for name, value in saved.items() if name not in ("format", "format_version")}
@@ -66,15 +62,14 @@ def new_state(identity: dict[str, Any], saved: dict[str, Any] | None) -> State:
         _check_content(content)
     except ValueError as error:
         raise does_not_fit(error) from error
-    # A history of its own: a second try begins with the old one.
+    # The history is copied: a second try begins with the saved one again.
     return State(**content | {"identity": identity, "history": list(content["history"])})
 
 
 def find_resume_state(settings: Settings, sha256: str) -> tuple[Settings, dict[str, Any] | None]:
-    """The state to continue from, or None for a new run; and the settings, which keep what that run had by default.
+    """The settings, with the defaults of the run to continue, and its state; None for a new run.
 
-    Raises:
-        SuiteError: the state named by a path cannot be used, or belongs to a different run.
+    A state that `--resume` names and that cannot be used, or is of a different run, is refused.
     """
     own, named = resume_path(settings.model_path), settings.resume not in ("auto", "never")
     path = Path(settings.resume) if named else own
@@ -188,10 +183,9 @@ def _command(path: Path, different: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _move_away(path: Path, reason: str, continued: Path, different: dict[str, tuple[Any, Any]] | None = None) -> None:
-    """Keep the resume state at `path` under a name of its own, so that nothing is lost and cron goes on.
+    """Rename the resume state at `path`, so that nothing is lost and cron goes on; `reason` says why it cannot stay.
 
     Args:
-        reason: why it cannot stay there.
         continued: what the new run begins with, which stays however old it is.
         different: in what its run differs from this one; None if other options do not continue it.
     """

@@ -50,10 +50,12 @@ def train(settings: Settings) -> Outcome:
             second = _attempt(settings, corpus, state, group, announced=True)
             if second.diverged is None:
                 return second
-            kept = f" The best weights so far are in {path}; the same command with --resume {shlex.quote(str(path))} "
-            kept += "--max_steps 1 --model_path NEW.pth makes no more steps and writes a model of them."
-            kept = kept if first.saved or second.saved else ""
-            raise SuiteError(f"{second.diverged} It was the second try.{kept}", ExitCode.DIVERGED)
+            problem = f"{second.diverged} It was the second try."
+            if first.saved or second.saved:
+                words = f"--resume {shlex.quote(str(path))} --max_steps 1 --model_path NEW.pth"
+                problem += f" The best weights so far are in {path}; the same command with {words} makes no more steps "
+                problem += "and writes a model of them."
+            raise SuiteError(problem, ExitCode.DIVERGED)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

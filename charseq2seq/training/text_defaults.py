@@ -60,8 +60,7 @@ def with_text_defaults(settings: Settings, corpus: Corpus) -> Settings:
     steps_per_epoch = characters / (settings.batch_size * settings.target_length)
     if settings.weight_decay is None:
         settings = replace(settings, weight_decay=suitable_weight_decay(settings.learning_rate, steps_per_epoch))
-    if settings.dropout is None:
-        # Where a large model reads a small text often; elsewhere weight decay alone is better.
+    if settings.dropout is None:  # for a large model that reads a small text often; else weight decay alone is better
         config = settings.model_config(len(corpus.vocabulary)) | {"dropout": 0.0}
         often = (step_budget(settings, characters) or 0) / steps_per_epoch > 5
         large = count_parameters(config) / characters > 4
@@ -73,9 +72,8 @@ def advice(corpus: Corpus, loss: float, state: State, budget: int | None) -> tup
     """What the end of a run says about its text and its limits, a sentence each.
 
     Args:
-        corpus, state: of the run at its end.
         loss: of the best weights on the validation split, nats per character.
-        budget: the steps that a run was to make which its time limit ended; else None.
+        budget: the steps that the run was to make, if its time limit ended it; else None.
     """
     said = []
     if loss > 0.99 * guessing_loss(corpus):

@@ -119,8 +119,8 @@ class Trainer:
                 self.stop.signal, _ = self.group.synchronize(self.stop.signal)
         complete = evaluation is not None and self.is_complete()
         if evaluation and complete:
-            budget = self.max_steps if self._fraction(0, self.state.seconds) >= 1 else None
-            said = advice(self.corpus, evaluation.nats_per_char, self.state, budget)
+            time_is_over = self._fraction(0, self.state.seconds) >= 1
+            said = advice(self.corpus, evaluation.nats_per_char, self.state, self.max_steps if time_is_over else None)
         return Outcome(
             evaluation=evaluation,
             best_step=self.state.best_step,
@@ -229,7 +229,7 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _read_losses(self) -> None:
-        """Bring the state's figures of the steps since the last call up to date."""
+        """Read the losses of the steps since the last call into the state, with rate and gradient of the last one."""
         if not self.unread_losses:
             return
         losses, state = self.group.sum(*torch.stack(self.unread_losses).tolist()), self.state
@@ -248,19 +248,14 @@ class Trainer:
                 f"({self.settings.learning_rate * self.state.learning_rate_scale:g}) is too high; try half of it."
             )
 
-    def _score(self, characters: int | None = None) -> Evaluation:
-        """The loss on the validation split, or on no more than so many characters of it."""
-        first = self.corpus.num_train
-        last = first + characters if characters else None
-        return evaluate(self.working.model, self.ids, first, last, self.group)
-
     def _evaluate(self, progress: Progress) -> None:
         """Measure the loss, and keep the weights if they are the best so far."""
         state = self.state
         if state.history and state.history[-1]["step"] == state.step:
             return  # the run was killed between its last evaluation and its end, and resumed
-        half = max(1, (len(self.corpus.ids) - self.corpus.num_train) // 2)
-        loss = self._score(min(half, _SELECTION_CHARACTERS)).nats_per_char
+        first = self.corpus.num_train
+        last = first + min(_SELECTION_CHARACTERS, max(1, (len(self.corpus.ids) - first) // 2))
+        loss = evaluate(self.working.model, self.ids, first, last, self.group).nats_per_char
         self._check_finite("validation loss", loss)
         self.stop.hold()
         self._read_losses()
@@ -283,7 +278,7 @@ class Trainer:
             progress.write(f"sample: {self._sample()}")
 
     def _row(self, loss: float) -> dict[str, float]:
-        """What the history tells of this step."""
+        """The row of the history for this step."""
         characters = self.state.step * self.characters_per_step
         return {
             "step": self.state.step,
@@ -312,7 +307,7 @@ class Trainer:
                 self._evaluate(progress)
             last = self.working.weights()
             self.working.load(self.state.best_weights)
-            evaluation = self._score()
+            evaluation = evaluate(self.working.model, self.ids, self.corpus.num_train, group=self.group)
             self.working.load(last)
             self._check_finite("validation loss", evaluation.nats_per_char)
             self.stop.hold()
@@ -360,7 +355,7 @@ class Trainer:
         state.weights = {}
         self.saved_at, self.saved_step = state.seconds, state.step
         self.save_cost = time.perf_counter() - started
-        if not finished:
+        if not finished:  # a finished run has nothing left to give up
             self.stop.release()
 
     def _restore(self) -> None:
