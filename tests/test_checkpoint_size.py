@@ -20,13 +20,11 @@ Content = dict[str, Any]
 
 
 def bomb_of_shared_lists(content: Content) -> None:
-    """Two to the power of fourteen lists when it is written out, and more."""
+    """A thousand characters, two to the power of thirteen times when it is written out."""
     shared: list[Any] = ["x" * 1000]
-    for _ in range(14):
+    for _ in range(13):
         shared = [shared, shared]
-    content["environment"] = {"of": shared, "and": shared}
-    for _ in range(12):
-        content["environment"] = {"of": content["environment"], "and": content["environment"]}
+    content["environment"] = {"of": shared}
 
 
 def deep(content: Content) -> None:
@@ -79,6 +77,7 @@ def holding(bomb: Callable[[Content], None]) -> Callable[[Path], None]:
     ("change", "said"),
     [
         (holding(bomb_of_shared_lists), "not what JSON can hold"),
+        (holding(lambda content: content["environment"].update(of=[[0] * 3000] * 3000)), "not what JSON can hold"),
         (holding(deep), "not what JSON can hold"),
         (holding(repeated_numbers), "its weights are larger than the file"),
         (holding(large_pickle), "not laid out as a checkpoint"),

@@ -73,6 +73,10 @@ def test_every_end_has_its_status(body: str, status: int, log: str) -> None:
     assert (code, out) == (status, "") and re.fullmatch(log, said)
 
 
+def test_ctrl_c_ends_no_program_that_a_script_has_put_into_the_background() -> None:
+    assert ended("os.kill(os.getpid(), signal.SIGINT)\nreturn 0", first="trap '' INT;") == (0, "", "")
+
+
 def test_a_tensor_that_does_not_fit_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

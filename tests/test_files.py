@@ -226,7 +226,7 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_written(tmp_path: Path) ->
 # --- a file system that cannot flush or lock
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES])
 def test_a_file_is_written_where_nothing_can_be_flushed(code: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(code, os.strerror(code))))
     atomic_write_bytes(path, b"new")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.utils import httpx
 
 from charseq2seq.errors import ExitCode
 from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure
+from charseq2seq.publishing.hub import limit_client
 from tests.hub.server import LFS_ONLY, WRITE, HubServer
 from tests.push_client import REPO, Publisher
 
@@ -18,10 +21,10 @@ from tests.push_client import REPO, Publisher
 def test_passing_trouble_is_waited_out(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo(REPO)
     hub.fail("GET", "whoami", status=429, headers={"Retry-After": "1"}, times=1)
-    hub.fail("GET", "/api/models/", status=503, times=1)
+    hub.fail("GET", "/api/models/", status=503, times=3)
     hub.fail("GET", "/refs", drop="before", times=1)
     done = Publisher(hub, tmp_path / "user").push("--check")
-    assert done.code == 0 and done.log.count("trying again") == 3
+    assert done.code == 0 and done.log.count("trying again") == 5
 
 
 def test_a_servers_request_id_is_printed_and_an_echoed_token_is_not(hub: HubServer, tmp_path: Path) -> None:
@@ -62,6 +65,17 @@ def test_a_server_cannot_have_the_token_sent_elsewhere(hub: HubServer, tmp_path:
     Publisher(hub, tmp_path / "user").push(**LFS_ONLY)
     assert hub.calls("POST", "^/verify")
     assert {one.token for one in hub.requests if one.listener == "storage"} == {None}
+
+
+def test_the_token_goes_to_the_hub_s_own_address_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    factories: list[Callable[[], httpx.Client]] = []
+    monkeypatch.setattr("huggingface_hub.set_client_factory", factories.append)
+    limit_client(60.0, WRITE)
+    for address in (constants.ENDPOINT, constants.ENDPOINT.replace("https:", "http:"), f"{constants.ENDPOINT}:8443"):
+        request = httpx.Request("GET", f"{address}/api/x", headers={"Authorization": f"Bearer {WRITE}"})
+        with factories[0]() as client:
+            client.event_hooks["request"][-1](request)
+        assert ("Authorization" in request.headers) == (address == constants.ENDPOINT), address
 
 
 @pytest.mark.parametrize(

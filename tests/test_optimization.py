@@ -71,6 +71,7 @@ def test_every_weight_has_one_optimizer() -> None:
     names = {id(weight): name for name, weight in model.named_parameters()}
     assert by_muon | by_adamw == set(names) and not by_muon & by_adamw
     assert all(names[weight].startswith(("encoder.", "decoder.")) for weight in by_muon)
+    assert (muon_.defaults["momentum"], adamw.defaults["betas"]) == (0.95, (0.9, 0.95)), "measured: benchmarks/LOG.md"
 
 
 def test_the_schedule_warms_up_and_comes_down_to_zero() -> None:

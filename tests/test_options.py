@@ -52,6 +52,8 @@ USAGE @latin.args -> the arguments file latin\.args cannot be read: it is not UT
 USAGE @circle.args -> --seed must be a whole number from 0 to 2,147,483,647, not .many
 USAGE --model_path text.txt -> --model_path and --data_path name the same file, .*; choose another
 USAGE --log_file transformer_model.resume.pth -> --log_file and the resume state of --model_path name the same file, .*;
+USAGE --log_file transformer_model.pth.lock -> --log_file and the lock of --model_path name the same file, .*; choose
+USAGE --log_file transformer_model.metrics.jsonl -> --log_file and the metrics of --model_path name the same file, .*;
 CANNOT_CREATE --model_path '' -> Is a directory;
 CANNOT_CREATE --model_path no/m.pth -> no/m\.pth: No such file or directory;
 CANNOT_CREATE --model_path N244.pth -> File name too long;
@@ -104,7 +106,8 @@ def test_all_problems_are_told_at_once(client: WarmClient, user: Trainee) -> Non
 
 def test_arguments_come_from_a_file_too(client: WarmClient, owner: Trainee) -> None:
     (owner.home / "nightly.args").write_text(
-        '# every night\n--mode generate --num_chars 5\n--prompt "We sail"  # quoted as in a shell\n'
+        '# every night\n--mode generate --num_chars 5\n--prompt "We sail"  # quoted as in a shell\n',
+        encoding="utf-8-sig",  # as Windows' editors save it
     )
     done = client.run(owner.home, "@nightly.args", "--num_chars", "6")
     assert done.code == 0 and len(done.out) == len("We sail") + 6 + 1, done.log

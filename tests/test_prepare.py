@@ -195,6 +195,8 @@ def test_a_python_without_pip_is_told_so(tmp_path: Path) -> None:
     done = run_program(tmp_path, "--output", "text.txt", python=python)
     assert done.returncode == ExitCode.UNAVAILABLE and "No module named pip" in done.stderr, done.stderr
     assert "--wheel FILE" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "pip.py").write_text("import os, sys\nsys.exit(f'pip sees {os.environ.get(\"HF_TOKEN\")}')")
+    assert "pip sees None" in run_program(tmp_path, "--output", "text.txt", python=python, HF_TOKEN="a secret").stderr
 
 
 @needs_tiny_shakespeare

@@ -50,6 +50,8 @@ def test_a_process_that_torchrun_did_not_start_is_a_group_of_one(monkeypatch: py
         assert group.synchronize(signal.SIGINT, 3.0, 4.0) == (signal.SIGINT, [3.0, 4.0])
         with pytest.raises(SuiteError, match="refused"):
             group.from_rank_0(lambda: (_ for _ in ()).throw(SuiteError("refused", ExitCode.USAGE)))
+    monkeypatch.setattr(Group, "sum", lambda group, *numbers: list(numbers))  # as if the others said nothing
+    assert Group(rank=1, size=2).synchronize(signal.SIGINT, 3.0) == (signal.SIGINT, [0.0]), "rank 0's figures count"
 
 
 def test_a_batch_in_parts_is_the_batch(client: WarmClient, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_check_tells_what_would_happen_and_changes_nothing(alice: Publisher, hub
 
 def test_a_token_comes_from_a_file_or_the_stored_login(alice: Publisher, hub: HubServer) -> None:
     path = alice.home / "token.txt"
+    path.touch(0o640)
     path.write_text(f"{WRITE}\n")
     done = alice.push("--check", "--token_file", str(path), token=None)
     assert done.code == 0 and "chmod 600" in done.log and WRITE not in done.log

@@ -157,11 +157,14 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
         prove_folder(damaged(tmp_path / "spying", "usage_example.py", spy))
 
 
+OTHER_TOKENS = ["ghp_", "ghr_", "github_pat_", "sk-", "AKIA", "xoxb-", "hf_jwt_", "-----BEGIN RSA PRIVATE KEY-----"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (fake_token("inACard"), "what looks like a token, in notes.txt line 2"),
-        ("ghp_" + "a" * 36, "what looks like a token"),
+        *((begin + "A" * 60, "what looks like a token") for begin in OTHER_TOKENS),
         ("/home/alice/corpus.txt", "a path of a machine"),
         ("C:\\Users\\alice\\corpus.txt", "a path of a machine"),
         (str(ROOT / "data"), "a path of a machine"),

@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,11 +134,16 @@ def test_an_unfinished_run_that_differs_is_kept_and_the_advice_continues_it(here
     assert "continuing the unfinished run at step 12" in done.log
 
 
-def test_of_the_states_that_were_set_aside_the_newest_stay(here: InProcess, user: Trainee) -> None:
+def test_of_the_states_that_were_set_aside_the_newest_stay(
+    here: InProcess, user: Trainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("charseq2seq.training.resume.flush_folder", flushed.append)
     mine = user.home / "transformer_model.resume.earlier-mine.pth"
     mine.write_text("a file of the user's own")
     for seed in range(5):
         log = here.train(*RUN, "--seed", str(seed), stop_at=seed + 1).log
+    assert flushed == [Path()] * 4, "or a power cut brings an old name back"
     kept = sorted(contents(path)["step"] for path in user.home.glob("*.earlier*.pth") if path != mine)
     assert kept == [2, 3, 4] and mine.exists()
     assert "is removed: of such states the newest 3 stay" in log
@@ -208,6 +214,8 @@ def test_patience_ends_a_run_well(client: WarmClient, user: Trainee) -> None:
     metrics = contents(user.model)["metrics"]
     assert metrics["steps"] == metrics["step"] + 2 < 400
     assert min(point["nats_per_char"] for point in metrics["history"]) == metrics["history"][-3]["nats_per_char"]
+    best, last = contents(user.model)["model_state_dict"], contents(user.resume)["weights"]
+    assert not torch.equal(best["head.weight"], last["head.weight"]), "the last ones go on where it is extended"
 
 
 def test_a_run_that_diverges_goes_on_more_carefully(client: WarmClient, user: Trainee) -> None:

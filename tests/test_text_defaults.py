@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from charseq2seq.corpus import Corpus
+from charseq2seq.errors import SuiteError
 from charseq2seq.options import SIZES, Settings, read_settings, resolve_settings
 from charseq2seq.training.resume import State
-from charseq2seq.training.text_defaults import advice, count_parameters, guessing_loss, step_budget, with_text_defaults
+from charseq2seq.training.text_defaults import (
+    advice,
+    check_memory,
+    count_parameters,
+    guessing_loss,
+    step_budget,
+    with_text_defaults,
+)
 from charseq2seq.vocabulary import CharVocabulary
 
 
@@ -74,6 +82,17 @@ def test_defaults_of_a_gpu_fit_what_was_asked_for(flags: str, monkeypatch: pytes
 
 def test_short_texts_are_read_with_dropout() -> None:
     assert [defaults_for(characters).dropout for characters in (18_000, 90_000, 4_300_000)] == [0.1, 0.1, 0.0]
+
+
+def test_a_model_that_does_not_fit_into_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = defaults_for(18_000).model_config(66)
+    needed = 24 * count_parameters(config)  # bytes: five numbers in float32, two in bf16
+    monkeypatch.setattr("charseq2seq.training.text_defaults.available_memory", lambda: needed)
+    check_memory(config, "cpu")
+    needed -= 1
+    with pytest.raises(SuiteError, match="choose a smaller --d_model"):
+        check_memory(config, "cpu")
+    check_memory(config, "cuda")  # has a memory of its own
 
 
 def at_end(best_step: int) -> State:
