@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 
 from charseq2seq.errors import ExitCode, SuiteError
@@ -46,16 +47,16 @@ def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> I
         what: what a refusal calls it.
         encoding: None: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
     """
+    pieces = iter(pieces)
+    first = next(pieces)
+    if kind := next((kind for begin, kind in _KINDS.items() if first.startswith(begin)), ""):
+        raise SuiteError(f"{what} is {kind}; save its text as plain text (UTF-8) and give that.", ExitCode.BAD_DATA)
+    encoding = encoding or next((name for mark, name in _MARKS.items() if first.startswith(mark)), "utf-8")
+    in_bytes = codecs.getincrementaldecoder(encoding)()
+    decoder = io.IncrementalNewlineDecoder(in_bytes, translate=True)
     offset, sample, problem = 0, b"", ""
-    for raw in pieces:
+    for raw in itertools.chain([first], pieces):
         sample = raw or sample
-        if not offset:
-            if kind := next((kind for begin, kind in _KINDS.items() if raw.startswith(begin)), ""):
-                problem = f"{what} is {kind}; save its text as plain text (UTF-8) and give that."
-                raise SuiteError(problem, ExitCode.BAD_DATA)
-            mark = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
-            in_bytes = codecs.getincrementaldecoder(encoding or mark)()
-            decoder = io.IncrementalNewlineDecoder(in_bytes, translate=True)
         split = len(in_bytes.getstate()[0])  # bytes of a character that began in the last piece
         try:
             piece = decoder.decode(raw, final=not raw)
@@ -65,7 +66,7 @@ def decode(pieces: Iterable[bytes], what: str, encoding: str | None = None) -> I
             where = str(error)  # of UTF-16 and UTF-32 without the mark that says which half comes first
             if isinstance(error, UnicodeDecodeError):
                 where = f"byte 0x{error.object[error.start]:02X} at offset {offset - split + error.start:,}"
-            problem = f"is not {(encoding or mark).upper()}: {where}"
+            problem = f"is not {encoding.upper()}: {where}"
         if problem:
             raise SuiteError(f"{what} {problem}; {_advice(sample)}", ExitCode.BAD_DATA)
         yield piece if offset else piece.removeprefix("\ufeff")
