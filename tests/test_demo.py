@@ -156,7 +156,7 @@ def test_keys_write_and_stop(show: Show, root: Path) -> None:
     page.wait(WRITTEN)
     page.type("prompt", escape)
     page.wait(IDLE)
-    page.type("prompt", "light" + control + enter + control)
+    page.type("prompt", "light" + control + enter + enter + control)  # the second while the first one's text is written
     page.wait(f"!({IDLE}) && {WRITTEN}")
     page.type("prompt", escape)
     written = page.written().removeprefix("light")

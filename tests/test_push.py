@@ -75,6 +75,7 @@ def test_a_dry_run_needs_neither_token_nor_network(alice: Publisher, hub: HubSer
     done = alice.push("--dry_run", "--output_dir", "out", token=None, HF_USERNAME="alice")
     assert done.code == 0 and "what the Hub already has is not known" in done.log
     assert f'"{REPO}"' in (alice.home / "out" / "README.md").read_text()
+    assert alice.push("--dry_run", "--tag", "v1 beta", token=None, HF_USERNAME="alice").code == 2
     assert not hub.requests
 
 

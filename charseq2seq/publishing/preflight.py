@@ -52,12 +52,12 @@ def preflight(request: PushOptions) -> PreflightResult:
     require_libraries()
     with user_errors(None):
         check_surroundings()
-        limit_client(request.timeout)  # keyless sign-in is the first request
-        token, source, others = find_token(request.token, request.token_file)
-    with user_errors(token):
         check_name(f"owner/{request.repo_name}")
         check_ref("--revision", request.revision)
         check_ref("--tag", request.tag)
+        limit_client(request.timeout)  # keyless sign-in is the first request
+        token, source, others = find_token(request.token, request.token_file)
+    with user_errors(token):
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
         unused = "".join(f"; {other} was not used" for other in others)
