@@ -233,6 +233,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, d_model) -> the same shape."""
         return self.kernels.feed_forward(x, self.up.weight, self.down.weight)
 
 
@@ -244,6 +245,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, d_model) -> the same shape."""
         if not (self.training and self.rate):
             return x
         kept = x.new_full((x.shape[0], 1, x.shape[2]), 1 - self.rate)

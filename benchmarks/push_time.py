@@ -1,6 +1,6 @@
 """How long a push takes on loopback, and how much of that is ours.
 
-    python benchmarks/push_time.py [TIMES]       # each push so often, 3
+    python benchmarks/push_time.py
 
 Publishes a 3 M-parameter checkpoint to tests/hub/server.py with `push_to_huggingface.py`, without and with the proofs
 in fresh processes, and beside it the bare client: whoami, create_repo and one create_commit of the same files. The
@@ -9,6 +9,7 @@ difference is the suite's own time. The aim is 3 s without the proofs and 8 s wi
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
 import subprocess
@@ -24,8 +25,8 @@ from benchmarks.machine import describe_machine, markdown_table
 from charseq2seq.checkpoint import Checkpoint
 from tests.hub.server import WRITE, hub_with_people
 from tests.push_client import Publisher, tiny_checkpoint
+from tests.train_client import finish
 
-REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 BARE_CLIENT = """
 import pathlib
 from huggingface_hub import CommitOperationAdd as Add, HfApi
@@ -55,10 +56,10 @@ def large_checkpoint() -> Checkpoint:
     return dataclasses.replace(base, config=config, model_state_dict=Transformer(**config).state_dict())
 
 
-def median_seconds(work: Callable[[int], None]) -> float:
-    """Median time of `REPEATS` runs, each told its number."""
+def median_seconds(work: Callable[[int], None], repeats: int) -> float:
+    """Median time of so many runs, each told its number."""
     times = []
-    for number in range(REPEATS):
+    for number in range(repeats):
         start = time.perf_counter()
         work(number)
         times.append(time.perf_counter() - start)
@@ -67,7 +68,9 @@ def median_seconds(work: Callable[[int], None]) -> float:
 
 def main() -> None:
     """Measure and print a table."""
-    machine = describe_machine()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of everything (%(default)s)")
+    repeats, machine = parser.parse_args().repeats, describe_machine()
     with tempfile.TemporaryDirectory() as home, hub_with_people() as hub:
         checkpoint = large_checkpoint()
         user = Publisher(hub, Path(home) / "user", checkpoint)
@@ -75,7 +78,7 @@ def main() -> None:
         folder = user.home / "out"
 
         def proved(number: int) -> None:
-            assert user.push("--repo_name", f"proved-{number}").code == 0
+            assert finish(user.start("--repo_name", f"proved-{number}")).code == 0  # not `push`: that is warm
 
         def unproved(number: int) -> None:
             command = [sys.executable, "-c", UNPROVED, root, f"unproved-{number}"]
@@ -88,11 +91,11 @@ def main() -> None:
             subprocess.run(command, env=hub.environment(user.home, WRITE), check=True, capture_output=True)
 
         assert user.push("--dry_run", "--output_dir", str(folder)).code == 0
-        base = median_seconds(bare)
-        rows = {"without proofs": median_seconds(unproved), "with proofs and verification": median_seconds(proved)}
+        pushes = {"bare client": bare, "without proofs": unproved, "with proofs and verification": proved}
+        seconds = {name: median_seconds(push, repeats) for name, push in pushes.items()}
     parameters = sum(tensor.numel() for tensor in checkpoint.model_state_dict.values())
-    print(f"{parameters:,} parameters, median of {REPEATS}\n")
-    cells = [("bare client", f"{base:.2f}", ""), *((name, f"{s:.2f}", f"{s - base:.2f}") for name, s in rows.items())]
+    print(f"{parameters:,} parameters, median of {repeats}\n")
+    cells = [(name, f"{taken:.2f}", f"{taken - seconds['bare client']:.2f}") for name, taken in seconds.items()]
     print(markdown_table(("push", "seconds", "beyond the bare client"), cells))
     print(f"\n{machine}")
 

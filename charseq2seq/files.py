@@ -39,7 +39,7 @@ def write_error(path: Path, error: OSError) -> SuiteError:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file that becomes `path` when the block ends; after an exception an earlier file is untouched."""
+    """Open a file that becomes `path` when the block ends. After an exception, e.g. SuiteError, the old one is there."""
     path = _target(Path(path))
     # Random, because only a model has a lock: two writers of any other file must not use the same temporary file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -133,7 +133,8 @@ def run_lock(model_path: Path) -> Iterator[str]:
     """Hold the lock of a model path, so that one run at a time writes it, and remove what a killed run left behind.
 
     The kernel releases the lock when the process ends, however it ends. The lock file stays and names the last holder.
-    Where the file system has no locks, a warning is yielded instead of "".
+    Where the file system has no locks, a warning is yielded instead of "". A SuiteError: another run holds it (code 75),
+    or no file of that name can be written there.
     """
     try:  # refuse now what could not be written at the end of the run
         if model_path.is_dir():

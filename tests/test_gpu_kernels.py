@@ -76,7 +76,7 @@ print("all the same")
 """
 
 
-@pytest.mark.parametrize("head_size", [64, 16, 6])
+@pytest.mark.parametrize("head_size", [16, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 6))])
 def test_kernels_compute_what_the_model_computes(head_size: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(head_size)],

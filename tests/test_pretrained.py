@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from charseq2seq.generation import Sampling, TextGenerator
 from charseq2seq.publishing.folder import build_folder
 from encoder_decoder_transformer import Transformer
 from tests.hub.server import WRITE, HubServer
-from tests.push_client import ROOT, tiny_checkpoint
+from tests.push_client import REPO, ROOT, Publisher, tiny_checkpoint
 
 
 @pytest.fixture
@@ -167,3 +170,52 @@ def test_a_repository_is_loaded_with_nothing_but_the_models_file(hub: HubServer,
     assert texts[0] != texts[1]
     fetched = {path.name for path in stranger.glob("huggingface/hub/*/snapshots/*/*")}
     assert fetched == {"config.json", "vocab.json", "model.safetensors"}, "and no other file of the repository"
+
+
+# --- with other clients than the one that pushed
+
+
+def output(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a program prints; it must not fail."""
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow  # installs a client
+def test_an_old_python_client_loads_a_pushed_model(hub: HubServer, alice: Publisher, tmp_path: Path) -> None:
+    assert alice.push().code == 0
+    card, old = hub.repo(REPO).files()["README.md"].decode(), tmp_path / "old"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(old), "huggingface_hub==0.36.0"]
+    output(install, tmp_path, dict(os.environ))
+    shutil.copy(ROOT / "encoder_decoder_transformer.py", tmp_path)
+    environment = hub.environment(tmp_path) | {"PYTHONPATH": str(old)}
+    program = "import huggingface_hub\nassert huggingface_hub.__version__ == '0.36.0'\n"
+    program += "".join(re.findall("```python\n(.*?)```", card, re.DOTALL))  # the three lines, and step by step
+    program += "assert torch.equal(model.head.weight, Transformer.from_pretrained(REPO).head.weight)"
+    written = output([sys.executable, "-c", program.replace("REPO", repr(REPO))], tmp_path, environment)
+    assert written == tiny_checkpoint().build_model().write("ROMEO:", 300, seed=1) + "\n"
+
+
+NPM_PROGRAM = """
+import { downloadFile, listFiles } from "@huggingface/hub";
+const [hubUrl, name, ...paths] = process.argv.slice(1), repo = { type: "model", name }, names = [], files = [];
+for await (const file of listFiles({ repo, hubUrl, recursive: true })) names.push(file.path);
+for (const path of paths) {
+  const file = await downloadFile({ repo, path, hubUrl });
+  files.push(Buffer.from(await file.arrayBuffer()).toString("base64"));
+}
+console.log(JSON.stringify([names, files]));
+"""
+
+
+@pytest.mark.slow  # installs a client
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
+def test_the_client_of_npm_reads_a_pushed_model(hub: HubServer, alice: Publisher, tmp_path: Path) -> None:
+    assert alice.push().code == 0
+    published, wanted = hub.repo(REPO).files(), ("config.json", "model.safetensors")
+    output(["npm", "install", "--silent", "--prefix", ".", "@huggingface/hub@2.17.5"], tmp_path, dict(os.environ))
+    node = ["node", "--input-type=module", "--eval", NPM_PROGRAM, hub.endpoint, REPO, *wanted]
+    names, files = json.loads(output(node, tmp_path, hub.environment(tmp_path)))
+    assert set(names) == set(published)
+    assert [base64.b64decode(file) for file in files] == [published[name] for name in wanted]

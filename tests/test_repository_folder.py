@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,24 +130,36 @@ def test_a_record_of_another_tool_is_none_of_ours(folder: Path) -> None:
         assert parse_record(odd) is None
 
 
-def damaged(folder: Path, name: str, content: bytes) -> Path:
-    """The folder of a tiny checkpoint with one file replaced."""
-    build_folder(tiny_checkpoint(), folder, "alice/m")
-    (folder / name).write_bytes(content)
+def damaged(folder: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    """The folder of a tiny checkpoint, TensorBoard's events included, with one file changed."""
+    build_folder(tiny_checkpoint(), folder, "alice/m", with_runs=True)
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
     return folder
 
 
-def test_a_folder_proves_itself_and_damage_is_found(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_proves_itself(folder: Path, tmp_path: Path) -> None:
     prove_folder(folder)
     assert set(parsed(folder, "training_args.json")["files"]) == ALL_FILES
     assert set(contents(folder)) == ALL_FILES, "the proof leaves nothing behind"
-    other = tmp_path / "other"
-    build_folder(tiny_checkpoint(seed=1), other, "alice/m")
-    weights = (other / "model.safetensors").read_bytes()
-    with pytest.raises(PublishError, match=r"the folder does not work\n.*do not hold the same weights"):
-        prove_folder(damaged(tmp_path / "mixed", "model.safetensors", weights))
-    with pytest.raises(PublishError, match="generated no text"):
-        prove_folder(damaged(tmp_path / "mute", "usage_example.py", b"import encoder_decoder_transformer"))
+    prove_folder(damaged(tmp_path, EVENTS, bytes))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("model.safetensors", lambda content: content[:-4] + bytes(4), "do not hold the same weights"),
+        ("vocab.json", lambda content: b'{"a": 0}', r"cannot be loaded: .*vocab\.json and config\.json differ in size"),
+        ("vocab.json", lambda content: b"{}", "the model has no vocabulary"),
+        ("usage_example.py", lambda content: b"import encoder_decoder_transformer", "generated no text"),
+        ("notebook.ipynb", lambda content: content[:-9], r"notebook\.ipynb does not run: JSONDecodeError"),
+        ("notebook.ipynb", lambda content: content.replace(b"sys.path", b"[]"), "does not run: ModuleNotFoundError"),
+        ("notebook.ipynb", lambda content: content.replace(b"model.write", b"model.say"), "has no attribute 'say'"),
+        (EVENTS, lambda content: content[:-9], "TensorBoard cannot read runs/"),
+    ],
+)
+def test_damage_is_found(name: str, change: Callable[[bytes], bytes], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match=rf"the folder does not work\n.*{reason}"):
+        prove_folder(damaged(tmp_path, name, change))
 
 
 def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +167,7 @@ def test_the_proof_sees_neither_tokens_nor_settings(tmp_path: Path, monkeypatch:
         monkeypatch.setenv(name, "seen")
     spy = b"import os, sys; sys.exit(f'seen: {[name for name, value in os.environ.items() if value == \"seen\"]}')"
     with pytest.raises(PublishError, match=r"seen: \[\]"):
-        prove_folder(damaged(tmp_path / "spying", "usage_example.py", spy))
+        prove_folder(damaged(tmp_path / "spying", "usage_example.py", lambda _: spy))
 
 
 OTHER_TOKENS = ["ghp_", "ghr_", "github_pat_", "sk-", "AKIA", "xoxb-", "hf_jwt_", "-----BEGIN RSA PRIVATE KEY-----"]
@@ -188,8 +201,7 @@ def test_secrets_are_found_and_not_shown(text: str, expected: str | None, tmp_pa
 def test_the_token_in_use_is_found_even_among_weights(folder: Path, tmp_path: Path) -> None:
     token = fake_token("amongWeights")
     refuse_secrets(folder, sorted(ALL_FILES), token)
-    weights = (folder / "pytorch_model.bin").read_bytes() + token.encode()
-    leaking = damaged(tmp_path / "leaking", "pytorch_model.bin", weights)
+    leaking = damaged(tmp_path / "leaking", "pytorch_model.bin", lambda weights: weights + token.encode())
     with pytest.raises(PublishError, match="the token in use"):
         refuse_secrets(leaking, sorted(ALL_FILES), token)
 

@@ -14,7 +14,11 @@ _PROVE = Path(__file__).parent / "published" / "prove_folder.py"
 
 
 def prove_folder(folder: Path) -> None:
-    """Run the usage example, load both weight files and compare them; raise PublishError if anything fails."""
+    """Take every way to the model that needs no browser: both weight files, the example, the notebook's first cells.
+
+    Raises:
+        PublishError: something in the folder does not work.
+    """
     run_alone(folder, str(_PROVE), str(folder.resolve()))
 
 

@@ -153,7 +153,10 @@ def sha256_of_beginning(pieces: Iterable[str], train_characters: int) -> str:
 
 
 def find_own_text(trained_on: Mapping[str, Any], folder: Path) -> Path:
-    """The text that a model was trained on: the default text, or a file of its name here or in the model's folder."""
+    """The text that a model was trained on: the default text, or a file of its name here or beside the model.
+
+    A SuiteError says that it is in neither place, or that the default text cannot be made.
+    """
     from data import SHA256
     from data.prepare import prepare
 

@@ -18,7 +18,10 @@ Row = Mapping[str, float]
 
 
 class Metrics:
-    """Writes the rows of a run as they come, and replaces an earlier run's file; `events` is TensorBoard's folder."""
+    """Writes the rows of a run as they come, over those of an earlier run; a SuiteError if it cannot begin.
+
+    `events` is TensorBoard's folder.
+    """
 
     def __init__(self, path: Path, rows: Sequence[Row], events: Path | None = None) -> None:
         self._path, self._events = path, None
