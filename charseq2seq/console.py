@@ -1,7 +1,7 @@
-"""Talking to whoever started the program: results on stdout, the log on stderr.
+"""Results on stdout, the log on stderr, and the exit code.
 
-A person at a terminal reads plain sentences; a log file or cron gets the same lines with a time before each. A log
-that cannot be written (stderr closed, its disk full) never stops a run; a reader of stdout that went away ends it.
+At a terminal the log is plain sentences; for a log file or cron, each line begins with the time. A log that cannot be
+written (stderr closed, its disk full) never stops a run; a reader of stdout that went away ends it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from charseq2seq.files import write_error
 if TYPE_CHECKING:
     import logging
 
-# What asks a program to end; `nohup` has it ignore the last one.
+# They ask a program to end. `nohup` makes it ignore SIGHUP, and that stays so.
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     STOP_SIGNALS.append(signal.SIGHUP)
@@ -35,12 +35,12 @@ class _Output:  # the only state of this module
 
 
 def log_errors_only() -> None:
-    """From now on write neither log nor results, only errors: of the processes of one run, rank 0 writes."""
+    """From now on write neither log nor results, only errors, because only rank 0 of a run writes them."""
     _Output.errors_only = True
 
 
 def log_to_file(path: Path) -> None:
-    """From now on write the log to this file too, or raise SuiteError; at 10 MB it is rotated, 3 old ones are kept."""
+    """Write the log to this file too from now on, or raise SuiteError. Rotated at 10 MB; three old files are kept."""
     from logging.handlers import RotatingFileHandler
 
     try:
@@ -57,7 +57,7 @@ def is_terminal() -> bool:
 
 
 def input_waits() -> bool:
-    """Whether there is something on stdin that nobody has read, from a pipe or a file."""
+    """Whether stdin is a pipe or a file with something to read."""
     with contextlib.suppress(ImportError, OSError):  # on Windows; the null device
         import fcntl
         import termios
@@ -68,7 +68,7 @@ def input_waits() -> bool:
 
 
 def log(message: str) -> None:
-    """Write a message to the log, every line timed unless a person is reading."""
+    """Write a message to the log."""
     if not _Output.errors_only:
         _write(message)
 
@@ -87,7 +87,7 @@ def _write(message: str) -> None:
 
 
 def write_result(text: str) -> None:
-    """Write to stdout at once, or raise SuiteError; BrokenPipeError if its reader went away."""
+    """Write to stdout at once, or raise SuiteError, or BrokenPipeError if its reader went away."""
     if sys.stdout is None or _Output.errors_only:
         return
     try:
@@ -102,7 +102,7 @@ def write_result(text: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what a stream could not write to the null device: else the interpreter tries again and ends with 120."""
+    """Send what a stream could not write to the null device; else Python tries again at its exit and ends with 120."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -113,9 +113,9 @@ def run(main: Callable[[Sequence[str] | None], int]) -> int:
 
 
 def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int]) -> int:
-    """As `run`; what `main` puts into its report is printed at the end as one line of JSON.
+    """Like `run`. If `main` puts anything into its report, that is printed at the end as one line of JSON.
 
-    What went wrong, the duration and the exit code are added to it. While the report is empty, nothing is printed.
+    What went wrong, the duration and the exit code are added to it.
     """
     started = time.monotonic()
     _prepare_streams()
@@ -148,7 +148,7 @@ def run_with_report(main: Callable[[Sequence[str] | None, dict[str, Any]], int])
 
 
 def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
-    """Do something, and log why it ended; returns the exit code and what the report says."""
+    """Do something, and log what ended it; returns the exit code and what the report says of it."""
     try:
         return do() or ExitCode.OK, {}
     except BaseException as error:
@@ -159,26 +159,26 @@ def _attempt(do: Callable[[], int | None]) -> tuple[int, dict[str, Any]]:
 
 
 def _prepare_streams() -> None:
-    """Make the three standard streams usable, whatever the caller has made of them."""
-    # What was closed (`2>&-`) is opened: else a model file gets the number that libraries print their warnings to.
+    """Make the three standard streams usable, however the program was started."""
+    # One that was closed (`2>&-`) is opened. Else the next file gets its number, and libraries print into a model.
     with contextlib.suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # Cron's locale may be ASCII: a model's text must not end in UnicodeEncodeError.
+            # Cron's locale may be ASCII, in which a model's text would raise UnicodeEncodeError.
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _end(number: int, frame: FrameType | None, looks: int = 50) -> None:
-    """End the program by an exception; an import is waited for up to five seconds: its C++ code would abort."""
+def _end(number: int, frame: FrameType | None, tries: int = 50) -> None:
+    """End the program by an exception. An import gets up to five seconds first, because its C++ code would abort."""
     error = KeyboardInterrupt() if number == signal.SIGINT else TerminatedError()
     if not _is_importing(frame) or not hasattr(signal, "setitimer"):
         raise error
-    if not looks:
+    if not tries:
         os._exit(ending_of(error)[0])
-    signal.signal(signal.SIGALRM, lambda _, now: _end(number, now, looks - 1))
+    signal.signal(signal.SIGALRM, lambda _, now: _end(number, now, tries - 1))
     signal.setitimer(signal.ITIMER_REAL, 0.1)
 
 

@@ -21,26 +21,24 @@ PAGE = Path(__file__).parent / "publishing" / "published" / "demo"
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves a folder's files."""
-
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {".js": "text/javascript"}  # Windows may say text/plain
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing of each request."""
+        """Log no request."""
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """Say nothing of a browser that left before it had the whole file."""
+        """Log nothing if a browser left before it had the whole file."""
 
 
 def page_server(folder: Path) -> ThreadingHTTPServer:
-    """A server of the folder's files on a free port of this machine, which no other machine reaches."""
+    """A server of the folder's files on a free port, reachable only from this machine."""
     return _Server(("127.0.0.1", 0), functools.partial(_Handler, directory=folder))
 
 
-def serve_demo(model_path: Path) -> int:
-    """Serve the page with this model on a free port until the program is interrupted; its address goes to stdout."""
+def serve_demo(model_path: Path) -> None:
+    """Print the address of the page with this model, and serve it until the program is interrupted."""
     require_packages("the page", "safetensors")
     checkpoint = load_checkpoint(model_path)
     model = checkpoint.build_model()
@@ -58,4 +56,3 @@ def serve_demo(model_path: Path) -> int:
             if is_terminal() and has_screen:
                 webbrowser.open(address)
             server.serve_forever()
-    return 0

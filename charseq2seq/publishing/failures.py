@@ -19,7 +19,7 @@ from charseq2seq.errors import ExitCode, SuiteError
 
 _TOKENS_PAGE = "huggingface.co/settings/tokens"
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
-_ALSO_OF_TRAINING = ("repo_name", "username", "token", "token_file", "private")  # as --hf_repo_name and so on
+_ALSO_OF_TRAINING = ("repo_name", "username", "token", "token_file", "private")  # there --hf_repo_name etc.
 _OF_THE_NETWORK = re.compile(r"HF_ENDPOINT|\w+_PROXY|\w+_OFFLINE|SSL_CERT_\w+", re.IGNORECASE)  # variables
 
 
@@ -131,13 +131,9 @@ FAILURES = {
 
 
 class PublishError(SuiteError):
-    """A push that failed.
+    """A push that failed: a row of `FAILURES`, and what exactly happened, e.g. in the Hub's own sentence.
 
-    Args:
-        kind: a key of `FAILURES`.
-        detail: what exactly, e.g. the Hub's own sentence.
-        status: the HTTP status, where there is one.
-        request_id: by which the Hub's support finds the request.
+    The Hub's support finds a request by its `request_id`.
     """
 
     def __init__(
@@ -148,7 +144,7 @@ class PublishError(SuiteError):
         self.status, self.request_id = status, request_id
         line = f"HTTP {status} {http.client.responses.get(status, '')}".strip() if status else ""
         what = failure.headline.format(status=line).replace(" ()", "")
-        self.what = what or failure.cause.partition(":")[0]  # not every failure has a status
+        self.what = what or failure.cause.partition(":")[0]  # if the headline is the status, and there is none
         self.cause = f"{failure.cause}: {detail}" if detail else failure.cause
         headline = self.what if kind in ("exists", "too_large") else f"Push failed: {self.what}"  # the guide's words
         lines = [f"❌ {headline}", f"   why: {self.cause}", f"   what to do: {failure.remedy}"]
@@ -159,15 +155,15 @@ class PublishError(SuiteError):
 
 
 @contextlib.contextmanager
-def knowing(kind: str, more: str, token: str, *, transient: bool = False) -> Iterator[None]:
-    """Add to a failure of one kind what is known here and the Hub does not say."""
+def hint_for(kind: str, hint: str, token: str, *, transient: bool = False) -> Iterator[None]:
+    """Add a hint to a failure of one kind; with `transient`, trying again may help."""
     try:
         yield
     except Exception as error:
         failure = explain(error, token)
         if failure is None or failure.kind != kind:
             raise
-        detail = "; ".join(filter(None, (failure.detail, more)))
+        detail = "; ".join(filter(None, (failure.detail, hint)))
         failure = PublishError(kind, detail, status=failure.status, request_id=failure.request_id)
         failure.transient |= transient
         raise failure from error
@@ -175,7 +171,7 @@ def knowing(kind: str, more: str, token: str, *, transient: bool = False) -> Ite
 
 @contextlib.contextmanager
 def flags_of_training() -> Iterator[None]:
-    """Let what goes wrong name the flags of train_transformer.py, or the program that has them."""
+    """Write flags as train_transformer.py has them; one that it lacks gets `push_to_huggingface.py` before it."""
 
     def rename(flag: re.Match[str]) -> str:
         return f"--hf_{flag[1]}" if flag[1] in _ALSO_OF_TRAINING else f"push_to_huggingface.py {flag[0]}"
@@ -191,9 +187,8 @@ def flags_of_training() -> Iterator[None]:
 def explain(error: BaseException, token: str | None = None) -> PublishError | None:
     """The row of the table that an exception belongs to, filled in; None for a defect of ours.
 
-    The client raises its own errors, those of its HTTP library and builtin ones (Xet), some only as the cause of
-    another. So all causes are walked, and an HTTP status counts before class names, those before texts. Where the Hub
-    repeats the token, it is hidden.
+    The client raises its own errors, those of its HTTP library and builtin ones (Xet), and may wrap them. So all causes
+    are searched for an HTTP status, else for a known class or text. The Hub may repeat the token, so it is hidden.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -215,14 +210,14 @@ def explain(error: BaseException, token: str | None = None) -> PublishError | No
 
 
 def is_xet_failure(error: BaseException) -> bool:
-    """Whether Xet's own client failed, which has no HTTP response to show; plain LFS may still work."""
+    """Whether Xet's own client failed, so that plain LFS may still work; its errors are builtin ones."""
     causes = list(_causes(error))
     builtin = (ConnectionError, RuntimeError, TimeoutError, OSError)
     return _first(causes, "response") is None and any(type(cause) in builtin for cause in causes)
 
 
 def _first(causes: list[BaseException], name: str) -> Any:
-    """An attribute of the first of the exceptions that has it."""
+    """An attribute of the first exception that has it."""
     return next((found for cause in causes if (found := getattr(cause, name, None)) is not None), None)
 
 
@@ -235,7 +230,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 _STATUS = {401: "bad_token", 402: "quota", 403: "forbidden", 404: "not_found", 407: "unreachable", 408: "timeout"}
 _STATUS |= {405: "not_the_hub", 511: "not_the_hub", 412: "moved", 413: "too_large", 429: "rate_limit", 409: "exists"}
-# Some mean many things; the Hub's sentence tells them apart.
+# 400, 403 and 409 mean many things; the Hub's sentence tells them apart.
 _SAID = {"storage limit": "quota", "quota": "quota", "namespace": "namespace", "create_pr": "namespace"}
 _SAID |= {"larger than": "too_large", "too large": "too_large", "in progress": "moved"}
 
@@ -245,7 +240,7 @@ def _kind_of_response(response: Any, said: str) -> str:
 
     status, address = response.status_code, response.request.url
     is_page = response.headers.get("Content-Type", "").startswith("text/html")  # where the Hub answers JSON
-    has_no_whoami = status in (404, 501) and address.path.endswith("/api/whoami-v2")
+    has_no_whoami = status in (404, 501) and address.path.endswith("/api/whoami-v2")  # as mirrors answer
     if has_no_whoami or (is_page and status in (400, 403, 404)):
         return "not_the_hub"
     if status == 400 and address.path.endswith("/api/validate-yaml"):
@@ -256,14 +251,14 @@ def _kind_of_response(response: Any, said: str) -> str:
 
 
 def _settings(kind: str) -> str:
-    """Which Hub it is, where one is named, and for failures of the network the proxies and the like."""
+    """The variables that may be the cause: HF_ENDPOINT, and for failures of the network the proxies and the like."""
     is_network = FAILURES[kind].exit_code == ExitCode.UNAVAILABLE
     used = (name for name in os.environ if name == "HF_ENDPOINT" or (is_network and _OF_THE_NETWORK.fullmatch(name)))
     return hide_password(", ".join(f"{name}={os.environ[name]}" for name in used))
 
 
 def hide_password(text: str) -> str:
-    """Without what stands before an @ in the addresses of a text."""
+    """A text without the user and password in its addresses."""
     return re.sub(r"(?<=[=/])[^/@\s]*@", "…@", text)
 
 

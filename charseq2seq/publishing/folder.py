@@ -1,7 +1,6 @@
 """Checkpoint -> the folder that goes to the Hub.
 
-The same checkpoint gives the same bytes: nothing here knows the time, the machine, the user or a path. What can be
-said about a model is said once, in the checkpoint; these files are its translations.
+The same checkpoint gives the same bytes: all facts come from it, none from the time, the machine, the user or a path.
 """
 
 from __future__ import annotations
@@ -35,16 +34,13 @@ _COPIED = {
 def build_folder(
     checkpoint: Checkpoint, folder: Path, repo_id: str, *, has_page: bool = False, with_runs: bool = False
 ) -> dict[str, Any]:
-    """Write the complete repository folder; the card's examples name the repository, `owner/name`.
+    """Write the complete folder of the repository `owner/name`, or raise SuiteError.
 
-    With `has_page` the card links to the Space where the model writes, `with_runs` adds TensorBoard's events.
+    With `has_page` the card links to the Space where the model writes; `with_runs` adds TensorBoard's events.
 
     Returns:
-        The content of its `training_args.json`, by which the suite recognises a repository of its own. `files` are
-        those to be published; others may lie beside them.
-
-    Raises:
-        SuiteError: the folder holds something else, or cannot be written.
+        The record: the content of `training_args.json`, by which the suite recognises its own repositories. Only what
+        it lists as `files` is published.
     """
     import torch
     from safetensors.torch import save
@@ -61,18 +57,18 @@ def build_folder(
     texts[NOTEBOOK] = render_notebook(repo_id, prompt)
     curve = draw_training_curve(checkpoint.metrics, checkpoint.config["vocab_size"])
     events = write_events(checkpoint.metrics) if with_runs else None
-    shown = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
-    for name, content in shown.items():
+    extras = {name: content for name, content in ((CURVE, curve), (EVENTS, events)) if content}
+    for name, content in extras.items():
         make_folder((folder / name).parent)
         atomic_write_bytes(folder / name, content)
-    # Cloned, because a view would drag its whole storage along; safetensors, too, because it cannot hold code.
+    # Cloned, because a view would be saved with its whole storage.
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.model_state_dict.items()}
     with atomic_write(folder / "pytorch_model.bin") as file:
         torch.save({"model_state_dict": weights}, file)
     atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     record = {
         "made_by": MADE_BY,
-        "files": sorted([*texts, *shown, "pytorch_model.bin", "model.safetensors", CARD, RECORD]),
+        "files": sorted([*texts, *extras, "pytorch_model.bin", "model.safetensors", CARD, RECORD]),
         "training_args": checkpoint.training_args,
         "metrics": checkpoint.metrics,
         "corpus": checkpoint.corpus,
@@ -84,44 +80,44 @@ def build_folder(
         for temperature in (0.5, 0.8, 1.0)
     }
     texts[CARD] = render_card(checkpoint, repo_id, samples, CURVE if curve else None, has_page=has_page)
-    texts[RECORD] = json_text(record)  # the last one
+    texts[RECORD] = json_text(record)  # written last: it vouches for the others
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return record
 
 
 def parse_record(text: str) -> dict[str, Any] | None:
-    """A `training_args.json` of this suite's making, or None for anything else."""
+    """The record in a `training_args.json`; None if this suite did not write it."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    fields = {"metrics": dict, "corpus": dict, "files": list}
     if not isinstance(record, dict) or record.get("made_by") != MADE_BY:
         return None
+    fields = {"metrics": dict, "corpus": dict, "files": list}
     is_whole = all(isinstance(record.get(name), kind) for name, kind in fields.items())
     return record if is_whole and all(isinstance(name, str) for name in record["files"]) else None
 
 
 def _claim(folder: Path) -> None:
-    """Make the folder, and refuse one that holds anything else than an earlier one of ours."""
+    """Make the folder; refuse one that is neither empty nor ours."""
     try:
         make_folder(folder)
         left = leftovers(folder)
         found = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in left})
-        # By its content: other tools, too, write a file of the record's name.
+        # Other tools write a training_args.json too, so its content decides.
         record = (folder / RECORD).read_text(encoding="utf-8", errors="replace") if RECORD in found else ""
     except OSError as error:
         raise write_error(folder, error) from error
     if found and parse_record(record) is None:
         problem = f"{folder} holds other files ({', '.join(found[:3])} …); choose an empty --output_dir."
         raise SuiteError(problem, ExitCode.CANNOT_CREATE)
-    # A record without files, until all others are written: the folder is ours, and not whole.
+    # Until the other files are written, the record lists none: the folder is ours, and not complete.
     atomic_write_text(folder / RECORD, json_text({"made_by": MADE_BY, "files": [], "metrics": {}, "corpus": {}}))
     for path in left:
         path.unlink(missing_ok=True)
 
 
 def json_text(content: Any) -> str:
-    """As JSON in ASCII, which no tool garbles; null for what JSON has no number for, e.g. a loss not yet measured."""
+    """JSON in ASCII, which no tool garbles; infinity and NaN, e.g. a loss not yet measured, become null."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2) + "\n"

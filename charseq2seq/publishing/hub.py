@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from charseq2seq.console import is_terminal, log
-from charseq2seq.publishing.failures import PublishError, explain, is_xet_failure, knowing
+from charseq2seq.publishing.failures import PublishError, explain, hint_for, is_xet_failure
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
     from huggingface_hub.hf_api import RepoFile
 
-MAIN, PROPOSALS = "main", "refs/pr/"  # of a pull request the number follows
+MAIN, PROPOSALS = "main", "refs/pr/"  # the number of a pull request follows
 CARD, RECORD = "README.md", "training_args.json"  # the two files that a push reads before it writes
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 300.0  # seconds: the Hub counts requests over so long; a longer pause ends the push
-LONGEST_LAG = 20.0  # seconds for which the Hub may not show what was written
+LONGEST_PAUSE = 300.0  # seconds, the period of the Hub's rate limits; a push that should wait longer fails
+LONGEST_LAG = 20.0  # seconds until the Hub must show what was written
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries, before jitter
-LONG_SILENCE = 20.0  # seconds; a server that was silent for so long is not asked again
+LONG_SILENCE = 20.0  # seconds; after a timeout as long as this there is no other try
 
 T = TypeVar("T")
 
@@ -50,22 +50,20 @@ class Account:
 class Remote:
     """A repository at one moment."""
 
-    repo_id: str  # its true name: the Hub answers to earlier names and to other capitals too
+    repo_id: str  # its name now: the Hub finds it by earlier names and other capitals too
     head: str  # commit id of the revision that a push goes to
     private: bool
     revision: str  # the branch, or the pull request
     has_branch: bool  # False where that revision is still to be made, from main
     tags: Mapping[str, str]  # name -> commit id
     files: Mapping[str, RepoFile]
-    texts: Mapping[str, str]  # content of `CARD` and `RECORD`, where they are there
+    texts: Mapping[str, str]  # content of `CARD` and `RECORD`, if they exist
 
 
 class Hub:
     """The Hub, seen with one token; a request waits `timeout` seconds for an answer.
 
-    Attributes:
-        api: huggingface_hub's client. Callers use it for single requests, each within `retrying`.
-        repo_type: of the repositories that are meant, "model" or "space".
+    Callers use `api`, huggingface_hub's client, for single requests, each within `retrying`.
     """
 
     def __init__(self, token: str, timeout: float, repo_type: str = "model") -> None:
@@ -92,16 +90,12 @@ class Hub:
         return Account(self._user, roles, access.get("role") or "not stated", frozenset(writable))
 
     def read(self, repo_id: str, revision: str = MAIN) -> Remote | None:
-        """What is there, at the head of a branch; None where there is no such repository.
-
-        Raises:
-            PublishError: `revision` is a tag or commit, to which nothing can be pushed.
-        """
+        """What is at the head of a branch; None if there is no such repository. A tag is refused."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        taken_off = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
+        lost = "it accepted this token a moment ago, so something in between, a mirror say, takes it off"
         try:
-            with knowing("bad_token", taken_off, self.token):
+            with hint_for("bad_token", lost, self.token):
                 info = retrying(lambda: self.api.repo_info(repo_id, repo_type=self.repo_type))
         except HfHubHTTPError as error:
             if error.response.status_code != 404:
@@ -116,80 +110,80 @@ class Hub:
             raise PublishError("not_found", f"{revision} is a tag; a push goes to a branch")
         if revision.startswith(PROPOSALS):
             branches[revision] = str(retrying(lambda: self.api.model_info(repo_id, revision=revision)).sha)
-        for one in branches:  # git keeps them as files and folders
+        for one in branches:  # git stores a branch as a file: a/b cannot stand beside a
             if one.startswith(f"{revision}/") or revision.startswith(f"{one}/"):
                 raise PublishError("bad_ref", f"--revision {revision}, where there is a branch {one}")
         head = branches.get(revision) or str(info.sha)
         files = self.files(repo_id, head)
         if self.repo_type == "space" and len(self.api.list_repo_commits(repo_id, repo_type="space")) == 1:
-            files = {}  # the Hub puts a page of its own into a new one
+            files = {}  # the first commit of a Space is a page by the Hub
         texts = {name: self._text(repo_id, head, name) for name in (CARD, RECORD) if name in files}
         return Remote(repo_id, head, bool(info.private), revision, revision in branches, tags, files, texts)
 
     def _other_capitals(self, repo_id: str) -> str | None:
-        """The name of a repository that differs in capitals only: the Hub makes no second one beside it."""
+        """The name of a repository that differs in capitals only; the Hub makes no second one beside it."""
         from huggingface_hub.errors import HfHubHTTPError
 
         owner, _, name = repo_id.partition("/")
         with contextlib.suppress(HfHubHTTPError):  # a mirror may not know how to search
             names = self.api.list_models if self.repo_type == "model" else self.api.list_spaces
-            found = [one.id for one in names(author=owner, search=name)]
+            found = (one.id for one in names(author=owner, search=name))
             return next((one for one in found if one != repo_id and one.lower() == repo_id.lower()), None)
         return None
 
-    def find_proposal(self, main: Remote) -> tuple[str, Remote] | None:
-        """An open pull request in which this user proposes another model of this suite: its address and content."""
+    def find_proposal(self, main: Remote) -> tuple[Remote, str] | None:
+        """An open pull request in which this user proposes another model of this suite: its content and address."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        mine: list[Any] = []
-        if not self._user:  # of a keyless job the Hub does not say which proposals are its own
+        if not self._user:  # a keyless job; the Hub does not say which proposals are its own
             return None
-        asked: dict[str, Any] = {"discussion_type": "pull_request", "discussion_status": "open"}
-        with contextlib.suppress(HfHubHTTPError):  # discussions can be switched off
-            mine += self.api.get_repo_discussions(main.repo_id, author=self._user, **asked)
-        for one in mine:
+        options: dict[str, Any] = {"discussion_type": "pull_request", "discussion_status": "open"}
+        try:
+            proposals = list(self.api.get_repo_discussions(main.repo_id, author=self._user, **options))
+        except HfHubHTTPError:  # discussions can be switched off
+            return None
+        for one in proposals:
             proposed = self.read(main.repo_id, f"{PROPOSALS}{one.num}")
             if proposed and proposed.texts.get(RECORD) not in (None, main.texts.get(RECORD)):
-                return one.url, proposed
+                return proposed, one.url
         return None
 
     def files(self, repo_id: str, commit: str) -> dict[str, RepoFile]:
         """Every file of a commit, by its path."""
         from huggingface_hub.hf_api import RepoFile
 
-        # Not `retrying`: the library itself repeats listings, for some 20 seconds.
+        # Without `retrying`: the library itself repeats listings, for some 20 seconds.
         listing = self.api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=self.repo_type)
         return {one.path: one for one in listing if isinstance(one, RepoFile)}
 
     def check_write(self, repo_id: str, revision: str, create_pr: bool) -> None:
-        """Ask the Hub how it would take a file: it answers only those who may write, and nothing is written."""
+        """Ask the Hub how it would store a file. It answers only those who may write, and nothing is written."""
         from huggingface_hub import CommitOperationAdd
 
-        options: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "repo_type": self.repo_type}
-        self.api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")], **options)
+        file = CommitOperationAdd(CARD, b"x")
+        self.api.preupload_lfs_files(repo_id, [file], revision=revision, create_pr=create_pr, repo_type=self.repo_type)
 
     def check_card(self, card: str) -> None:
-        """Ask the Hub whether it takes the metadata of a README.md; what it does not take is the failure "card"."""
+        """Ask the Hub whether the metadata of a README.md is valid; if not, that is the failure "card"."""
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
-        # Not `ModelCard.validate`, which sends the metadata as it would write them itself.
+        # Not `ModelCard.validate`, which rewrites the metadata before it sends them.
         address, body = f"{self.api.endpoint}/api/validate-yaml", {"repoType": self.repo_type, "content": card}
         retrying(lambda: hf_raise_for_status(get_session().post(address, json=body)))
 
     def commit(
         self, repo_id: str, additions: Sequence[CommitOperationAdd], deletions: Sequence[str], **options: Any
     ) -> CommitInfo:
-        """Send files and make one commit of them, on top of its parent or not at all.
+        """Send files and make one commit of them, with the options of `HfApi.create_commit`.
 
-        Large files go by Xet; where its servers cannot be reached or do not exist, by plain LFS. The `options` are
-        those of `HfApi.create_commit`.
+        Large files go by Xet, or by plain LFS if Xet's servers cannot be reached.
         """
         from huggingface_hub import CommitOperationDelete, constants
         from huggingface_hub.utils._runtime import is_xet_available
 
         operations: list[Any] = [*additions, *map(CommitOperationDelete, deletions)]
         options["repo_type"] = self.repo_type
-        with knowing("forbidden", "it allowed this token to write a moment ago", self.token, transient=True):
+        with hint_for("forbidden", "it allowed this token to write a moment ago", self.token, transient=True):
             try:
                 return self.api.create_commit(repo_id, operations, **options)
             except (OSError, RuntimeError) as error:
@@ -200,13 +194,12 @@ class Hub:
                 return self.api.create_commit(repo_id, operations, **options)
 
     def download(self, repo_id: str, commit: str, names: Sequence[str], folder: Path) -> None:
-        """Download files of a commit into a folder, past any cache."""
-        from huggingface_hub import snapshot_download
+        """Download files of a commit into a folder, without any cache."""
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()  # its bars would be drawn over the lines that follow
-        options: dict[str, Any] = {"allow_patterns": list(names), "local_dir": folder, "token": self.token}
-        retrying(lambda: snapshot_download(repo_id, revision=commit, **options))
+        download = self.api.snapshot_download
+        retrying(lambda: download(repo_id, revision=commit, allow_patterns=list(names), local_dir=folder))
 
     def _text(self, repo_id: str, commit: str, name: str) -> str:
         from huggingface_hub import hf_hub_url
@@ -225,11 +218,11 @@ class Hub:
         except UnicodeDecodeError as error:
             if name == CARD:
                 raise PublishError("card", f"byte {error.start:,} is not UTF-8; save it as UTF-8") from error
-            return ""  # a record, but none of ours
+            return ""  # some other program's file
 
 
 def when_visible(work: Callable[[], T]) -> T:
-    """Do what needs something that was just written: the Hub's reads may lag behind its writes."""
+    """Do what needs something just written, again and again: the Hub's reads may lag behind its writes."""
     begin = time.monotonic()
     while True:
         try:
@@ -250,8 +243,8 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
             return work()
         except Exception as error:
             failure = explain(error)
-            is_silent = failure is not None and failure.kind == "timeout" and time.monotonic() - begin > LONG_SILENCE
-            if failure is None or not failure.transient or is_silent:
+            took_long = time.monotonic() - begin > LONG_SILENCE
+            if failure is None or not failure.transient or (failure.kind == "timeout" and took_long):
                 raise
             asked = _seconds_asked(getattr(getattr(error, "response", None), "headers", {}))
         seconds = max(pause * random.uniform(0.75, 1.5), asked)
@@ -265,12 +258,16 @@ def retrying(work: Callable[[], T], between: Callable[[], None] = lambda: None) 
 
 
 def limit_client(timeout: float, token: str | None = None) -> None:
-    """Give huggingface_hub, for the rest of this process, time limits and a guard on the token."""
+    """Give huggingface_hub time limits and a guard on the token, for the rest of this process."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import httpx
     from huggingface_hub.utils._http import default_client_factory
 
-    _limit_xet(timeout)
+    connect = min(CONNECT_SECONDS, timeout)
+    # Xet has a client of its own, which reads these. After two tries of it `commit` sends by LFS.
+    for name, seconds in {"CONNECT_TIMEOUT": connect, "READ_TIMEOUT": timeout, "RETRY_MAX_DURATION": timeout}.items():
+        os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds * 1000:.0f}ms")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
     hub = httpx.URL(constants.ENDPOINT)
 
     def guard_token(request: Any) -> None:
@@ -281,7 +278,7 @@ def limit_client(timeout: float, token: str | None = None) -> None:
 
     def factory() -> Any:
         client = default_client_factory()
-        client.timeout = httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout))
+        client.timeout = httpx.Timeout(timeout, connect=connect)
         client.event_hooks = {
             "request": [*client.event_hooks["request"], guard_token],
             "response": [*client.event_hooks["response"], _check_answer],
@@ -291,20 +288,8 @@ def limit_client(timeout: float, token: str | None = None) -> None:
     set_client_factory(factory)  # a factory, because the library makes a new client after a lost connection
 
 
-def _limit_xet(timeout: float) -> None:
-    """Xet's own client reads its limits from the environment; it tries twice, then the LFS path is taken."""
-    limits = {"CONNECT_TIMEOUT": min(CONNECT_SECONDS, timeout), "READ_TIMEOUT": timeout, "RETRY_MAX_DURATION": timeout}
-    for name, seconds in limits.items():
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds * 1000:.0f}ms")
-    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
-
-
 def _check_answer(response: Any) -> None:
-    """Catch what the library would obey, repeat or read without end: long pauses, some conflicts, web pages.
-
-    Raises:
-        PublishError: the answer, explained.
-    """
+    """Raise PublishError for what the library would misread: very long pauses, web pages, some conflicts."""
     status, asked = response.status_code, _seconds_asked(response.headers)
     response.headers.pop("RateLimit", None)
     if status in (429, 503) and asked > LONGEST_PAUSE:
@@ -317,7 +302,7 @@ def _check_answer(response: Any) -> None:
     if response.is_success and response.headers.get("Content-Type", "").startswith("text/html"):
         page = f"{response.url.host} answered with a web page, as login pages of networks do"
         raise PublishError("not_the_hub", page, status=status)
-    # Two pushes create it at once: the library would ask again without a pause, or for an address that is not there.
+    # Another push is creating it. The library would ask again at once, or look for an address that the answer lacks.
     if status == 409 and response.url.path.endswith("/api/repos/create") and b'"url"' not in response.read():
         raise PublishError("moved", "another repository is being made", status=status)
 

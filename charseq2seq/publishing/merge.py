@@ -1,7 +1,7 @@
 """Two cards made one: the suite's part is made anew, and what people wrote on the Hub stays.
 
-The metadata is split into its top-level entries and merged as text. So what people wrote stays letter for letter, with
-its comments, and means what the Hub reads in it: in YAML 1.2 `no` is a word, and for PyYAML it is false.
+The metadata is split into its top-level entries and merged as text. So what people wrote stays letter for letter,
+comments included. Values stay text too: PyYAML would make the language code `no` false.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MARK, _END = "<!-- charseq2seq begins: ", "<!-- charseq2seq ends -->"
 _BLOCK = re.compile(rf"(?P<mark>{_MARK}[^\n]*-->)(?P<text>.*?){_END}", re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(?P<yaml>(?:[^\n]*\n)*?)---[ \t]*(?:\n|\Z)")
 _COMMENTS_BELOW = re.compile(r"(^[ \t]*(#.*)?\n)*\Z", re.MULTILINE)
-_ENOUGH_LINES = 10  # of ours, for a text without any mark to be ours
+_ENOUGH_LINES = 10  # a card without marks that has so many of our lines was ours
 
 
 def is_our_card(text: str) -> bool:
@@ -25,7 +25,7 @@ def is_our_card(text: str) -> bool:
 
 
 def seal(card: str) -> str:
-    """Our card with a checksum of its text in the first mark, by which a later push sees that somebody edited it."""
+    """Our card with a checksum of its text in the first mark, so that a later push sees whether somebody edited it."""
     block = _BLOCK.search(card)
     assert block is not None, "our card has its marks"
     mark = block["mark"].replace(" (", f" {_checksum(block['text'])} (", 1)
@@ -38,18 +38,15 @@ def _checksum(text: str) -> str:
 
 
 def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
-    """Our new card with everything in it that people wrote into the published one.
+    """Our new card with what people wrote into the published one, and a sentence for each thing of theirs that is lost.
 
-    Text outside the marks stays; a card without marks (made on the website) keeps its text, below ours. Metadata that
-    the published card has stay too, but lists get our entries besides, and results are ours, except for other models'.
-
-    Returns:
-        The card, and a sentence for each thing of theirs that it no longer holds.
+    Text outside the marks stays; a card without marks (made on the website) keeps its text, below ours. Published
+    metadata stays too. Our items are added to its lists, and our results replace earlier ones of this model.
     """
     import yaml
 
     our_front, our_text = _split(ours)
-    mark, line_end = "\ufeff" * theirs.startswith("\ufeff"), "\r\n" if "\r\n" in theirs else "\n"
+    byte_order_mark, line_end = "\ufeff" * theirs.startswith("\ufeff"), "\r\n" if "\r\n" in theirs else "\n"
     their_front, their_text = _split(theirs.removeprefix("\ufeff").replace("\r\n", "\n"))
     our_names = re.findall(rf"{_MARK}\S*?/(\S+)", ours + theirs)  # before and after a renaming
     try:
@@ -57,11 +54,11 @@ def merge_cards(ours: str, theirs: str) -> tuple[str, list[str]]:
     except yaml.YAMLError as error:
         front, lost = our_front, [f"the metadata is not YAML ({' '.join(str(error).split())}), so it is made anew"]
     text, lost_text = _merge_texts(our_text, their_text)
-    return mark + f"---\n{front}---\n{text}".replace("\n", line_end), lost + lost_text
+    return byte_order_mark + f"---\n{front}---\n{text}".replace("\n", line_end), lost + lost_text
 
 
 def _split(card: str) -> tuple[str, str]:
-    """The YAML and the text of a card; no YAML is an empty one."""
+    """The YAML and the text of a card; the YAML may be empty."""
     found = _FRONT_MATTER.match(card)
     return (found["yaml"], card[found.end() :]) if found else ("", card)
 
@@ -73,7 +70,7 @@ def _merge_texts(ours: str, theirs: str) -> tuple[str, list[str]]:
         was_edited = _checksum(published["text"]) not in published["mark"]
         lost = ["somebody edited the part between the marks, which is made anew"] if was_edited else []
         return theirs[: published.start()] + block[0] + theirs[published.end() :], lost
-    # Where a mark was deleted, our part is from the first to the last line that is ours.
+    # Where a mark was deleted, our part is from our first line to our last; short lines could be anybody's.
     known = {line.strip() for line in block[0].splitlines() if len(line) > 12 or line.startswith("# ")}
     lines = [line for line in re.finditer("[^\n]+", theirs) if line[0].strip() in known or is_our_card(line[0])]
     if not is_our_card(theirs) and len(lines) < _ENOUGH_LINES:
@@ -84,26 +81,28 @@ def _merge_texts(ours: str, theirs: str) -> tuple[str, list[str]]:
 
 def _merge_metadata(ours: str, theirs: str, our_names: list[str]) -> tuple[str, list[str]]:
     entries, lost = _entries(theirs), []
-    above = theirs.removesuffix("".join(text for _, text in entries.values()))
+    comments_above = theirs.removesuffix("".join(text for _, text in entries.values()))
     for name, (mine, our_text) in _entries(ours).items():
         node, text = entries.get(name, (None, ""))
         if node is None or node.tag.endswith(":null"):
             merged = our_text
         elif name == "model-index":
             models = [model for model in node.value if model.id == "mapping"] if node.id == "sequence" else []
-            mine.value += [m for m in models if not any(k.value == "name" and v.value in our_names for k, v in m.value)]
+            for model in models:
+                if not any(key.value == "name" and value.value in our_names for key, value in model.value):
+                    mine.value.append(model)  # the results of another model
             merged = text if _yaml(mine) == _yaml(node) else f"{name}:\n{_yaml(mine)}"
         else:
-            merged = _united(name, mine, node, text)
+            merged = _with_items(name, mine, node, text)
         if merged != text:
             value = _COMMENTS_BELOW.sub("", text)
             lost += [f"comments in {name}"] if re.search(r"\s#", value) else []
             entries[name] = node, merged + text.removeprefix(value)
-    return "".join([above, *(text for _, text in entries.values())]), lost
+    return "".join([comments_above, *(text for _, text in entries.values())]), lost
 
 
 def _entries(front: str) -> dict[str, tuple[Any, str]]:
-    """The top-level entries: name -> node and text; comments and empty lines below an entry belong to it."""
+    """The top-level entries: name -> PyYAML's node and the text, with the comments and empty lines below it."""
     import yaml
 
     root: Any = yaml.compose(front)
@@ -123,12 +122,12 @@ def _yaml(node: Any) -> str:
     return str(yaml.serialize(node, width=1 << 30, allow_unicode=True))
 
 
-def _united(name: str, ours: Any, theirs: Any, text: str) -> str:
-    """An entry of theirs, with what a list of ours has besides."""
+def _with_items(name: str, ours: Any, theirs: Any, text: str) -> str:
+    """An entry of theirs, whose text this is, with those items of our list that it lacks."""
     if ours.id != "sequence":
         return text
     items = theirs.value if theirs.id == "sequence" else [theirs]
     words = [item.value for item in items if item.id == "scalar"]  # the Hub takes nothing else
     missing = [item.value for item in ours.value if item.value not in words]
-    # Quoted: so every reader of YAML takes `no` for a word.
+    # In quotes, so that every reader of YAML takes `no` for a word.
     return f"{name}: {json.dumps(words + missing, ensure_ascii=False)}\n" if missing else text

@@ -1,4 +1,4 @@
-"""May this push happen? Everything that can be known before anything slow, and nothing is changed by asking."""
+"""Can this push work? Whatever can be checked before slow work is checked here, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from charseq2seq.console import log
 from charseq2seq.errors import ExitCode, SuiteError, lacks_temporary_folder, require_packages
 from charseq2seq.options import PushOptions
 from charseq2seq.publishing.card import sample_card, space_of
-from charseq2seq.publishing.failures import PublishError, explain, knowing
+from charseq2seq.publishing.failures import PublishError, explain, hint_for
 from charseq2seq.publishing.folder import parse_record
 from charseq2seq.publishing.hub import CARD, MAIN, RECORD, Account, Hub, Remote, limit_client
 from charseq2seq.publishing.merge import is_our_card, merge_cards
@@ -22,75 +22,66 @@ from charseq2seq.publishing.secrets import KEYLESS, find_token
 from charseq2seq.publishing.space import space_card
 from charseq2seq.publishing.surroundings import check_surroundings
 
-# By `git check-ref-format`; besides, what the Hub reads as something else than a branch or tag.
+# What `git check-ref-format` refuses, and what the Hub takes for a commit or a reference of its own.
 _NO_REF = re.compile(
     r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^@?$|^[-/]|[/.]$|(^|/)\.|\.lock(/|$)|^HEAD$|^refs/|^[0-9a-f]{40}$"
 )
-# What the website makes for an empty repository: nobody's work is lost by pushing over it.
+# The website makes these in a new repository, so a push over them destroys nobody's work.
 _NOBODYS_WORK = {".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What the preflight found out of a repository.
-
-    Attributes:
-        remote: what is there; None where the repository is still to be made.
-        space: the same of the model's Space, where one is to be pushed too.
-        has_page: whether there is such a Space, or will be.
-    """
+    """What the preflight found out about a repository."""
 
     hub: Hub
     repo_id: str
-    remote: Remote | None
-    space: PreflightResult | None = None
-    has_page: bool = False
+    remote: Remote | None = None  # None if the repository does not exist, or nobody asked
+    space: PreflightResult | None = None  # of the model's Space, with --with_space
+    has_page: bool = False  # whether the model's card links to a Space
 
     @property
     def url(self) -> str:
-        """Where the repository is, or will be."""
+        """Address of the repository."""
         prefix = "spaces/" if self.hub.repo_type == "space" else ""
         return f"{self.hub.api.endpoint}/{prefix}{self.repo_id}"
 
 
 def preflight(request: PushOptions) -> PreflightResult:
-    """Find out, and say, whether this push can work.
-
-    Raises:
-        PublishError: it cannot; the message has the remedy.
-    """
+    """Find out whether this push can work, and log what matters; raise SuiteError with the remedy if it cannot."""
     require_libraries()
     with user_errors(None):
         check_surroundings()
         check_name(f"owner/{request.repo_name}")
         check_ref("--revision", request.revision)
-        check_ref("--tag", request.tag or "v1")
-        limit_client(request.timeout)  # keyless sign-in asks the Hub already
+        check_ref("--tag", request.tag)
+        limit_client(request.timeout)  # keyless sign-in is the first request
         token, source, others = find_token(request.token, request.token_file)
     with user_errors(token):
         hub = Hub(token, request.timeout)
         log(f"token: from {source}")
         unused = "".join(f"; {other} was not used" for other in others)
-        with knowing("bad_token", f"it is from {source}{unused}", token):
+        with hint_for("bad_token", f"it is from {source}{unused}", token):
             account = trusted_publisher() if source == KEYLESS else hub.whoami()
         repo_id = target(request, account.name)
         found = _look(hub, account, repo_id, request, sample_card(repo_id))
-        repo_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
+        space_id, spaces = space_of(found.repo_id), Hub(token, request.timeout, "space")
         if request.with_space:
-            space = _look(spaces, account, repo_id, of_space(request, found), space_card(found.repo_id))
+            space = _look(spaces, account, space_id, options_of_space(request, found), space_card(found.repo_id))
             return replace(found, space=space, has_page=True)
-        is_linked = found.remote is not None and f"spaces/{repo_id}" in found.remote.texts.get(CARD, "")
-        return replace(found, has_page=is_linked and spaces.read(repo_id) is not None)
+        # An earlier push may have made a Space; if it still exists, the card keeps its link.
+        is_linked = found.remote is not None and f"spaces/{space_id}" in found.remote.texts.get(CARD, "")
+        return replace(found, has_page=is_linked and spaces.read(space_id) is not None)
 
 
-def of_space(request: PushOptions, model: PreflightResult) -> PushOptions:
-    """What is asked for a model's Space, which is private if the model is."""
+def options_of_space(request: PushOptions, model: PreflightResult) -> PushOptions:
+    """The options for pushing the model's Space: private if the model is, with no tag and no comparison."""
     private = request.private or (model.remote is not None and model.remote.private)
     return replace(request, private=private, tag=None, only_if_better=None)
 
 
 def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: str) -> PreflightResult:
-    """Read a repository, and find out whether it may be written to and takes a card of such a form."""
+    """Read a repository, and check that it may be written to and that the Hub would take the card."""
     kind = "repository" if hub.repo_type == "model" else hub.repo_type
     check_name(repo_id)
     if account.token_role == KEYLESS and repo_id not in account.scopes:
@@ -112,7 +103,7 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
         log(f"{kind}: new, to be made {'private' if request.private else 'public'}")
     else:
         role = f"the role of {account.name} there is {account.roles.get(namespace, 'none')}"
-        with knowing("namespace", role, hub.token):
+        with hint_for("namespace", role, hub.token):
             hub.check_write(repo_id, request.revision if remote.has_branch else MAIN, request.create_pr)
         may = "a pull request may be made" if request.create_pr else "may be pushed to"
         log(f"{kind}: exists, {'private' if remote.private else 'public'}, {may}")
@@ -120,7 +111,7 @@ def _look(hub: Hub, account: Account, repo_id: str, request: PushOptions, card: 
 
 
 def require_libraries() -> None:
-    """Refuse to start without a library, or with a huggingface_hub that is too old; nothing is imported."""
+    """Refuse a missing library and an old huggingface_hub, without importing any."""
     libraries = ("torch", "numpy", "safetensors", "matplotlib", "yaml", "jinja2", "huggingface_hub")
     require_packages("publishing", *libraries)
     if (version := metadata.version("huggingface_hub")).startswith("0."):  # 1.0 brought the factory
@@ -129,13 +120,13 @@ def require_libraries() -> None:
 
 
 def trusted_publisher() -> Account:
-    """A keyless job: its token opens one repository and nothing else, so the Hub does not say whose it is."""
+    """The account of a keyless job. Its token opens one repository, and the Hub does not say whose it is."""
     resource = os.environ["HF_OIDC_RESOURCE"]
     return Account(resource.partition("/")[0], {}, KEYLESS, frozenset([resource]))
 
 
 def _describe(account: Account, namespace: str) -> str:
-    """Who it is, what the token may do, and what the namespace is to them."""
+    """The account's name, the rights of its token and its role in the namespace."""
     if account.token_role == KEYLESS:
         return f"none; this job is a trusted publisher and may write to {' '.join(account.scopes)} alone, for an hour"
     scopes = f" for {', '.join(sorted(account.scopes))}" if account.token_role == "fineGrained" else ""
@@ -145,7 +136,7 @@ def _describe(account: Account, namespace: str) -> str:
 
 @contextlib.contextmanager
 def user_errors(token: str | None) -> Iterator[None]:
-    """Turn what the client and the disk raise into `SuiteError`; defects of ours pass as they are."""
+    """Turn errors of the client and of the disk into `SuiteError`; other exceptions pass unchanged."""
     try:
         yield
     except SuiteError:
@@ -166,7 +157,7 @@ def target(request: PushOptions, account: str) -> str:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse a name that the Hub would not take."""
+    """Refuse a name that the Hub would refuse."""
     from huggingface_hub.utils import validate_repo_id
 
     if repo_id.count("/") != 1:
@@ -174,14 +165,14 @@ def check_name(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def check_ref(flag: str, name: str) -> None:
-    """Refuse the name of a branch or tag that git would not take, and what only looks like a branch."""
-    if _NO_REF.search(name):
+def check_ref(flag: str, name: str | None) -> None:
+    """Refuse an impossible name of a branch or tag."""
+    if name is not None and _NO_REF.search(name):
         raise PublishError("bad_ref", f"{flag} {name!r}")
 
 
 def check_remote(remote: Remote | None, request: PushOptions) -> None:
-    """Refuse to publish what shall be private, to push over the work of others, and to move a tag."""
+    """Refuse to move a tag, to publish what shall be private, and to push over the work of others."""
     if remote is None:
         return
     if (tagged := remote.tags.get(request.tag or "", remote.head)) != remote.head:
@@ -195,12 +186,12 @@ def check_remote(remote: Remote | None, request: PushOptions) -> None:
 
 
 def published_record(remote: Remote | None) -> dict[str, Any] | None:
-    """What the suite wrote of the model that is published, if it wrote anything."""
+    """The record of the published model, if this suite published it."""
     return parse_record(remote.texts.get(RECORD, "")) if remote else None
 
 
 def _check_rights(account: Account, repo_id: str, remote: Remote | None, request: PushOptions) -> None:
-    """Refuse what the token cannot do, as far as the Hub tells beforehand."""
+    """Refuse what the token may not do, as far as the Hub tells beforehand."""
     namespace = repo_id.partition("/")[0]
     if account.token_role == "read":
         raise PublishError("forbidden", "it is a read-only token")

@@ -23,11 +23,7 @@ def prove_folder(folder: Path) -> None:
 
 
 def run_alone(folder: Path, *command: str) -> None:
-    """Run a program in a folder that it alone sees.
-
-    Raises:
-        PublishError: it fails, or writes nothing.
-    """
+    """Run a Python program that sees nothing but a folder; raise PublishError if it fails or prints nothing."""
     with strangers_environment():
         done = subprocess.run(
             [sys.executable, "-E", "-s", "-B", *command],  # no Python settings of this user; no caches in the folder

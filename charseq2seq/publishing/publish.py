@@ -1,7 +1,6 @@
 """A push, step by step: preflight (checks), folder, proof (a fresh process tries it), commit, verification.
 
-`preflight` checks what it can before anything slow, and is called before training; `publish` does it all. Both
-raise `PublishError`, a `SuiteError`, with the remedy in its message.
+`publish` does all of it. Before training, train_transformer.py calls `preflight` alone.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from charseq2seq.publishing.merge import merge_cards
 from charseq2seq.publishing.preflight import (
     PreflightResult,
     check_remote,
-    of_space,
+    options_of_space,
     preflight,
     published_record,
     target,
@@ -60,7 +59,7 @@ class Outcome:
         state: "pushed", "proposed", "up to date", "not better", "planned" or "checked".
         url: address of the model, or of the pull request that proposes it.
         commit: id of the new commit, or of the newest one if nothing was sent; None after `check` and `dry_run`.
-        space: address of the Space, with `with_space`.
+        space: address of the Space, if there is one.
     """
 
     state: str
@@ -71,22 +70,21 @@ class Outcome:
     space: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The result for programs, printed as JSON."""
+        """What `--json` prints."""
         files = {change.name: change.state for change in self.changes}
         where = {"url": self.url, "repo_id": self.repo_id, "space": self.space}
         return {"ok": True, "state": self.state, **where, "commit": self.commit, "files": files}
 
     def describe_changes(self) -> str:
-        """The changes as a person reads them, a line a file."""
+        """A line for each file."""
         return "".join(f"{change.state:8} {change.size:>12,} bytes  {change.name}\n" for change in self.changes)
 
 
 def publish(request: PushOptions) -> Outcome:
-    """Publish a checkpoint, whole and verified, in one commit or not at all; with `check` or `dry_run`, only try.
+    """Publish a checkpoint in one commit or not at all, and verify it; with `check` or `dry_run`, only try.
 
     Raises:
-        PublishError, SuiteError: nothing was published. Two kinds of `PublishError` tell of a commit that was made:
-            "unconfirmed" and "visibility".
+        SuiteError: nothing was published, except that the kinds "unconfirmed" and "visibility" may follow a commit.
     """
     if request.with_runs:
         require_packages("--with_runs", "tensorboard", pip="tensorboard")
@@ -96,9 +94,9 @@ def publish(request: PushOptions) -> Outcome:
         if not request.dry_run or error.kind != "no_token":
             raise
         log("no token: the folder is built and tested, but what the Hub already has is not known.")
-        found = PreflightResult(Hub("", request.timeout), target(request, "username"), None)
-        space = PreflightResult(Hub("", request.timeout, "space"), space_of(found.repo_id), None)
-        found = replace(found, space=space, has_page=True) if request.with_space else found
+        repo_id = target(request, account="username")
+        space = PreflightResult(Hub("", request.timeout, "space"), space_of(repo_id)) if request.with_space else None
+        found = PreflightResult(Hub("", request.timeout), repo_id, space=space, has_page=request.with_space)
     if request.check:
         return Outcome("checked", found.url, found.repo_id, space=found.space.url if found.space else None)
     from charseq2seq.checkpoint import load_checkpoint
@@ -108,24 +106,28 @@ def publish(request: PushOptions) -> Outcome:
         checkpoint = load_checkpoint(request.model_path)
         record = build_folder(checkpoint, path, found.repo_id, has_page=found.has_page, with_runs=request.with_runs)
         log(f"folder: built from {request.model_path.name}{f' in {path}' if request.output_dir else ''}")
-        push = Push(request, found, path, record)
-        pushes = [push]
-        if found.space is not None:  # the first to go: the card must not link to what is not there
-            path_of_space = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            files = build_space(path_of_space, path, found.repo_id, record)
-            pushes.insert(0, Push(of_space(request, found), found.space, path_of_space, files))
-        if request.dry_run or (push.is_better and any(one.has_changes for one in pushes)):
+        model = Push(request, found, path, record)
+        page = None
+        if found.space is not None:
+            page_path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            page_record = build_space(page_path, path, found.repo_id, record)
+            page = Push(options_of_space(request, found), found.space, page_path, page_record)
+        has_changes = model.has_changes or (page is not None and page.has_changes)
+        if request.dry_run or (model.is_better and has_changes):
             log("proof: a fresh process loads the folder and runs its example")
             prove_folder(path)
         if request.dry_run:
-            of_page = pushes[0].changes if found.space else ()
-            named = [replace(change, name=f"{pushes[0].found.repo_id}/{change.name}") for change in of_page]
-            return replace(push.outcome("planned"), changes=(*push.changes, *named))
-        return [one.send() for one in pushes if push.is_better or one is push][-1]
+            changes = list(model.changes)
+            if page is not None:
+                changes += [replace(change, name=f"{page.found.repo_id}/{change.name}") for change in page.changes]
+            return replace(model.outcome("planned"), changes=tuple(changes))
+        if page is not None and model.is_better:
+            page.send()  # first, because the model's card links to it
+        return model.send()
 
 
 def state_of(file: CommitOperationAdd, there: RepoFile | None) -> str:
-    """What a file is beside the published one: "new", "same" or "changed"."""
+    """How a file differs from the published one: "new", "same" or "changed"."""
     from huggingface_hub.utils.sha import git_hash
 
     if there is None:
@@ -141,31 +143,29 @@ def state_of(file: CommitOperationAdd, there: RepoFile | None) -> str:
 class Push:
     """One push: what it would change, the commit, and whether that arrived.
 
-    Of the published files it removes only those that their record lists and the folder lacks.
-
     Attributes:
-        remote: what is published; this and the others here are made anew whenever the Hub is read.
-        proposal: address of our open pull request, which is then what is compared and updated, or "".
         files: name -> huggingface_hub's object for the file, which computes its hash once.
+        remote: what is published. This and the next three change whenever the Hub is read again.
+        proposal: address of our open pull request, or ""; if there is one, `remote` is its content.
         changes: every file, compared with what is published.
-        is_better: see the function.
+        is_better: whether `only_if_better` lets the push go on.
+        may_have_arrived: whether our commit was sent, and was not refused.
     """
 
     def __init__(self, request: PushOptions, found: PreflightResult, folder: Path, record: Mapping[str, Any]) -> None:
         from huggingface_hub import CommitOperationAdd
 
         refuse_secrets(folder, record["files"], found.hub.token)
-        self.request, self.found, self.record = request, found, record
-        self.may_be_made = False  # our commit: it was sent, and not refused
+        self.request, self.found, self.record, self.may_have_arrived = request, found, record, False
         self.files = {name: CommitOperationAdd(name, folder / name) for name in record["files"]}
         self._card = (folder / CARD).read_text(encoding="utf-8")
-        self._compare("", found.remote)
+        self._compare(found.remote)
 
-    def _compare(self, proposal: str, remote: Remote | None) -> None:
+    def _compare(self, remote: Remote | None, proposal: str = "") -> None:
         from huggingface_hub import CommitOperationAdd
 
         check_remote(remote, self.request)
-        self.proposal, self.remote = proposal, remote
+        self.remote, self.proposal = remote, proposal
         published = remote.files if remote else {}
         if remote is not None and CARD in remote.texts:
             card, lost = merge_cards(self._card, remote.texts[CARD])
@@ -177,62 +177,57 @@ class Push:
             Change(name, state_of(file, published.get(name)), file.upload_info.size)
             for name, file in sorted(self.files.items())
         ]
+        # A published file is deleted only if an earlier push made it.
         gone = set(record["files"]) & set(published) - set(self.files) if record else set()
         changes += [Change(name, "removed", published[name].size) for name in sorted(gone)]
         self.changes = tuple(changes)
         self.has_changes = any(change.state != "same" for change in self.changes)
         if remote and self.request.tag in remote.tags and self.has_changes:
             raise PublishError("tag_taken", f"{self.request.tag} is commit {remote.head[:8]}")
-        theirs = record if self.has_changes else None
-        self.is_better = is_better(self.record, theirs, self.request.only_if_better)
-        is_new = self.request.create_pr and self.has_changes and not proposal
-        if is_new and remote and (earlier := self.found.hub.find_proposal(remote)):
+        self.is_better = not self.has_changes or is_better(self.record, record, self.request.only_if_better)
+        needs_proposal = self.request.create_pr and self.has_changes and not proposal
+        if needs_proposal and remote and (earlier := self.found.hub.find_proposal(remote)):
             self._compare(*earlier)
 
     def _read(self) -> None:
-        self._compare("", self.found.hub.read(self.found.repo_id, self.request.revision))
+        self._compare(self.found.hub.read(self.found.repo_id, self.request.revision))
 
     def send(self) -> Outcome:
-        """Make one commit on top of what is there, verify and tag it.
-
-        Once our commit may be made, whatever goes wrong says so.
-        """
+        """Make one commit, verify and tag it. A failure after the commit may have arrived becomes "unconfirmed"."""
         try:
             with user_errors(self.found.hub.token):
                 commit = self._commit()
-                if self.may_be_made:
+                if self.may_have_arrived:
                     self._verify(commit)
                 if self.is_better:
                     self._make_tag(commit)
         except SuiteError as error:
-            told = error if isinstance(error, PublishError) else None
-            if not self.may_be_made or (told and told.kind in ("visibility", "unconfirmed")):
+            if not self.may_have_arrived or error.facts["error"] in ("visibility", "unconfirmed"):
                 raise
-            why = f"{told.what}: {told.cause}" if told else str(error)
+            why = f"{error.what}: {error.cause}" if isinstance(error, PublishError) else str(error)
             raise PublishError("unconfirmed", f"{self.proposal or self.found.url}: {why}") from error
-        if self.may_be_made:
+        if self.may_have_arrived:
             return self.outcome("proposed" if self.request.create_pr else "pushed", commit)
         return self.outcome("up to date" if self.is_better else "not better", commit)
 
     def outcome(self, state: str, commit: str | None = None) -> Outcome:
-        """How this push ended."""
-        url, found = self.proposal or self.found.url, self.found
-        return Outcome(state, url, found.repo_id, commit, self.changes, found.space.url if found.space else None)
+        """The result of this push, given how it ended."""
+        url, space = self.proposal or self.found.url, self.found.space
+        return Outcome(state, url, self.found.repo_id, commit, self.changes, space.url if space else None)
 
     def _commit(self) -> str:
-        """Make the commit and return its id, or that of the newest one where there is nothing to send.
+        """Make the commit and return its id, or that of the newest commit if there is nothing to send.
 
-        After a transient failure it is tried again. Before that the Hub is read again: if only the answer was lost,
-        the commit is found there; if somebody else committed meanwhile, ours goes on top of theirs.
+        After a transient failure the Hub is read before the next try. If only the answer was lost, nothing is left to
+        send; if somebody else committed meanwhile, ours goes on top of theirs.
         """
         try:
             return retrying(self._try_to_commit, self._read)
         except Exception:
-            if not self.may_be_made:
-                raise
-            self._read()
-            if self.has_changes:
-                self.may_be_made = False
+            if self.may_have_arrived:  # the last try; a look at the Hub decides
+                self._read()
+                self.may_have_arrived = not self.has_changes
+            if not self.may_have_arrived:
                 raise
             return self._try_to_commit()
 
@@ -240,26 +235,25 @@ class Push:
         hub, repo_id, branch = self.found.hub, self.found.repo_id, self.request.revision
         if self.remote is None:
             sdk = "static" if hub.repo_type == "space" else None
-            kind: dict[str, Any] = {"repo_type": hub.repo_type, "space_sdk": sdk}
-            retrying(lambda: hub.api.create_repo(repo_id, private=self.request.private, exist_ok=True, **kind))
-            when_visible(self._read_what_was_made)
+            options: dict[str, Any] = {"repo_type": hub.repo_type, "space_sdk": sdk, "private": self.request.private}
+            retrying(lambda: hub.api.create_repo(repo_id, exist_ok=True, **options))
+            when_visible(self._read_new_repository)
         remote = self.remote
         assert remote is not None, "it was made just now"
         if not remote.has_branch and self.is_better:  # it begins at the head of main
             retrying(lambda: hub.api.create_branch(repo_id, branch=branch, exist_ok=True))
         return self._send(remote) if self.has_changes and self.is_better else remote.head
 
-    def _read_what_was_made(self) -> None:
+    def _read_new_repository(self) -> None:
         self._read()
         if self.remote is None:
             raise PublishError("not_found", f"{self.found.repo_id} was made, but is not there")
 
     def _send(self, remote: Remote) -> str:
-        """Make the commit, and return its id."""
         loss, step = _loss(self.record), self.record["metrics"].get("step", "?")
         usual = f"{loss:.4f} nats per character, step {step} (charseq2seq {__version__})"
         title, _, description = ((self.request.commit_message or "").strip() or usual).partition("\n")
-        self.may_be_made = True
+        self.may_have_arrived = True
         try:
             made = self.found.hub.commit(
                 self.found.repo_id,
@@ -273,7 +267,7 @@ class Push:
             )
         except Exception as error:
             failure = explain(error)
-            self.may_be_made = failure is not None and failure.kind in _LOST
+            self.may_have_arrived = failure is not None and failure.kind in _LOST
             raise
         self.proposal = made.pr_url or self.proposal
         return made.oid
@@ -305,20 +299,15 @@ class Push:
 
 
 def is_better(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, margin: float | None) -> bool:
-    """Whether a model may be published under `only_if_better`: always without it, or where nothing is published.
+    """Whether our model's loss is lower by `margin` nats per character, as the two records have it.
 
-    Args:
-        ours, theirs: the records of the two models.
-        margin: nats per character by which the loss has to be lower.
-
-    Raises:
-        PublishError: the two losses cannot be compared.
+    True without a margin, or if nothing is published. Losses that cannot be compared are refused.
     """
     if margin is None or theirs is None:
         return True
-    measured = [{"corpus sha256": record["corpus"].get("sha256"), **record["metrics"]} for record in (ours, theirs)]
+    mine, published = ({"corpus sha256": one["corpus"].get("sha256"), **one["metrics"]} for one in (ours, theirs))
     names = ("corpus sha256", "protocol", "max_context", "characters")
-    if different := [name for name in names if len({None, *(one.get(name) for one in measured)}) != 2]:
+    if different := [name for name in names if mine.get(name) is None or mine[name] != published.get(name)]:
         raise PublishError("not_comparable", f"different or not stated: {', '.join(different)}")
     if _loss(ours) < _loss(theirs) - margin:
         return True

@@ -23,7 +23,7 @@ _STORED = "the stored login"
 # Secrets, and this user's settings of Python and of the Hub's client.
 _NOT_FOR_STRANGERS = re.compile("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL|^(HF_|HUGGING|PYTHON)", re.IGNORECASE)
 _HOME = r"(?:/home|/Users|C:\\+Users)[/\\]+[\w.-]+|/root/[\w.-]+"
-_SHORTEST_PATH = 6  # "/" or "/root" would be found in ordinary text
+_SHORTEST_PATH = 6  # shorter ones ("/", "/root") occur in ordinary text
 _SUITE = Path(__file__).resolve().parents[2]
 
 
@@ -31,17 +31,14 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str, li
     """The first token of: the command line, the file, keyless sign-in, the environment, the stored login.
 
     Returns:
-        The token, where it is from, and where else there is something that could be one.
-
-    Raises:
-        PublishError: there is none, or it cannot be one.
-        SuiteError: the file cannot be used.
+        The token, where it is from, and which other places have something too.
     """
     from huggingface_hub import constants
 
-    sources: dict[str, Callable[[], str]] = {}
+    sources: dict[str, Callable[[], str]] = {}  # the first is read, the others are only named
     if token is not None:
-        sources["the command line"] = functools.partial(_token_of_the_command_line, token)
+        _warn_of_the_command_line()
+        sources["the command line"] = lambda: token
     if token_file is not None:
         sources[str(token_file)] = functools.partial(_read_token_file, token_file)
     if "HF_OIDC_RESOURCE" in os.environ:
@@ -60,7 +57,7 @@ def find_token(token: str | None, token_file: Path | None) -> tuple[str, str, li
 
 
 def _unwrapped(text: str) -> str:
-    """A token without what people copy with it: quotes, the variable's name, what Windows writes around text."""
+    """A token without what is copied with it: quotes, the variable's name, a byte order mark."""
     around, quotes = "\ufeff\u200b \t\r\n", "\"'`“”‘’"
     name = r"^(export\s+)?(HF_TOKEN|HUGGING_FACE_HUB_TOKEN)\s*=|^Bearer\s"
     return re.sub(name, "", text.replace("\0", "").strip(around + quotes)).strip(around + quotes)
@@ -73,7 +70,7 @@ def _sign_in_without_key() -> str:
         return retrying(get_token) or ""
     except Exception as error:
         failure = explain(error)
-        if failure is None:  # the library says what is missing
+        if failure is None:  # the library's own sentence says what is missing
             raise PublishError("keyless", str(error)) from error
         if failure.kind not in ("bad_token", "forbidden", "not_found", "rejected"):
             raise
@@ -88,11 +85,10 @@ def _stored_login() -> str:
     return _read_token_file(Path(constants.HF_TOKEN_PATH))
 
 
-@functools.cache  # warned of once, although the token is looked for before training and again at the push
-def _token_of_the_command_line(token: str) -> str:
+@functools.cache  # one warning, although the token is looked for before training and again at the push
+def _warn_of_the_command_line() -> None:
     log("note: a token on the command line can be seen by everybody on this machine (ps) and stays in the shell's")
     log("history; HF_TOKEN, a file (--token_file, --hf_token_file) or `hf auth login` keep it to yourself.")
-    return token
 
 
 def _read_token_file(path: Path) -> str:
@@ -108,25 +104,21 @@ def _read_token_file(path: Path) -> str:
     return text
 
 
-strangers_environment = functools.partial(without_variables, _NOT_FOR_STRANGERS)  # while other programs are started
+strangers_environment = functools.partial(without_variables, _NOT_FOR_STRANGERS)  # for programs that we start
 
 
 def refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:
-    """Search the files to be published for tokens and for paths of this machine, and for the token in use everywhere.
-
-    Raises:
-        PublishError: something was found; the message says where, and never shows it.
-    """
+    """Refuse files that hold a token or a path of this machine; the message says where, and does not show it."""
     folders = [str(Path.cwd()), str(_SUITE), os.environ.get("HOME", "")]
     places = [folder for folder in folders if len(folder) >= _SHORTEST_PATH]
-    # Not the middle of another path or of an address: a folder may have the repository's name.
+    # Not in the middle of another path or of an address, because a folder may have the repository's name.
     machine = re.compile("|".join([_HOME, *(rf"(?<![\w.-]){re.escape(path)}(?![\w-])" for path in places)]))
     found = []
     for name in names:
         content = (folder / name).read_bytes()
         if token and token.encode() in content:
             found.append(f"the token in use, in {name}")
-        if name.endswith((".bin", ".safetensors", ".png")):  # random bytes look like anything
+        if name.endswith((".bin", ".safetensors", ".png")):  # random bytes may look like a token or a path
             continue
         for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
             if TOKEN.search(line):

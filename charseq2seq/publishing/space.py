@@ -14,29 +14,28 @@ from charseq2seq.publishing.hub import CARD, RECORD
 from charseq2seq.publishing.merge import seal
 
 _PAGE = Path(__file__).parent / "published" / "demo"
-_OF_THE_MODEL = ("model.safetensors", "config.json", "vocab.json")  # what the page reads
-_HOME = "<!-- the model's address -->"  # stands in index.html
+_MODEL_FILES = ("model.safetensors", "config.json", "vocab.json")  # what the page reads
+_PLACEHOLDER = "<!-- the model's address -->"  # in index.html
 
 
 def build_space(folder: Path, model: Path, repo_id: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Write the Space of a model into an empty folder, with the very files of the model's folder.
+    """Write the Space of a model into an empty folder; returns its record, as `build_folder` does.
 
-    Returns:
-        Its record, as `build_folder` does.
+    `model` is the folder of the model's files, `record` theirs.
     """
-    for name in _OF_THE_MODEL:
+    for name in _MODEL_FILES:
         shutil.copyfile(model / name, folder / name)
     address = f'<a href="https://huggingface.co/{repo_id}" target="_blank" rel="noopener">About this model</a>'
-    texts = {path.name: path.read_text(encoding="utf-8").replace(_HOME, address) for path in _PAGE.iterdir()}
+    texts = {path.name: path.read_text(encoding="utf-8").replace(_PLACEHOLDER, address) for path in _PAGE.iterdir()}
     texts[CARD] = space_card(repo_id)
-    record = record | {"files": sorted([*texts, *_OF_THE_MODEL, RECORD])}
+    record = record | {"files": sorted([*texts, *_MODEL_FILES, RECORD])}
     for name, text in {**texts, RECORD: json_text(record)}.items():
         atomic_write_text(folder / name, text)
     return record
 
 
 def space_card(repo_id: str) -> str:
-    """The README.md of a Space, whose metadata tells the Hub how to serve it."""
+    """The README.md of a Space; its metadata tells the Hub how to serve it."""
     name = repo_id.partition("/")[2]
     return seal(f"""---
 title: {json.dumps(name)}

@@ -1,7 +1,7 @@
-"""What surrounds a push, looked at once and before anything slow: the Hub's address, proxies, certificates, caches.
+"""Checks what surrounds a push: the Hub's address, proxies, certificates, caches.
 
-huggingface_hub reads the environment when it is imported, and fails in its own words long afterwards; so this comes
-before it.
+huggingface_hub reads the environment when it is imported, and fails long afterwards, without naming the variable. So
+this comes before the import.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ _READ_BY_THE_CLIENT = re.compile(r"^(HF_|HUGGING_FACE_|SSL_CERT_)|_PROXY$", re.I
 
 
 def check_surroundings() -> None:
-    """Make the environment fit for the Hub's client, or say which variable is not.
-
-    Raises:
-        PublishError: "environment".
-    """
+    """Make the environment fit for the Hub's client, or raise PublishError that names the wrong variables."""
     for name in filter(_READ_BY_THE_CLIENT.search, list(os.environ)):
         os.environ[name] = os.environ[name].strip()
         if not os.environ[name]:  # set to nothing means not set
@@ -38,7 +34,7 @@ def check_surroundings() -> None:
     except Exception:
         wrong = []
         with without_variables(_READ_BY_THE_CLIENT) as variables:
-            for name, value in variables.items():  # which of them is wrong by itself?
+            for name, value in variables.items():  # each alone, to find the wrong ones
                 os.environ[name] = value
                 try:
                     _make_client()
@@ -61,7 +57,7 @@ def without_variables(names: re.Pattern[str]) -> Iterator[dict[str, str]]:
 
 
 def _make_client() -> None:
-    """Do all that depends on the environment, as the client will; what it raises does not name the variable."""
+    """Raise what the environment will make the client raise."""
     address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
         raise ValueError("an address is https://HOST or http://HOST:PORT")
@@ -73,13 +69,10 @@ def _make_client() -> None:
 
 
 def _move_caches() -> None:
-    """Give the client a home of this process's own where the user's cannot be written.
-
-    Xet's client would else write its log to stdout, and fail.
-    """
+    """Move the client's caches to a temporary folder if the user's cannot be written: Xet's client would fail."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.path.expandvars(os.environ.get("HF_HOME", f"{caches}/huggingface")))
-    with contextlib.suppress(OSError, RuntimeError):  # the second: this user has no home at all
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: this user has no home
         home = home.expanduser()
         home.mkdir(parents=True, exist_ok=True)
     if os.access(home, os.W_OK | os.X_OK):
