@@ -103,11 +103,12 @@ def test_no_two_places_share_six_lines() -> None:
 
 # --- ceilings: raise one only with a reason in the same commit
 
-# 2026-11-28: the deletion day took 700 lines of the suite; then came the page's server, the Space, the notebook,
-# `from_pretrained`, the terminal, metrics and the picture, with 750. Wanted are 7,200, 2,700 and 9,700.
-SUITE, ROUTE, FILE, ALL_TESTS = 8_110, 2_950, 450, 11_660
+# 2026-11-28: of these some 5,900 are the suite as it was rebuilt (6,200 were planned). The rest came afterwards, where
+# 1,000 were planned: 420 for the GPU, 850 for busy machines, power cuts, bad surroundings and short texts, 650 for the
+# page, the notebook, metrics, the terminal and `from_pretrained`.
+SUITE, ROUTE, FILE, ALL_TESTS = 7_800, 2_820, 450, 11_490
 LONG_FILES = {
-    "encoder_decoder_transformer.py": 745,  # one file on purpose: it is published as it stands and needs no other
+    "encoder_decoder_transformer.py": 735,  # one file on purpose: it is published as it stands and needs no other
 }
 ROUTE_FILES = re.findall(r"^\| \[(\S+\.py)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -157,12 +157,14 @@ def _attend(connection: socket.socket) -> None:
     orders = json.loads(connection.makefile().readline())
     pid = os.fork()
     if pid == 0:
-        code = ExitCode.UNEXPECTED
+        code: int = ExitCode.UNEXPECTED
         try:
             _play(orders)
             code = ExitCode.OK
         except SystemExit as end:
-            code = ExitCode(int(end.code or 0))
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            code = 1 if isinstance(end.code, str) else int(end.code or 0)
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()

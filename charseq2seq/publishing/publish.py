@@ -114,7 +114,7 @@ def publish(request: PushOptions) -> Outcome:
             page = Push(options_of_space(request, found), found.space, page_path, page_record)
         has_changes = model.has_changes or (page is not None and page.has_changes)
         if request.dry_run or (model.is_better and has_changes):
-            log("proof: a fresh process loads the folder and runs its example")
+            log("proof: a fresh process loads the folder, runs its example and its notebook")
             prove_folder(path)
         if request.dry_run:
             changes = list(model.changes)
