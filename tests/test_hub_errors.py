@@ -18,6 +18,7 @@ from tests.hub.server import LFS_ONLY, WRITE, HubServer
 from tests.push_client import REPO, Publisher
 
 
+@pytest.mark.slow
 def test_passing_trouble_is_waited_out(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo(REPO)
     hub.fail("GET", "whoami", status=429, headers={"Retry-After": "1"}, times=1)

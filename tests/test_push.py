@@ -239,6 +239,7 @@ def test_a_tag_that_cannot_be_made_after_the_commit_is_told_and_made_later(alice
     assert hub.repo(REPO).tags == {"v1": hub.repo(REPO).head} and len(titles(hub)) == 1
 
 
+@pytest.mark.slow
 def test_reads_that_lag_behind_are_waited_for(alice: Publisher, hub: HubServer) -> None:
     def hide(path: str, code: str) -> Callable[[], object]:
         return lambda: hub.fail("GET", path, status=404, code=code, times=1)

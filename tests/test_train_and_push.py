@@ -64,7 +64,9 @@ def test_a_push_that_fails_after_training_keeps_the_model(hub: HubServer, tmp_pa
     assert trainee.model.exists() and hub.repo(REPO).private
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "whoami"), ("POST", "/commit/")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "whoami"), pytest.param("POST", "/commit/", marks=pytest.mark.slow)]
+)
 def test_a_signal_outside_training_ends_with_json_too(method: str, path: str, hub: HubServer, tmp_path: Path) -> None:
     trainee, code = Trainee(tmp_path / "user"), ExitCode.TERMINATED
     done = finish(start_and_signal(hub, method, path, signal.SIGTERM, lambda: start(hub, trainee, token=WRITE)))

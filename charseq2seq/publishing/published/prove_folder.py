@@ -13,6 +13,7 @@ import io
 import json
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,10 +63,10 @@ def run_notebook(folder: Path) -> None:
     sys.path.remove(str(folder))  # the notebook has to find it by itself, too
     cells = json.loads((folder / "notebook.ipynb").read_text("utf-8"))["cells"]
     load, write, *_ = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    names: dict[str, Any] = {}
-    with contextlib.redirect_stdout(io.StringIO()):
-        exec(load, names)
-        exec(write.replace("300", "30"), names)  # so many characters tell that it writes
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as elsewhere:
+        program = Path(elsewhere, "cells.py")
+        program.write_text(load + "\n" + write.replace("300", "30"), "utf-8")  # so many characters tell that it writes
+        runpy.run_path(str(program))
 
 
 if __name__ == "__main__":
