@@ -653,9 +653,9 @@ class CachedDecoder:
         device = model.device
         self.model, self.sampling = model, sampling
         self.layers = [_CachedLayer(layer) for layer in cast("list[Layer]", list(model.decoder))]
-        tables = torch.cat(model.embedding.tables())
-        self.tables = F.pad(tables, (0, 0, 0, 1))  # the last row, zeros, stands for tokens before the text
-        self.first_rows = torch.arange(0, len(tables), len(model.embedding.weight), device=device)
+        # A row of zeros before each table stands for tokens before the text, which are -1.
+        self.tables = torch.cat([F.pad(table, (0, 0, 1, 0)) for table in model.embedding.tables()])
+        self.first_rows = torch.arange(1, len(self.tables), len(self.tables) // _SPAN, device=device)
         self.recent = torch.empty(batch, _SPAN, dtype=torch.long, device=device)  # the last tokens; -1 before the text
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # of the last token
         self.positions = torch.arange(model.source_length + model.target_length, device=device)
@@ -694,8 +694,7 @@ class CachedDecoder:
     def logits(self) -> Tensor:
         """Process the last token; the next one's logits, (batch, vocab_size), -inf for the start token."""
         self.position += 1
-        rows = torch.where(self.recent < 0, len(self.tables) - 1, self.recent + self.first_rows)
-        x = normalize(F.embedding_bag(rows, self.tables, mode="sum"))
+        x = normalize(F.embedding_bag(self.recent + self.first_rows, self.tables, mode="sum"))
         table = self.model.rotary.index_select(1, self.position)
         hidden = x.new_zeros(1, len(self.positions)).masked_fill_(self.positions > self.position, -math.inf)
         for layer in self.layers:
