@@ -115,7 +115,7 @@ def _problems(checkpoint: Checkpoint, file_size: int) -> Iterator[str]:
     if problem := history_problem(metrics.get("history", [])):
         yield problem
     for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+        if not isinstance(tensor, torch.Tensor) or (tensor.dtype, tensor.layout) != (torch.float32, torch.strided):
             yield f"its weight {name!r:.80} is not a float32 tensor"
     if sum(tensor.nbytes for tensor in weights.values()) > file_size:  # tensors that share their bytes
         yield "its weights are larger than the file"
@@ -216,14 +216,14 @@ def _load(path: Path, kind: str) -> dict[str, Any]:
     if (kind, found) == (_MODEL, _RESUME):
         raise SuiteError(
             f"{path} is the state of a run, not a model; the run's own command with --resume {path} --max_steps "
-            f"{content.get('step')!s:.20} --model_path NEW.pth writes the model of what it has learnt so far.",
+            f"{_shown(content.get('step'))} --model_path NEW.pth writes the model of what it has learnt so far.",
             ExitCode.BAD_DATA,
         )
     if problem or found != kind:
         raise _unusable(path, problem or f"it is not a {kind} file")
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        problem = f"its format version is {version!s:.20}, this suite reads {FORMAT_VERSION}"
+        problem = f"its format version is {_shown(version)}, this suite reads {FORMAT_VERSION}"
         raise _unusable(path, f"{problem}; use the version of the suite that wrote it")
     return content
 
@@ -244,6 +244,11 @@ def _archive_problem(path: Path) -> str:
             return "it is not laid out as a checkpoint"
         damaged = archive.testzip()  # checksums, which torch.load ignores
     return f"its part {damaged!r:.80} is damaged" if damaged else ""
+
+
+def _shown(number: Any) -> str:
+    """A file's number as a message may show it: a damaged or hostile file may hold anything there."""
+    return str(number) if type(number) is int and abs(number) < 10**9 else "unknown"
 
 
 def _unusable(path: Path, reason: str) -> SuiteError:

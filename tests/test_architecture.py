@@ -106,7 +106,7 @@ def test_no_two_places_share_six_lines() -> None:
 # 2026-11-28: of these some 5,900 are the suite as it was rebuilt (6,200 were planned). The rest came afterwards, where
 # 1,000 were planned: 420 for the GPU, 850 for busy machines, power cuts, bad surroundings and short texts, 650 for the
 # page, the notebook, metrics, the terminal and `from_pretrained`.
-SUITE, ROUTE, FILE, ALL_TESTS = 7_800, 2_820, 450, 11_490
+SUITE, ROUTE, FILE, ALL_TESTS = 7_800, 2_820, 450, 11_500
 LONG_FILES = {
     "encoder_decoder_transformer.py": 735,  # one file on purpose: it is published as it stands and needs no other
 }
