@@ -127,14 +127,19 @@ def test_a_folder_of_somebody_else_is_left_alone(record: bytes | None, tmp_path:
 def test_a_record_of_another_tool_is_none_of_ours(folder: Path) -> None:
     record = parsed(folder, "training_args.json")
     assert parse_record(json.dumps(record)) == record
-    for odd in ("[1]", "[" * 100_000, *(json.dumps({**record, name: [3]}) for name in ("made_by", "metrics", "files"))):
+    changes: list[dict[str, Any]] = [{name: [3]} for name in ("made_by", "metrics", "files")]
+    changes += [{"files": [name]} for name in ("../notes.txt", "/notes.txt", "runs/../../notes.txt")]
+    for odd in ("[1]", "[" * 100_000, *(json.dumps(record | change) for change in changes)):
         assert parse_record(odd) is None
 
 
-def damaged(folder: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
-    """The folder of a tiny checkpoint, TensorBoard's events included, with one file changed."""
+def damaged(folder: Path, name: str, change: Callable[[bytes], bytes] | None) -> Path:
+    """The folder of a tiny checkpoint, TensorBoard's events included, with one file changed, or missing."""
     build_folder(tiny_checkpoint(), folder, "alice/m", with_runs=True)
-    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change(content))
     return folder
 
 
@@ -149,6 +154,7 @@ def test_a_folder_proves_itself(folder: Path, tmp_path: Path) -> None:
     ("name", "change", "reason"),
     [
         ("model.safetensors", lambda content: content[:-4] + bytes(4), "do not hold the same weights"),
+        ("model.safetensors", None, r"No such file or directory: .*model\.safetensors"),
         ("vocab.json", lambda content: b'{"a": 0}', r"cannot be loaded: .*vocab\.json and config\.json differ in size"),
         ("vocab.json", lambda content: b"{}", "the model has no vocabulary"),
         ("usage_example.py", lambda content: b"import encoder_decoder_transformer", "generated no text"),
@@ -158,7 +164,7 @@ def test_a_folder_proves_itself(folder: Path, tmp_path: Path) -> None:
         (EVENTS, lambda content: content[:-9], "TensorBoard cannot read runs/"),
     ],
 )
-def test_damage_is_found(name: str, change: Callable[[bytes], bytes], reason: str, tmp_path: Path) -> None:
+def test_damage_is_found(name: str, change: Callable[[bytes], bytes] | None, reason: str, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match=rf"the folder does not work\n.*{reason}"):
         prove_folder(damaged(tmp_path, name, change))
 

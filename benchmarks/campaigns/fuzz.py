@@ -317,7 +317,8 @@ class JsonFiles:
         if isinstance(loaded, CharVocabulary):
             assert loaded.decode(range(len(loaded))) == "".join(loaded.characters)
         else:
-            assert all(isinstance(name, str) for name in loaded["files"])
+            parts = [part for name in loaded["files"] for part in name.split("/")]
+            assert not {"", ".", ".."} & set(parts), "none reaches outside of the folder"
 
 
 # --- many of them

@@ -92,11 +92,11 @@ def parse_record(text: str) -> dict[str, Any] | None:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or record.get("made_by") != MADE_BY:
+    kinds = {"made_by": str, "metrics": dict, "corpus": dict, "files": list}
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
         return None
-    fields = {"metrics": dict, "corpus": dict, "files": list}
-    is_whole = all(isinstance(record.get(name), kind) for name, kind in fields.items())
-    return record if is_whole and all(isinstance(name, str) for name in record["files"]) else None
+    inside = (isinstance(name, str) and not {"", ".", ".."} & set(name.split("/")) for name in record["files"])
+    return record if record["made_by"] == MADE_BY and all(inside) else None
 
 
 def _claim(folder: Path) -> None:

@@ -28,7 +28,7 @@ _SUITE = Path(__file__).resolve().parents[2]
 
 
 def find_token(token: str | None, token_file: Path | None) -> tuple[str, str, list[str]]:
-    """The first token of: the command line, the file, keyless sign-in, the environment, the stored login.
+    """The first token of command line, file, keyless sign-in, environment and stored login; or raise PublishError.
 
     Returns:
         The token, where it is from, and which other places have something too.

@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
     by_hand, loaded = Transformer(**config), Transformer.from_pretrained(folder)  # the latter reads model.safetensors
     saved = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     by_hand.load_state_dict(saved["model_state_dict"])
+    (folder / "model.safetensors").stat()  # without it, `from_pretrained` has taken the other file
     generator = torch.Generator().manual_seed(0)
     lengths = [config["source_length"], config["target_length"]]
     source, target = (torch.randint(config["vocab_size"], (2, one), generator=generator) for one in lengths)
