@@ -106,7 +106,7 @@ def leftovers(folder: Path, name: str = "*") -> list[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that they survive a power cut."""
+    """Make a folder and those above it, so that they survive a power cut; an OSError if one cannot be made."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)

